@@ -1,0 +1,105 @@
+// Attention of the targets of each request to that request's history, on raw pointers.
+//
+//   s[t, h, n] = scale * q[t, h] . k[n, h / G]        n over the visible history rows of t's request, G = H / Hk
+//   lse[t, h]  = log sum_n exp(s[t, h, n])
+//   out[t, h]  = sum_n exp(s[t, h, n] - lse[t, h]) v[n, h / G]
+//
+// A target that sees no row gets out = 0 and lse = -inf. Source: mission.md section 1, arXiv 2511.06077.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu_isa.h"
+#include "dtype.h"
+
+namespace stca {
+
+// Strides count elements; the last dimension of every tensor is contiguous.
+struct TargetAttentionParams {
+  Dtype dtype;
+  int64_t num_requests;  // R
+  int64_t num_targets;   // T
+  int64_t num_rows;      // N
+  int64_t heads;         // H
+  int64_t kv_heads;      // Hk, divides H
+  int64_t key_dim;       // Dk
+  int64_t value_dim;     // Dv
+  double scale;
+  bool shared;  // v is k: one tile of history serves both products, one gradient comes back
+
+  const void* q;  // [T, H, Dk]
+  const void* k;  // [N, Hk, Dk]
+  const void* v;  // [N, Hk, Dv]
+  int64_t q_target_stride, q_head_stride;
+  int64_t k_row_stride, k_head_stride;
+  int64_t v_row_stride, v_head_stride;
+
+  const int64_t* target_offsets;   // [R + 1]
+  const int64_t* history_offsets;  // [R + 1]
+  const int64_t* visible;          // [T, 2], rows relative to the request's first; nullptr: all rows
+
+  void* out;  // [T, H, Dv] contiguous
+  void* lse;  // [T, H] contiguous, accumulation type
+};
+
+// The gradients of one scalar with respect to q, k and v; `forward.out` and `forward.lse` are inputs here.
+struct TargetAttentionBackwardParams {
+  TargetAttentionParams forward;
+  const void* dout;  // [T, H, Dv] contiguous
+  const void* dlse;  // [T, H] contiguous, accumulation type; nullptr: zero
+  void* dq;          // [T, H, Dk] contiguous
+  void* dk;          // [N, Hk, Dk] contiguous; the sum of both roles when v is k
+  void* dv;          // [N, Hk, Dv] contiguous; nullptr when v is k
+};
+
+// How a call is cut: targets in blocks whose query rows fill a matrix product, history in tiles that stay in cache.
+struct TargetAttentionTiling {
+  int64_t block_targets;  // targets of one block, at most
+  int64_t tile_rows;      // history rows of one tile, at most
+};
+
+TargetAttentionTiling target_attention_tiling(const TargetAttentionParams& params);
+
+// One piece of work, for one thread: some targets of one request against some rows of its history.
+struct TargetAttentionItem {
+  int64_t request;
+  int64_t target_begin, target_end;  // rows of q
+  int64_t row_begin, row_end;        // rows of k
+  int64_t partial;                   // where its partial result goes; -1: nothing to merge, writes the output itself
+};
+
+// Partial results that add up to one block of the output: forward merges them by lse, backward sums dq.
+struct TargetAttentionMerge {
+  int64_t target_begin, target_end;
+  int64_t partial_begin, partial_end;  // in order of history rows
+};
+
+// Depends on the offsets, the visible ranges and the thread count only, so a result is the same on every run.
+struct TargetAttentionPlan {
+  TargetAttentionTiling tiling;
+  std::vector<TargetAttentionItem> items;  // largest first
+  std::vector<TargetAttentionMerge> merges;
+  int64_t partial_count;
+  int64_t partial_size;  // accumulator elements of one partial result
+  int64_t scratch_size;  // accumulator elements each thread needs while it works on an item
+};
+
+TargetAttentionPlan plan_target_attention(const TargetAttentionParams& params, int threads);
+TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& params, int threads);
+
+// Forward, item by item (any order, any thread), then the merges. `partials` is [partial_count, partial_size].
+STCA_DECLARE_CPU_KERNEL(target_attention_item, const TargetAttentionParams& params,
+                        const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
+                        void* scratch, void* partial)
+STCA_DECLARE_CPU_KERNEL(target_attention_merge, const TargetAttentionParams& params,
+                        const TargetAttentionMerge& merge, void* partials, int64_t partial_size)
+
+// Backward. Every history row lies in exactly one item: its gradient has one owner.
+STCA_DECLARE_CPU_KERNEL(target_attention_backward_item, const TargetAttentionBackwardParams& params,
+                        const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
+                        void* scratch, void* partial)
+STCA_DECLARE_CPU_KERNEL(target_attention_backward_merge, const TargetAttentionBackwardParams& params,
+                        const TargetAttentionMerge& merge, void* partials, int64_t partial_size)
+
+}  // namespace stca

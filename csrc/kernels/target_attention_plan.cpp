@@ -1,0 +1,134 @@
+// Cuts a target_attention call into items of similar cost for a number of threads. Compiled once, for any CPU.
+#include <algorithm>
+
+#include "target_attention.h"
+
+namespace stca {
+namespace {
+
+constexpr int64_t kBlockRows = 256;              // query rows that share a history head: fills a matrix product
+constexpr int64_t kBlockElements = 256 * 1024;   // of a block's running sums: 1 MB in float, about a second-level cache
+constexpr int64_t kTileElements = 128 * 1024;    // of a tile: stays in the second-level cache between its two products
+constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
+constexpr int64_t kItemsPerThread = 4;           // so that the last item to finish is short
+constexpr int64_t kSplitRowsMin = 512;           // a shorter piece of history is not worth merging
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t padded(int64_t count) { return divide_up(count, 16) * 16; }  // as Scratch::take
+
+// Rows [begin, end) of request r's history that any of its targets [target_begin, target_end) sees.
+std::pair<int64_t, int64_t> seen_rows(const TargetAttentionParams& p, int64_t r, int64_t target_begin,
+                                      int64_t target_end) {
+  const int64_t first = p.history_offsets[r], last = p.history_offsets[r + 1];
+  if (p.visible == nullptr) return {first, last};
+  int64_t begin = last, end = first;
+  for (int64_t t = target_begin; t < target_end; ++t) {
+    if (p.visible[2 * t] >= p.visible[2 * t + 1]) continue;
+    begin = std::min(begin, first + p.visible[2 * t]);
+    end = std::max(end, first + p.visible[2 * t + 1]);
+  }
+  return {std::min(begin, end), end};
+}
+
+// Replaces whole items by pieces of their rows until no piece costs much more than a thread's fair share.
+void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> whole, int threads) {
+  auto cost = [](const TargetAttentionItem& item) {
+    return (item.row_end - item.row_begin) * (item.target_end - item.target_begin);
+  };
+  int64_t total = 0;
+  for (const auto& item : whole) total += cost(item);
+  const int64_t share = threads > 1 ? std::max<int64_t>(1, total / (threads * kItemsPerThread)) : total;
+  for (auto& item : whole) {
+    const int64_t rows = item.row_end - item.row_begin;
+    const int64_t by_cost = share > 0 ? divide_up(cost(item), share) : 1;
+    const int64_t pieces = threads > 1 ? std::max<int64_t>(1, std::min(by_cost, rows / kSplitRowsMin)) : 1;
+    if (pieces == 1) {
+      plan.items.push_back(item);
+      continue;
+    }
+    const int64_t piece_rows = divide_up(divide_up(rows, pieces), plan.tiling.tile_rows) * plan.tiling.tile_rows;
+    TargetAttentionMerge merge{item.target_begin, item.target_end, plan.partial_count, plan.partial_count};
+    for (int64_t begin = item.row_begin; begin < item.row_end; begin += piece_rows) {
+      TargetAttentionItem piece = item;
+      piece.row_begin = begin;
+      piece.row_end = std::min(begin + piece_rows, item.row_end);
+      piece.partial = merge.partial_end++;
+      plan.items.push_back(piece);
+    }
+    plan.partial_count = merge.partial_end;
+    plan.merges.push_back(merge);
+  }
+  std::stable_sort(plan.items.begin(), plan.items.end(), [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
+}
+
+int64_t most_targets(const std::vector<TargetAttentionItem>& items) {
+  int64_t most = 0;
+  for (const auto& item : items) most = std::max(most, item.target_end - item.target_begin);
+  return most;
+}
+
+bool converts(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16; }
+
+}  // namespace
+
+TargetAttentionTiling target_attention_tiling(const TargetAttentionParams& p) {
+  const int64_t group = p.heads / p.kv_heads;
+  const int64_t by_rows = kBlockRows / group;
+  const int64_t by_elements = kBlockElements / std::max<int64_t>(1, p.heads * std::max(p.key_dim, p.value_dim));
+  const int64_t widest = std::max<int64_t>(1, p.kv_heads * std::max(p.key_dim, p.value_dim));
+  TargetAttentionTiling tiling;
+  tiling.block_targets = std::max<int64_t>(1, std::min(by_rows, by_elements));
+  tiling.tile_rows = std::clamp(kTileElements / widest / 16 * 16, kTileRowsMin, kTileRowsMax);
+  return tiling;
+}
+
+TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int threads) {
+  TargetAttentionPlan plan{target_attention_tiling(p), {}, {}, 0, 0, 0};
+  std::vector<TargetAttentionItem> whole;
+  for (int64_t r = 0; r < p.num_requests; ++r) {
+    const int64_t first = p.target_offsets[r], last = p.target_offsets[r + 1];
+    if (first == last) continue;
+    const int64_t blocks = divide_up(last - first, plan.tiling.block_targets);
+    const int64_t block_targets = divide_up(last - first, blocks);
+    for (int64_t begin = first; begin < last; begin += block_targets) {
+      const int64_t end = std::min(begin + block_targets, last);
+      const auto rows = seen_rows(p, r, begin, end);
+      whole.push_back({r, begin, end, rows.first, rows.second, -1});
+    }
+  }
+  const int64_t targets = most_targets(whole);
+  split_items(plan, std::move(whole), threads);
+  const int64_t rows = targets * p.heads;
+  plan.partial_size = padded(rows * (p.value_dim + 2));
+  plan.scratch_size = padded(rows * p.key_dim) + padded(rows / p.kv_heads * plan.tiling.tile_rows) + plan.partial_size;
+  if (converts(p.dtype)) {
+    plan.scratch_size += padded(plan.tiling.tile_rows * p.kv_heads * p.key_dim);
+    if (!p.shared) plan.scratch_size += padded(plan.tiling.tile_rows * p.kv_heads * p.value_dim);
+  }
+  return plan;
+}
+
+TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& p, int threads) {
+  TargetAttentionPlan plan{target_attention_tiling(p), {}, {}, 0, 0, 0};
+  std::vector<TargetAttentionItem> whole;
+  for (int64_t r = 0; r < p.num_requests; ++r) {
+    const int64_t first = p.history_offsets[r], last = p.history_offsets[r + 1];
+    if (first == last && p.target_offsets[r] == p.target_offsets[r + 1]) continue;
+    whole.push_back({r, p.target_offsets[r], p.target_offsets[r + 1], first, last, -1});
+  }
+  const int64_t targets = most_targets(whole);
+  split_items(plan, std::move(whole), threads);
+  const int64_t tile = plan.tiling.tile_rows;
+  const int64_t block_targets = std::min(targets, plan.tiling.block_targets);
+  const int64_t block_rows = block_targets * p.heads;
+  plan.partial_size = padded(targets * p.heads * p.key_dim);
+  plan.scratch_size = plan.partial_size + padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
+                      2 * padded(block_rows) + 2 * padded(block_rows / p.kv_heads * tile);
+  if (converts(p.dtype)) {
+    plan.scratch_size += 2 * padded(tile * p.kv_heads * p.key_dim);
+    if (!p.shared) plan.scratch_size += 2 * padded(tile * p.kv_heads * p.value_dim);
+  }
+  return plan;
+}
+
+}  // namespace stca

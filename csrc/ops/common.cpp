@@ -1,0 +1,61 @@
+#include "common.h"
+
+namespace stca {
+
+Dtype checked_dtype(const char* op, const char* name, const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+      return Dtype::kFloat64;
+    case at::kFloat:
+      return Dtype::kFloat32;
+    case at::kBFloat16:
+      return Dtype::kBFloat16;
+    case at::kHalf:
+      return Dtype::kFloat16;
+    default:
+      STCA_CHECK(false, op, name, " must be float64, float32, bfloat16 or float16, got ", tensor.scalar_type());
+  }
+}
+
+void check_dims(const char* op, const char* name, const at::Tensor& tensor, const char* shape, int64_t dims) {
+  STCA_CHECK(tensor.dim() == dims, op, name, " must be ", shape, ", got ", tensor.sizes());
+}
+
+void check_same(const char* op, const char* name, const at::Tensor& tensor, const char* model_name,
+                const at::Tensor& model) {
+  STCA_CHECK(tensor.scalar_type() == model.scalar_type(), op, name, " must have the dtype of ", model_name, ", ",
+             model.scalar_type(), ", got ", tensor.scalar_type());
+  STCA_CHECK(tensor.device() == model.device(), op, name, " must be on the device of ", model_name, ", ",
+             model.device(), ", got ", tensor.device());
+}
+
+at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t total,
+                           const char* rows_name) {
+  STCA_CHECK(offsets.scalar_type() == at::kInt || offsets.scalar_type() == at::kLong, op, name,
+             " must be int32 or int64, got ", offsets.scalar_type());
+  STCA_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1, op, name, " must be [R + 1], got ", offsets.sizes());
+  STCA_CHECK(offsets.is_cpu(), op, name, " must be on the device of ", rows_name, ", cpu, got ", offsets.device());
+  const at::Tensor checked = offsets.to(at::kLong).contiguous();
+  const int64_t* at = checked.const_data_ptr<int64_t>();
+  const int64_t last = checked.size(0) - 1;
+  STCA_CHECK(at[0] == 0, op, name, " must start at 0, got ", at[0]);
+  for (int64_t i = 0; i < last; ++i) {
+    STCA_CHECK(at[i] <= at[i + 1], op, name, " must not decrease, got ", at[i], " then ", at[i + 1], " at index ",
+               i + 1);
+  }
+  STCA_CHECK(at[last] == total, op, name, " must end at the number of rows of ", rows_name, ", ", total, ", got ",
+             at[last]);
+  return checked;
+}
+
+at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
+  constexpr int64_t kLargestBlasStride = 2147483647;
+  int64_t least = tensor.size(-1);
+  bool readable = tensor.size(-1) <= 1 || tensor.stride(-1) == 1;
+  for (int64_t d = tensor.dim() - 2; readable && d >= 0; --d) {
+    readable = tensor.stride(d) >= least && tensor.stride(d) <= kLargestBlasStride;
+  }
+  return readable ? tensor : tensor.contiguous();
+}
+
+}  // namespace stca

@@ -1,0 +1,49 @@
+// What every op needs to turn tensors into plain structs: checks with one form of message, and the thread pool.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <atomic>
+#include <optional>
+
+#include "../kernels/dtype.h"
+
+namespace stca {
+
+// ValueError "op: what was expected, what came", e.g. "target_attention: q must be [T, H, Dk], got [4, 8]".
+#define STCA_CHECK(condition, op, ...) TORCH_CHECK_VALUE(condition, op, ": ", __VA_ARGS__)
+
+Dtype checked_dtype(const char* op, const char* name, const at::Tensor& tensor);
+void check_dims(const char* op, const char* name, const at::Tensor& tensor, const char* shape, int64_t dims);
+void check_same(const char* op, const char* name, const at::Tensor& tensor, const char* model_name,
+                const at::Tensor& model);
+
+// Offsets [R + 1] as contiguous int64 on the CPU: integers that start at 0, never decrease and end at `total`, the
+// size of `rows_name`'s first dimension.
+at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t total,
+                           const char* rows_name);
+
+// The tensor itself if its rows can be read with strides (last dimension contiguous, no row overlapping the next),
+// else a contiguous copy.
+at::Tensor with_contiguous_rows(const at::Tensor& tensor);
+
+// Calls work(item, scratch) once for each item in [0, count) on the threads of at::parallel_for, each thread with
+// `scratch_bytes` of its own. A free thread takes the next item, so items are best sorted by falling cost.
+template <class Work>
+void for_each_item(int64_t count, int64_t scratch_bytes, const Work& work) {
+  if (count == 0) return;
+  const int64_t threads = std::min<int64_t>(count, at::get_num_threads());
+  const int64_t stride = (scratch_bytes + 63) / 64 * 64;
+  const at::Tensor scratch = at::empty({threads * stride}, at::kByte);
+  char* memory = static_cast<char*>(scratch.mutable_data_ptr());
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) {
+      for (int64_t item; (item = next.fetch_add(1)) < count;) work(item, memory + thread * stride);
+    }
+  });
+}
+
+}  // namespace stca

@@ -1,0 +1,191 @@
+// target_attention: tensors to plain structs. Formula and shapes: ../kernels/target_attention.h.
+#include "../kernels/target_attention.h"
+
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "common.h"
+
+namespace stca {
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+constexpr const char* kOp = "target_attention";
+
+// The checked inputs, kept alive while `params` points into them.
+struct Inputs {
+  Tensor q, k, v, target_offsets, history_offsets, visible;
+  TargetAttentionParams params;
+};
+
+Tensor checked_visible(const Tensor& visible, const Tensor& q, const Tensor& target_offsets,
+                       const Tensor& history_offsets) {
+  STCA_CHECK(visible.scalar_type() == at::kInt || visible.scalar_type() == at::kLong, kOp,
+             "visible must be int32 or int64, got ", visible.scalar_type());
+  STCA_CHECK(visible.dim() == 2 && visible.size(0) == q.size(0) && visible.size(1) == 2, kOp,
+             "visible must be [T, 2] = [", q.size(0), ", 2], got ", visible.sizes());
+  STCA_CHECK(visible.device() == q.device(), kOp, "visible must be on the device of q, ", q.device(), ", got ",
+             visible.device());
+  const Tensor checked = visible.to(at::kLong).contiguous();
+  const int64_t* ranges = checked.const_data_ptr<int64_t>();
+  const int64_t* targets = target_offsets.const_data_ptr<int64_t>();
+  const int64_t* rows = history_offsets.const_data_ptr<int64_t>();
+  for (int64_t r = 0; r + 1 < target_offsets.size(0); ++r) {
+    const int64_t length = rows[r + 1] - rows[r];
+    for (int64_t t = targets[r]; t < targets[r + 1]; ++t) {
+      const int64_t begin = ranges[2 * t], end = ranges[2 * t + 1];
+      STCA_CHECK(0 <= begin && begin <= end && end <= length, kOp, "visible[", t,
+                 "] must be a range within the ", length, " history rows of request ", r, ", got [", begin, ", ", end,
+                 ")");
+    }
+  }
+  return checked;
+}
+
+Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& v, const Tensor& target_offsets,
+                      const Tensor& history_offsets, const optional<Tensor>& visible, double scale) {
+  Inputs in;
+  TargetAttentionParams& p = in.params;
+  p.dtype = checked_dtype(kOp, "q", q);
+  check_dims(kOp, "q", q, "[T, H, Dk]", 3);
+  check_dims(kOp, "k", k, "[N, Hk, Dk]", 3);
+  check_same(kOp, "k", k, "q", q);
+  STCA_CHECK(k.size(2) == q.size(2), kOp, "k must be [N, Hk, Dk] with q's Dk = ", q.size(2), ", got ", k.sizes());
+  STCA_CHECK(q.size(2) > 0, kOp, "q must have a head width Dk of at least 1, got ", q.sizes());
+  STCA_CHECK(k.size(1) > 0 && q.size(1) > 0 && q.size(1) % k.size(1) == 0, kOp,
+             "the heads Hk of k must divide the heads H of q, got Hk = ", k.size(1), " and H = ", q.size(1));
+  if (v.has_value()) {
+    check_dims(kOp, "v", *v, "[N, Hk, Dv]", 3);
+    check_same(kOp, "v", *v, "q", q);
+    STCA_CHECK(v->size(0) == k.size(0) && v->size(1) == k.size(1), kOp, "v must be [N, Hk, Dv] with k's N = ",
+               k.size(0), " and Hk = ", k.size(1), ", got ", v->sizes());
+    STCA_CHECK(v->size(2) > 0, kOp, "v must have a head width Dv of at least 1, got ", v->sizes());
+  }
+  in.q = with_contiguous_rows(q);
+  in.k = with_contiguous_rows(k);
+  in.v = v.has_value() ? with_contiguous_rows(*v) : in.k;
+  in.target_offsets = checked_offsets(kOp, "target_offsets", target_offsets, q.size(0), "q");
+  in.history_offsets = checked_offsets(kOp, "history_offsets", history_offsets, k.size(0), "k");
+  STCA_CHECK(in.target_offsets.size(0) == in.history_offsets.size(0), kOp,
+             "target_offsets and history_offsets must have the same length R + 1, got ", in.target_offsets.size(0),
+             " and ", in.history_offsets.size(0));
+  if (visible.has_value()) in.visible = checked_visible(*visible, q, in.target_offsets, in.history_offsets);
+
+  p.num_requests = in.target_offsets.size(0) - 1;
+  p.num_targets = q.size(0);
+  p.num_rows = k.size(0);
+  p.heads = q.size(1);
+  p.kv_heads = k.size(1);
+  p.key_dim = q.size(2);
+  p.value_dim = in.v.size(2);
+  p.scale = scale;
+  p.shared = !v.has_value();
+  p.q = in.q.const_data_ptr();
+  p.k = in.k.const_data_ptr();
+  p.v = in.v.const_data_ptr();
+  p.q_target_stride = in.q.stride(0);
+  p.q_head_stride = in.q.stride(1);
+  p.k_row_stride = in.k.stride(0);
+  p.k_head_stride = in.k.stride(1);
+  p.v_row_stride = in.v.stride(0);
+  p.v_head_stride = in.v.stride(1);
+  p.target_offsets = in.target_offsets.const_data_ptr<int64_t>();
+  p.history_offsets = in.history_offsets.const_data_ptr<int64_t>();
+  p.visible = visible.has_value() ? in.visible.const_data_ptr<int64_t>() : nullptr;
+  p.out = nullptr;
+  p.lse = nullptr;
+  return in;
+}
+
+at::ScalarType accumulation_type(const Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Runs all items of a plan, then its merges.
+template <class Item, class Merge>
+void launch(const TargetAttentionPlan& plan, Dtype dtype, const Item& run_item, const Merge& run_merge) {
+  const int64_t element = accumulator_size(dtype);
+  const Tensor partials = at::empty({plan.partial_count * plan.partial_size * element}, at::kByte);
+  char* memory = static_cast<char*>(partials.mutable_data_ptr());
+  for_each_item(plan.items.size(), plan.scratch_size * element, [&](int64_t i, void* scratch) {
+    const TargetAttentionItem& item = plan.items[i];
+    run_item(item, scratch, item.partial < 0 ? nullptr : memory + item.partial * plan.partial_size * element);
+  });
+  for_each_item(plan.merges.size(), 0, [&](int64_t i, void*) { run_merge(plan.merges[i], memory); });
+}
+
+std::tuple<Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, const optional<Tensor>& v,
+                                            const Tensor& target_offsets, const Tensor& history_offsets,
+                                            const optional<Tensor>& visible, double scale) {
+  Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, scale);
+  TargetAttentionParams& p = in.params;
+  const Tensor out = at::empty({p.num_targets, p.heads, p.value_dim}, q.options());
+  const Tensor lse = at::empty({p.num_targets, p.heads}, q.options().dtype(accumulation_type(q)));
+  p.out = out.mutable_data_ptr();
+  p.lse = lse.mutable_data_ptr();
+
+  const TargetAttentionPlan plan = plan_target_attention(p, at::get_num_threads());
+  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_item);
+  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_merge);
+  launch(
+      plan, p.dtype,
+      [&](const TargetAttentionItem& item, void* scratch, void* partial) {
+        item_kernel(p, plan.tiling, item, scratch, partial);
+      },
+      [&](const TargetAttentionMerge& merge, void* partials) {
+        merge_kernel(p, merge, partials, plan.partial_size);
+      });
+  return {out, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
+    const Tensor& dout, const optional<Tensor>& dlse, const Tensor& q, const Tensor& k, const optional<Tensor>& v,
+    const Tensor& target_offsets, const Tensor& history_offsets, const optional<Tensor>& visible, const Tensor& out,
+    const Tensor& lse, double scale) {
+  Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, scale);
+  TargetAttentionBackwardParams p{in.params, nullptr, nullptr, nullptr, nullptr, nullptr};
+  STCA_CHECK(dout.sizes() == out.sizes() && dout.scalar_type() == q.scalar_type(), kOp,
+             "dout must be like out, ", out.sizes(), " of ", q.scalar_type(), ", got ", dout.sizes(), " of ",
+             dout.scalar_type());
+  const Tensor out_rows = out.contiguous(), lse_rows = lse.contiguous(), dout_rows = dout.contiguous();
+  Tensor dlse_rows;
+  if (dlse.has_value()) {
+    STCA_CHECK(dlse->sizes() == lse.sizes(), kOp, "dlse must be like lse, ", lse.sizes(), ", got ", dlse->sizes());
+    dlse_rows = dlse->to(lse.scalar_type()).contiguous();
+    p.dlse = dlse_rows.const_data_ptr();
+  }
+  const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
+  const Tensor dv = v.has_value() ? at::empty(v->sizes(), v->options()) : at::empty({0}, q.options());
+  p.forward.out = out_rows.data_ptr();
+  p.forward.lse = lse_rows.data_ptr();
+  p.dout = dout_rows.const_data_ptr();
+  p.dq = dq.mutable_data_ptr();
+  p.dk = dk.mutable_data_ptr();
+  p.dv = v.has_value() ? dv.mutable_data_ptr() : nullptr;
+
+  const TargetAttentionPlan plan = plan_target_attention_backward(p.forward, at::get_num_threads());
+  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_item);
+  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_merge);
+  launch(
+      plan, p.forward.dtype,
+      [&](const TargetAttentionItem& item, void* scratch, void* partial) {
+        item_kernel(p, plan.tiling, item, scratch, partial);
+      },
+      [&](const TargetAttentionMerge& merge, void* partials) {
+        merge_kernel(p, merge, partials, plan.partial_size);
+      });
+  return {dq, dk, dv};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(stca, CPU, m) {
+  m.impl("target_attention", &target_attention);
+  m.impl("target_attention_backward", &target_attention_backward);
+}
+
+}  // namespace stca

@@ -1,0 +1,58 @@
+"""Hands the native part over to CMake and Ninja; everything else is in pyproject.toml."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+VERSION = "0.1.0"
+
+if importlib.util.find_spec("torch") is None:
+    sys.exit("stca builds against the torch it will run with: install torch, then `pip install --no-build-isolation .`")
+
+
+def torch_cmake_prefix() -> str:
+    import torch.utils
+
+    return torch.utils.cmake_prefix_path
+
+
+class CMakeBuild(build_ext):
+    """Builds the extension by CMake in a folder per interpreter, kept for the next build."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        configure = [
+            "cmake",
+            "-G",
+            "Ninja",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DTorch_DIR={torch_cmake_prefix()}/Torch",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_INSTALL_PREFIX={target}",
+            f"-DSTCA_VERSION={VERSION}",
+            *os.environ.get("STCA_CMAKE_ARGS", "").split(),
+        ]
+        # The interpreter's own cmake and ninja first, where they are installed beside it.
+        env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+        for command in (configure, ["cmake", "--build", str(build)], ["cmake", "--install", str(build)]):
+            subprocess.run(command, check=True, env=env)
+
+
+setup(
+    version=VERSION,
+    ext_modules=[Extension("stca._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,156 @@
+"""Attention of the targets of each request to that request's history."""
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+_op = torch.ops.stca.target_attention
+_backward_op = torch.ops.stca.target_attention_backward
+
+
+@overload
+def target_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    target_offsets: Tensor,
+    history_offsets: Tensor,
+    *,
+    visible: Tensor | None = ...,
+    scale: float | None = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def target_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    target_offsets: Tensor,
+    history_offsets: Tensor,
+    *,
+    visible: Tensor | None = ...,
+    scale: float | None = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def target_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    target_offsets: Tensor,
+    history_offsets: Tensor,
+    *,
+    visible: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Exact softmax attention of every target to the history of its own request, without padding or copies.
+
+    .. math::
+        s_{t,h,n} = \text{scale} \cdot q_{t,h} \cdot k_{n,\lfloor h / G \rfloor} \qquad
+        \text{lse}_{t,h} = \log \sum_n e^{s_{t,h,n}} \qquad
+        \text{out}_{t,h} = \sum_n e^{s_{t,h,n} - \text{lse}_{t,h}} \, v_{n,\lfloor h / G \rfloor}
+
+    with G = H / Hk and n over the rows of the request that target t belongs to. Request r owns the targets
+    `target_offsets[r]:target_offsets[r+1]` and the history rows `history_offsets[r]:history_offsets[r+1]`. Hk = 1 is
+    the reordered form of STCA, Hk = H the projected one, grouped-query attention lies between. A target that sees no
+    row gets out 0, lse -inf and gradients 0. Memory beyond the output does not depend on the history's length.
+
+    Args:
+        q: [T, H, Dk], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64).
+        k: [N, Hk, Dk], q's dtype; Hk divides H.
+        v: [N, Hk, Dv], q's dtype. None means V = K: the history is read once, and k's gradient is the sum of both
+            roles.
+        target_offsets: [R + 1], int32 or int64, from 0 to T, never decreasing.
+        history_offsets: [R + 1], int32 or int64, from 0 to N, never decreasing.
+        visible: [T, 2], int32 or int64: target t sees only rows [begin, end) of its request's history, counted from
+            that history's first row. Several requests of one user can share one history this way, each without its
+            future. Rows outside are not read. None: all rows.
+        scale: factor of the scores; 1 / sqrt(Dk) when None.
+        return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
+
+    Returns:
+        out [T, H, Dv] in q's dtype; with `return_lse` also lse [T, H], float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, offsets that do not start at 0, decrease or do not end
+            at T or N, or a visible range outside its request's history. Under `torch.autocast` q, k and v are first
+            converted to the autocast dtype.
+
+    Source:
+        arXiv 2511.06077, section 3.2 (attention of target to history, and its reordering).
+
+    Example:
+        Two requests, of 2 and 1 targets, with histories of 3 and 0 rows:
+
+        >>> q, history = torch.randn(3, 4, 8), torch.randn(3, 1, 8)
+        >>> out = stca.ops.target_attention(q, history, None, torch.tensor([0, 2, 3]), torch.tensor([0, 3, 3]))
+        >>> out.shape, bool((out[2] == 0).all())
+        (torch.Size([3, 4, 8]), True)
+    """
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), None if v is None else v.to(dtype)
+    out, lse = _op(q, k, v, target_offsets, history_offsets, visible, scale)
+    return (out, lse) if return_lse else out
+
+
+@torch.library.register_fake("stca::target_attention")
+def _fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    target_offsets: Tensor,
+    history_offsets: Tensor,
+    visible: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    T, H, _ = q.shape
+    accumulation = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(T, H, (k if v is None else v).shape[2]), q.new_empty(T, H, dtype=accumulation)
+
+
+@torch.library.register_fake("stca::target_attention_backward")
+def _backward_fake(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    target_offsets: Tensor,
+    history_offsets: Tensor,
+    visible: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), q.new_empty(0) if v is None else v.new_empty(v.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, target_offsets, history_offsets, visible, scale = inputs
+    ctx.scale = scale
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(q, k, v, target_offsets, history_offsets, visible, *output)
+
+
+def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, target_offsets, history_offsets, visible, out, lse = ctx.saved_tensors
+    if dout is None and dlse is None:
+        return (None,) * 7
+    if dout is None:
+        dout = torch.zeros_like(out)
+    dq, dk, dv = _backward_op(
+        dout, dlse, q, k, v, target_offsets, history_offsets, visible, out, lse, ctx.scale
+    )
+    return dq, dk, None if v is None else dv, None, None, None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+    raise RuntimeError("target_attention: second derivatives are not supported, got a backward pass through backward")
+
+
+torch.library.register_autograd("stca::target_attention", _backward, setup_context=_setup_context)
+torch.library.register_autograd("stca::target_attention_backward", _no_second_derivative)
