@@ -31,7 +31,7 @@ bool cpu_supports(CpuIsa isa);
 }  // namespace stca
 
 // Declares `void name(arguments)` in the namespace of every instruction set.
-#define STCA_DECLARE_CPU_KERNEL(name, ...)          \
+#define STCA_DECLARE_CPU_KERNEL(name, ...)                \
   STCA_DECLARE_CPU_KERNEL_IN(baseline, name, __VA_ARGS__) \
   STCA_DECLARE_CPU_KERNEL_X86(name, __VA_ARGS__)
 #define STCA_DECLARE_CPU_KERNEL_IN(isa, name, ...) \
@@ -39,7 +39,7 @@ bool cpu_supports(CpuIsa isa);
   void name(__VA_ARGS__);                          \
   }
 #if defined(__x86_64__)
-#define STCA_DECLARE_CPU_KERNEL_X86(name, ...)    \
+#define STCA_DECLARE_CPU_KERNEL_X86(name, ...)        \
   STCA_DECLARE_CPU_KERNEL_IN(avx2, name, __VA_ARGS__) \
   STCA_DECLARE_CPU_KERNEL_IN(avx512, name, __VA_ARGS__)
 #else
@@ -48,7 +48,7 @@ bool cpu_supports(CpuIsa isa);
 
 // The copy of `name` for the set in use, as a function pointer.
 #if defined(__x86_64__)
-#define STCA_SELECT_CPU_KERNEL(name)                              \
+#define STCA_SELECT_CPU_KERNEL(name)                                   \
   (::stca::cpu_isa() == ::stca::CpuIsa::avx512 ? &::stca::avx512::name \
    : ::stca::cpu_isa() == ::stca::CpuIsa::avx2 ? &::stca::avx2::name   \
                                                : &::stca::baseline::name)

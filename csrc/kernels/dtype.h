@@ -14,10 +14,10 @@ struct float16 {
 };
 
 // X(enumerator, element type, accumulation type)
-#define STCA_FOR_EACH_DTYPE(X)    \
-  X(kFloat64, double, double)     \
-  X(kFloat32, float, float)       \
-  X(kBFloat16, bfloat16, float)   \
+#define STCA_FOR_EACH_DTYPE(X)  \
+  X(kFloat64, double, double)   \
+  X(kFloat32, float, float)     \
+  X(kBFloat16, bfloat16, float) \
   X(kFloat16, float16, float)
 
 enum class Dtype : int {
@@ -57,8 +57,6 @@ void visit_dtype(Dtype dtype, F f) {
   }
 }
 
-constexpr int64_t accumulator_size(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? sizeof(double) : sizeof(float);
-}
+constexpr int64_t accumulator_size(Dtype dtype) { return dtype == Dtype::kFloat64 ? sizeof(double) : sizeof(float); }
 
 }  // namespace stca

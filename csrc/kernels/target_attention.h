@@ -89,16 +89,15 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& params, i
 TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& params, int threads);
 
 // Forward, item by item (any order, any thread), then the merges. `partials` is [partial_count, partial_size].
-STCA_DECLARE_CPU_KERNEL(target_attention_item, const TargetAttentionParams& params,
-                        const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
-                        void* scratch, void* partial)
-STCA_DECLARE_CPU_KERNEL(target_attention_merge, const TargetAttentionParams& params,
-                        const TargetAttentionMerge& merge, void* partials, int64_t partial_size)
+STCA_DECLARE_CPU_KERNEL(target_attention_item, const TargetAttentionParams& params, const TargetAttentionTiling& tiling,
+                        const TargetAttentionItem& item, void* scratch, void* partial)
+STCA_DECLARE_CPU_KERNEL(target_attention_merge, const TargetAttentionParams& params, const TargetAttentionMerge& merge,
+                        void* partials, int64_t partial_size)
 
 // Backward. Every history row lies in exactly one item: its gradient has one owner.
 STCA_DECLARE_CPU_KERNEL(target_attention_backward_item, const TargetAttentionBackwardParams& params,
-                        const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
-                        void* scratch, void* partial)
+                        const TargetAttentionTiling& tiling, const TargetAttentionItem& item, void* scratch,
+                        void* partial)
 STCA_DECLARE_CPU_KERNEL(target_attention_backward_merge, const TargetAttentionBackwardParams& params,
                         const TargetAttentionMerge& merge, void* partials, int64_t partial_size)
 

@@ -6,15 +6,18 @@
 namespace stca {
 namespace {
 
-constexpr int64_t kBlockRows = 256;              // query rows that share a history head: fills a matrix product
-constexpr int64_t kBlockElements = 256 * 1024;   // of a block's running sums: 1 MB in float, about a second-level cache
-constexpr int64_t kTileElements = 128 * 1024;    // of a tile: stays in the second-level cache between its two products
+constexpr int64_t kBlockRows = 256;             // query rows that share a history head: fills a matrix product
+constexpr int64_t kBlockElements = 256 * 1024;  // of a block's running sums: 1 MB in float, about a second-level cache
+constexpr int64_t kTileElements = 128 * 1024;   // of a tile: stays in the second-level cache between its two products
 constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
-constexpr int64_t kItemsPerThread = 4;           // so that the last item to finish is short
-constexpr int64_t kSplitRowsMin = 512;           // a shorter piece of history is not worth merging
+constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is short
+constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth merging
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t count) { return divide_up(count, 16) * 16; }  // as Scratch::take
+
+// As panels_size() with the widest panel of any instruction set: AVX-512 in float.
+int64_t panels(int64_t rows, int64_t width) { return divide_up(rows, 32) * 32 * width; }
 
 // Rows [begin, end) of request r's history that any of its targets [target_begin, target_end) sees.
 std::pair<int64_t, int64_t> seen_rows(const TargetAttentionParams& p, int64_t r, int64_t target_begin,
@@ -58,7 +61,8 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
     plan.partial_count = merge.partial_end;
     plan.merges.push_back(merge);
   }
-  std::stable_sort(plan.items.begin(), plan.items.end(), [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  std::stable_sort(plan.items.begin(), plan.items.end(),
+                   [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
 }
 
 int64_t most_targets(const std::vector<TargetAttentionItem>& items) {
@@ -98,9 +102,10 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
   }
   const int64_t targets = most_targets(whole);
   split_items(plan, std::move(whole), threads);
-  const int64_t rows = targets * p.heads;
+  const int64_t rows = targets * p.heads, stacked = rows / p.kv_heads;
   plan.partial_size = padded(rows * (p.value_dim + 2));
-  plan.scratch_size = padded(rows * p.key_dim) + padded(rows / p.kv_heads * plan.tiling.tile_rows) + plan.partial_size;
+  plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(stacked * p.key_dim) +
+                      padded(panels(stacked, plan.tiling.tile_rows)) + plan.partial_size;
   if (converts(p.dtype)) {
     plan.scratch_size += padded(plan.tiling.tile_rows * p.kv_heads * p.key_dim);
     if (!p.shared) plan.scratch_size += padded(plan.tiling.tile_rows * p.kv_heads * p.value_dim);
@@ -120,10 +125,12 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
   split_items(plan, std::move(whole), threads);
   const int64_t tile = plan.tiling.tile_rows;
   const int64_t block_targets = std::min(targets, plan.tiling.block_targets);
-  const int64_t block_rows = block_targets * p.heads;
+  const int64_t block_rows = block_targets * p.heads, stacked = block_rows / p.kv_heads;
   plan.partial_size = padded(targets * p.heads * p.key_dim);
   plan.scratch_size = plan.partial_size + padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
-                      2 * padded(block_rows) + 2 * padded(block_rows / p.kv_heads * tile);
+                      padded(p.kv_heads * panels(stacked, p.key_dim)) +
+                      padded(p.kv_heads * panels(stacked, p.value_dim)) + 2 * padded(block_rows) +
+                      2 * padded(panels(stacked, tile));
   if (converts(p.dtype)) {
     plan.scratch_size += 2 * padded(tile * p.kv_heads * p.key_dim);
     if (!p.shared) plan.scratch_size += 2 * padded(tile * p.kv_heads * p.value_dim);

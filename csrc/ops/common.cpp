@@ -49,13 +49,7 @@ at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& o
 }
 
 at::Tensor with_contiguous_rows(const at::Tensor& tensor) {
-  constexpr int64_t kLargestBlasStride = 2147483647;
-  int64_t least = tensor.size(-1);
-  bool readable = tensor.size(-1) <= 1 || tensor.stride(-1) == 1;
-  for (int64_t d = tensor.dim() - 2; readable && d >= 0; --d) {
-    readable = tensor.stride(d) >= least && tensor.stride(d) <= kLargestBlasStride;
-  }
-  return readable ? tensor : tensor.contiguous();
+  return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
 }
 
 }  // namespace stca

@@ -25,8 +25,7 @@ void check_same(const char* op, const char* name, const at::Tensor& tensor, cons
 at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t total,
                            const char* rows_name);
 
-// The tensor itself if its rows can be read with strides (last dimension contiguous, no row overlapping the next),
-// else a contiguous copy.
+// The tensor itself if its last dimension is contiguous, else a contiguous copy. Kernels take any other stride.
 at::Tensor with_contiguous_rows(const at::Tensor& tensor);
 
 // Calls work(item, scratch) once for each item in [0, count) on the threads of at::parallel_for, each thread with

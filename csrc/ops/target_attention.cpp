@@ -38,9 +38,8 @@ Tensor checked_visible(const Tensor& visible, const Tensor& q, const Tensor& tar
     const int64_t length = rows[r + 1] - rows[r];
     for (int64_t t = targets[r]; t < targets[r + 1]; ++t) {
       const int64_t begin = ranges[2 * t], end = ranges[2 * t + 1];
-      STCA_CHECK(0 <= begin && begin <= end && end <= length, kOp, "visible[", t,
-                 "] must be a range within the ", length, " history rows of request ", r, ", got [", begin, ", ", end,
-                 ")");
+      STCA_CHECK(0 <= begin && begin <= end && end <= length, kOp, "visible[", t, "] must be a range within the ",
+                 length, " history rows of request ", r, ", got [", begin, ", ", end, ")");
     }
   }
   return checked;
@@ -61,8 +60,8 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   if (v.has_value()) {
     check_dims(kOp, "v", *v, "[N, Hk, Dv]", 3);
     check_same(kOp, "v", *v, "q", q);
-    STCA_CHECK(v->size(0) == k.size(0) && v->size(1) == k.size(1), kOp, "v must be [N, Hk, Dv] with k's N = ",
-               k.size(0), " and Hk = ", k.size(1), ", got ", v->sizes());
+    STCA_CHECK(v->size(0) == k.size(0) && v->size(1) == k.size(1), kOp,
+               "v must be [N, Hk, Dv] with k's N = ", k.size(0), " and Hk = ", k.size(1), ", got ", v->sizes());
     STCA_CHECK(v->size(2) > 0, kOp, "v must have a head width Dv of at least 1, got ", v->sizes());
   }
   in.q = with_contiguous_rows(q);
@@ -136,21 +135,20 @@ std::tuple<Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, co
       [&](const TargetAttentionItem& item, void* scratch, void* partial) {
         item_kernel(p, plan.tiling, item, scratch, partial);
       },
-      [&](const TargetAttentionMerge& merge, void* partials) {
-        merge_kernel(p, merge, partials, plan.partial_size);
-      });
+      [&](const TargetAttentionMerge& merge, void* partials) { merge_kernel(p, merge, partials, plan.partial_size); });
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
-    const Tensor& dout, const optional<Tensor>& dlse, const Tensor& q, const Tensor& k, const optional<Tensor>& v,
-    const Tensor& target_offsets, const Tensor& history_offsets, const optional<Tensor>& visible, const Tensor& out,
-    const Tensor& lse, double scale) {
+std::tuple<Tensor, Tensor, Tensor> target_attention_backward(const Tensor& dout, const optional<Tensor>& dlse,
+                                                             const Tensor& q, const Tensor& k,
+                                                             const optional<Tensor>& v, const Tensor& target_offsets,
+                                                             const Tensor& history_offsets,
+                                                             const optional<Tensor>& visible, const Tensor& out,
+                                                             const Tensor& lse, double scale) {
   Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, scale);
   TargetAttentionBackwardParams p{in.params, nullptr, nullptr, nullptr, nullptr, nullptr};
-  STCA_CHECK(dout.sizes() == out.sizes() && dout.scalar_type() == q.scalar_type(), kOp,
-             "dout must be like out, ", out.sizes(), " of ", q.scalar_type(), ", got ", dout.sizes(), " of ",
-             dout.scalar_type());
+  STCA_CHECK(dout.sizes() == out.sizes() && dout.scalar_type() == q.scalar_type(), kOp, "dout must be like out, ",
+             out.sizes(), " of ", q.scalar_type(), ", got ", dout.sizes(), " of ", dout.scalar_type());
   const Tensor out_rows = out.contiguous(), lse_rows = lse.contiguous(), dout_rows = dout.contiguous();
   Tensor dlse_rows;
   if (dlse.has_value()) {
@@ -175,9 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
       [&](const TargetAttentionItem& item, void* scratch, void* partial) {
         item_kernel(p, plan.tiling, item, scratch, partial);
       },
-      [&](const TargetAttentionMerge& merge, void* partials) {
-        merge_kernel(p, merge, partials, plan.partial_size);
-      });
+      [&](const TargetAttentionMerge& merge, void* partials) { merge_kernel(p, merge, partials, plan.partial_size); });
   return {dq, dk, dv};
 }
 

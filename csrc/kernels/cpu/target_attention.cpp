@@ -2,7 +2,8 @@
 //
 // One item is a block of targets against a range of history rows. It walks the range tile by tile with an online
 // softmax: scores exist for one tile at a time, between two matrix products. The query rows that share a history
-// head are stacked, so reordered attention (Hk = 1) is one product of m * H rows. Few items are split over the
+// head are stacked, so reordered attention (Hk = 1) is one product of m * H rows; they are the columns of the scores,
+// so that the softmax runs down the columns, a vector of query rows at a time. Few items are split over the
 // history; their partial results (out unnormalised, maximum, sum) are merged in order.
 //
 // Scores are kept in units of log 2, so that the exponential is 2^x and needs no multiplication of its own.
@@ -12,7 +13,7 @@ namespace stca {
 namespace STCA_ISA {
 namespace {
 
-// Running state of the query rows of one block, packed [Hk, targets * G]; also the layout of a partial result.
+// Running state of the query rows of one block, [Hk, targets * G]; also the layout of a partial result.
 template <class A>
 struct Softmax {
   A* sum;      // [rows, Dv] of 2^(s - most) v
@@ -28,44 +29,32 @@ struct Softmax {
   }
 };
 
+// Replaces the scores [n, stride] of `columns` query rows (one vector of them) by 2^(score - maximum), and brings their
+// running state to the new maximum.
 template <class A>
-inline void scale_row(A* row, int64_t n, A factor) {
-  for (int64_t i = 0; i < n; ++i) row[i] *= factor;
-}
-
-// Replaces scores by 2^(score - maximum) and brings the row's running state to the new maximum.
-template <class A>
-void exponentiate_row(A* scores, int64_t n, A* most, A* weight, A* sum, int64_t width) {
-  constexpr int kStep = kLanes<A>;
-  const int64_t whole = n / kStep * kStep;
-  vec_t<A> high = broadcast<A>(-kInfinity<A>);
-  for (int64_t i = 0; i < whole; i += kStep) {
-    const vec_t<A> s = load(scores + i);
-    high = s > high ? s : high;
+void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A* most, A* weights, A* sum, int64_t width) {
+  using Vec = vec_t<A>;
+  const Vec old_most = load_first(most, columns, A(0));
+  Vec new_most = old_most;
+  for (int64_t i = 0; i < n; ++i) {
+    const Vec s = load(scores + i * stride);
+    new_most = s > new_most ? s : new_most;
   }
-  if (whole < n) {
-    const vec_t<A> s = load_first(scores + whole, n - whole, -kInfinity<A>);
-    high = s > high ? s : high;
-  }
-  const A tile_most = max<A>(high);
-  const A new_most = tile_most > *most ? tile_most : *most;
-  // All scores are -inf: weights of 0, not 2^(-inf + inf).
-  const A shift = new_most == -kInfinity<A> ? A(0) : new_most;
-  vec_t<A> total{};
-  for (int64_t i = 0; i < whole; i += kStep) {
-    const vec_t<A> w = exp2<A>(load(scores + i) - shift);
-    store(scores + i, w);
+  // Where all scores are -inf: weights of 0, not 2^(-inf + inf).
+  const Vec shift = new_most == -kInfinity<A> ? Vec{} : new_most;
+  Vec total{};
+  for (int64_t i = 0; i < n; ++i) {
+    const Vec w = exp2<A>(load(scores + i * stride) - shift);
+    store(scores + i * stride, w);
     total += w;
   }
-  if (whole < n) {
-    const vec_t<A> w = exp2<A>(load_first(scores + whole, n - whole, -kInfinity<A>) - shift);
-    store_first(scores + whole, w, n - whole);
-    total += w;
+  const Vec factor = exp2<A>(old_most - shift);
+  store_first(weights, load_first(weights, columns, A(0)) * factor + total, columns);
+  store_first(most, new_most, columns);
+  for (int64_t c = 0; c < columns; ++c) {
+    if (factor[c] == A(1)) continue;
+    for (int64_t d = 0; d < width; ++d) sum[c * width + d] *= factor[c];
   }
-  const A factor = exp2<A>(*most - shift);
-  if (factor != A(1)) scale_row(sum, width, factor);
-  *weight = *weight * factor + stca::STCA_ISA::sum<A>(total);
-  *most = new_most;
 }
 
 // Normalises one row and writes it; a row that saw nothing is 0 with lse -inf.
@@ -80,17 +69,41 @@ void write_row(const TargetAttentionParams& p, int64_t target, int64_t head, con
   static_cast<A*>(p.lse)[row] = saw_nothing ? -kInfinity<A> : A(kLn2 * (most + __builtin_log2(double(weight))));
 }
 
+// The query rows of a run of targets as the columns of a matrix: panels of [Dk, kPanel] for each history head.
+template <class A>
+struct Queries {
+  A* panels;
+  A* rows;  // [targets * G, Dk], on the way to the panels
+  int64_t target_begin = -1, target_end = -1;
+};
+
 template <class T>
-void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& tiling,
-                  const TargetAttentionItem& item, void* scratch_memory, void* partial) {
+void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t target_end,
+                  Queries<accumulator_t<T>>& queries) {
+  using A = accumulator_t<T>;
+  if (queries.target_begin == target_begin && queries.target_end == target_end) return;
+  queries.target_begin = target_begin;
+  queries.target_end = target_end;
+  const int64_t count = (target_end - target_begin) * (p.heads / p.kv_heads);
+  for (int64_t j = 0; j < p.kv_heads; ++j) {
+    stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, queries.rows);
+    transpose_to_panels<A>(queries.rows, count, p.key_dim, A(p.scale * kLog2E),
+                           queries.panels + j * panels_size<A>(count, p.key_dim));
+  }
+}
+
+template <class T>
+void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
+                  void* scratch_memory, void* partial) {
   using A = accumulator_t<T>;
   const int64_t targets = item.target_end - item.target_begin;
   const int64_t group = p.heads / p.kv_heads;
   const int64_t rows = targets * p.heads;
 
   Scratch<A> scratch{static_cast<A*>(scratch_memory)};
-  A* queries = scratch.take(rows * p.key_dim);
-  A* scores = scratch.take(targets * group * tiling.tile_rows);
+  Queries<A> queries{scratch.take(p.kv_heads * panels_size<A>(targets * group, p.key_dim)),
+                     scratch.take(targets * group * p.key_dim)};
+  A* scores = scratch.take(panels_size<A>(targets * group, tiling.tile_rows));
   A* state_memory = scratch.take(rows * (p.value_dim + 2));
   constexpr bool kConverts = sizeof(T) != sizeof(A);
   A* key_buffer = kConverts ? scratch.take(tiling.tile_rows * p.kv_heads * p.key_dim) : nullptr;
@@ -98,37 +111,42 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
 
   Softmax<A> state(partial != nullptr ? static_cast<A*>(partial) : state_memory, rows, p.value_dim);
   state.reset(rows, p.value_dim);
-  pack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, item.target_begin, item.target_end, queries);
 
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
     if (seen_by_any.begin >= seen_by_any.end) continue;
-    const Tile<A> keys = load_tile<T>(p.k, p.k_row_stride, p.k_head_stride, p.kv_heads, p.key_dim, tile.begin,
-                                      tile.end, key_buffer);
+    const Tile<A> keys =
+        load_tile<T>(p.k, p.k_row_stride, p.k_head_stride, p.kv_heads, p.key_dim, tile.begin, tile.end, key_buffer);
     const Tile<A> values = p.shared ? keys
                                     : load_tile<T>(p.v, p.v_row_stride, p.v_head_stride, p.kv_heads, p.value_dim,
                                                    tile.begin, tile.end, value_buffer);
     for_each_run(p, item, item.target_begin, item.target_end, tile, [&](int64_t a, int64_t b, RowRange seen) {
+      load_queries<T>(p, a, b, queries);
       const int64_t count = (b - a) * group;
-      const int64_t width = seen.end - seen.begin;
+      const int64_t height = seen.end - seen.begin;
+      const int64_t stride = panels_size<A>(count, 1);
       for (int64_t j = 0; j < p.kv_heads; ++j) {
         const int64_t first = (j * targets + a - item.target_begin) * group;
-        gemm<A>(Layout::kPlain, Layout::kTransposed, count, width, p.key_dim, A(p.scale * kLog2E),
-                {queries + first * p.key_dim, p.key_dim}, keys.at(seen.begin, j), A(0), {scores, width});
-        for (int64_t i = 0; i < count; ++i) {
-          exponentiate_row(scores + i * width, width, state.most + first + i, state.weights + first + i,
-                           state.sum + (first + i) * p.value_dim, p.value_dim);
+        A* sum = state.sum + first * p.value_dim;
+        // scores [height, stride] = keys [height, Dk] queries [Dk, count]
+        multiply<A>(height, whole_lanes<A>(count), p.key_dim, {keys.at(seen.begin, j), keys.row_stride, 1},
+                    padded_panels(queries.panels + j * panels_size<A>(count, p.key_dim), p.key_dim), scores, stride,
+                    false);
+        for (int64_t c = 0; c < count; c += kLanes<A>) {
+          exponentiate(scores + c, height, stride, min(kLanes<A>, count - c), state.most + first + c,
+                       state.weights + first + c, sum + c * p.value_dim, p.value_dim);
         }
-        gemm<A>(Layout::kPlain, Layout::kPlain, count, p.value_dim, width, A(1), {scores, width},
-                values.at(seen.begin, j), A(1), {state.sum + first * p.value_dim, p.value_dim});
+        // sum [count, Dv] += transposed scores [count, height] values [height, Dv]
+        multiply<A>(count, p.value_dim, height, {scores, 1, stride},
+                    plain_rows(values.at(seen.begin, j), values.row_stride), sum, p.value_dim, true);
       }
     });
   }
   if (partial != nullptr) return;
   for (int64_t t = 0; t < targets; ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
-      const int64_t row = packed_row(p, targets, t, h);
+      const int64_t row = grouped_row(p, targets, t, h);
       write_row<T>(p, item.target_begin + t, h, state.sum + row * p.value_dim, state.most[row], state.weights[row]);
     }
   }
@@ -144,7 +162,7 @@ void forward_merge(const TargetAttentionParams& p, const TargetAttentionMerge& m
   Softmax<A> total(first_partial, rows, p.value_dim);
   for (int64_t t = 0; t < targets; ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
-      const int64_t row = packed_row(p, targets, t, h);
+      const int64_t row = grouped_row(p, targets, t, h);
       A* sum = total.sum + row * p.value_dim;
       A most = total.most[row];
       A weight = total.weights[row];

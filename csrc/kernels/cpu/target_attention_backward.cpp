@@ -13,55 +13,61 @@ namespace stca {
 namespace STCA_ISA {
 namespace {
 
-// scores (log 2 units) -> p, dp -> ds, for one query row.
+// The query rows of a run of targets and the gradients of their outputs, for each history head: as rows, and as the
+// columns of a matrix.
 template <class A>
-void differentiate_row(A* scores, A* dp, int64_t n, A lse, A delta) {
-  constexpr int kStep = kLanes<A>;
-  const int64_t whole = n / kStep * kStep;
-  for (int64_t i = 0; i < whole; i += kStep) {
-    const vec_t<A> w = exp2<A>(load(scores + i) - lse);
-    store(scores + i, w);
-    store(dp + i, w * (load(dp + i) - delta));
-  }
-  if (whole < n) {
-    const vec_t<A> w = exp2<A>(load_first(scores + whole, n - whole, -kInfinity<A>) - lse);
-    store_first(scores + whole, w, n - whole);
-    store_first(dp + whole, w * (load_first(dp + whole, n - whole, A(0)) - delta), n - whole);
-  }
-}
-
-// One block of targets, packed [Hk, targets * G].
-template <class A>
-struct Block {
-  A* queries;  // [rows, Dk]
-  A* douts;    // [rows, Dv]
-  A* lse;      // [rows] in units of log 2
-  A* delta;    // [rows]
+struct Run {
+  A* queries;       // [Hk, targets * G, Dk]
+  A* douts;         // [Hk, targets * G, Dv]
+  A* query_panels;  // scaled to units of log 2
+  A* dout_panels;
+  A* lse;    // [Hk, targets * G] in units of log 2
+  A* delta;  // [Hk, targets * G]
   int64_t target_begin = -1, target_end = -1;
 };
 
 template <class T>
-void load_block(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end,
-                Block<accumulator_t<T>>& block) {
+void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end,
+              Run<accumulator_t<T>>& run) {
   using A = accumulator_t<T>;
   const TargetAttentionParams& p = params.forward;
-  if (block.target_begin == target_begin) return;
-  block.target_begin = target_begin;
-  block.target_end = target_end;
-  pack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, block.queries);
-  pack_rows<T>(p, params.dout, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end,
-               block.douts);
-  for (int64_t t = target_begin; t < target_end; ++t) {
+  if (run.target_begin == target_begin && run.target_end == target_end) return;
+  run.target_begin = target_begin;
+  run.target_end = target_end;
+  const int64_t targets = target_end - target_begin;
+  const int64_t count = targets * (p.heads / p.kv_heads);
+  for (int64_t j = 0; j < p.kv_heads; ++j) {
+    A* queries = run.queries + j * count * p.key_dim;
+    A* douts = run.douts + j * count * p.value_dim;
+    stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, queries);
+    stack_rows<T>(p, params.dout, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, douts);
+    transpose_to_panels<A>(queries, count, p.key_dim, A(p.scale * kLog2E),
+                           run.query_panels + j * panels_size<A>(count, p.key_dim));
+    transpose_to_panels<A>(douts, count, p.value_dim, A(1), run.dout_panels + j * panels_size<A>(count, p.value_dim));
+  }
+  for (int64_t t = 0; t < targets; ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
-      const int64_t at = t * p.heads + h;
-      const int64_t row = packed_row(p, target_end - target_begin, t - target_begin, h);
+      const int64_t at = (target_begin + t) * p.heads + h;
+      const int64_t row = grouped_row(p, targets, t, h);
       const T* out = static_cast<const T*>(p.out) + at * p.value_dim;
-      const A* dout = block.douts + row * p.value_dim;
+      const A* dout = run.douts + row * p.value_dim;
       A dot = 0;
-      for (int64_t i = 0; i < p.value_dim; ++i) dot += dout[i] * widen(out[i]);
-      block.lse[row] = static_cast<const A*>(p.lse)[at] * A(kLog2E);
-      block.delta[row] = dot - (params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at]);
+      for (int64_t d = 0; d < p.value_dim; ++d) dot += dout[d] * widen(out[d]);
+      run.lse[row] = static_cast<const A*>(p.lse)[at] * A(kLog2E);
+      run.delta[row] = dot - (params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at]);
     }
+  }
+}
+
+// scores -> p and dp -> scale * ds, [n, stride], for `columns` query rows (one vector of them).
+template <class A>
+void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns, const A* lse, const A* delta,
+                   A scale) {
+  const vec_t<A> lse_columns = load_first(lse, columns, A(0)), delta_columns = load_first(delta, columns, A(0));
+  for (int64_t i = 0; i < n; ++i) {
+    const vec_t<A> w = exp2<A>(load(scores + i * stride) - lse_columns);
+    store(scores + i * stride, w);
+    store(dp + i * stride, w * (load(dp + i * stride) - delta_columns) * scale);
   }
 }
 
@@ -81,14 +87,14 @@ void write_tile(void* output, int64_t row_size, RowRange tile, const accumulator
   narrow<T>(rows, static_cast<T*>(output) + tile.begin * row_size, (tile.end - tile.begin) * row_size);
 }
 
-// dq rows of a request, packed [Hk, targets * G], to the output.
+// dq rows of a request, [Hk, targets * G, Dk], to the output.
 template <class T>
 void write_dq(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end,
               const accumulator_t<T>* dq) {
   const TargetAttentionParams& p = params.forward;
   for (int64_t t = target_begin; t < target_end; ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
-      const int64_t row = packed_row(p, target_end - target_begin, t - target_begin, h);
+      const int64_t row = grouped_row(p, target_end - target_begin, t - target_begin, h);
       narrow<T>(dq + row * p.key_dim, static_cast<T*>(params.dq) + (t * p.heads + h) * p.key_dim, p.key_dim);
     }
   }
@@ -103,16 +109,19 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
   const int64_t group = p.heads / p.kv_heads;
   const int64_t block_targets = min(targets, tiling.block_targets);
   const int64_t block_rows = block_targets * p.heads;
-  const int64_t score_count = block_targets * group * tiling.tile_rows;
   const int64_t k_row = p.kv_heads * p.key_dim, v_row = p.kv_heads * p.value_dim;
 
   Scratch<A> scratch{static_cast<A*>(scratch_memory)};
   A* own_dq = scratch.take(targets * p.heads * p.key_dim);
   A* dq = partial != nullptr ? static_cast<A*>(partial) : own_dq;
-  Block<A> block{scratch.take(block_rows * p.key_dim), scratch.take(block_rows * p.value_dim),
-                 scratch.take(block_rows), scratch.take(block_rows)};
-  A* scores = scratch.take(score_count);
-  A* dp = scratch.take(score_count);
+  Run<A> run{scratch.take(block_rows * p.key_dim),
+             scratch.take(block_rows * p.value_dim),
+             scratch.take(p.kv_heads * panels_size<A>(block_targets * group, p.key_dim)),
+             scratch.take(p.kv_heads * panels_size<A>(block_targets * group, p.value_dim)),
+             scratch.take(block_rows),
+             scratch.take(block_rows)};
+  A* scores = scratch.take(panels_size<A>(block_targets * group, tiling.tile_rows));
+  A* dp = scratch.take(panels_size<A>(block_targets * group, tiling.tile_rows));
   constexpr bool kConverts = sizeof(T) != sizeof(A);
   A* k_buffer = kConverts ? scratch.take(tiling.tile_rows * k_row) : nullptr;
   A* dk_buffer = kConverts ? scratch.take(tiling.tile_rows * k_row) : nullptr;
@@ -123,45 +132,49 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
 
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
-    const Tile<A> keys = load_tile<T>(p.k, p.k_row_stride, p.k_head_stride, p.kv_heads, p.key_dim, tile.begin,
-                                      tile.end, k_buffer);
-    const Tile<A> values = p.shared ? keys
-                                    : load_tile<T>(p.v, p.v_row_stride, p.v_head_stride, p.kv_heads, p.value_dim,
-                                                   tile.begin, tile.end, v_buffer);
     A* dk = clear_tile<T>(params.dk, k_row, tile, dk_buffer);
     A* dv = p.shared ? dk : clear_tile<T>(params.dv, v_row, tile, dv_buffer);
+    const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
+    if (seen_by_any.begin < seen_by_any.end) {
+      const Tile<A> keys =
+          load_tile<T>(p.k, p.k_row_stride, p.k_head_stride, p.kv_heads, p.key_dim, tile.begin, tile.end, k_buffer);
+      const Tile<A> values = p.shared ? keys
+                                      : load_tile<T>(p.v, p.v_row_stride, p.v_head_stride, p.kv_heads, p.value_dim,
+                                                     tile.begin, tile.end, v_buffer);
+      for (int64_t first = item.target_begin; first < item.target_end; first += block_targets) {
+        const int64_t last = min(first + block_targets, item.target_end);
+        for_each_run(p, item, first, last, tile, [&](int64_t a, int64_t b, RowRange seen) {
+          load_run<T>(params, a, b, run);
+          const int64_t count = (b - a) * group;
+          const int64_t height = seen.end - seen.begin;
+          const int64_t stride = panels_size<A>(count, 1);
+          for (int64_t j = 0; j < p.kv_heads; ++j) {
+            const A* k = keys.at(seen.begin, j);
+            const A* v = values.at(seen.begin, j);
+            A* dk_rows = dk + (seen.begin - tile.begin) * k_row + j * p.key_dim;
+            A* dv_rows = dv + (seen.begin - tile.begin) * v_row + j * p.value_dim;
+            A* dq_rows = dq + (j * targets + a - item.target_begin) * group * p.key_dim;
+            const int64_t row = j * count;
 
-    for (int64_t first = item.target_begin; first < item.target_end; first += block_targets) {
-      const int64_t last = min(first + block_targets, item.target_end);
-      const RowRange seen_by_any = seen_rows(p, item, first, last, tile);
-      if (seen_by_any.begin >= seen_by_any.end) continue;
-      load_block<T>(params, first, last, block);
-      for_each_run(p, item, first, last, tile, [&](int64_t a, int64_t b, RowRange seen) {
-        const int64_t count = (b - a) * group;
-        const int64_t width = seen.end - seen.begin;
-        const int64_t row_in_tile = seen.begin - tile.begin;
-        for (int64_t j = 0; j < p.kv_heads; ++j) {
-          const int64_t row = (j * (last - first) + a - first) * group;  // in the block
-          const int64_t dq_row = (j * targets + a - item.target_begin) * group;
-          const Matrix<const A> q{block.queries + row * p.key_dim, p.key_dim};
-          const Matrix<const A> dout{block.douts + row * p.value_dim, p.value_dim};
-          const Matrix<const A> k = keys.at(seen.begin, j), v = values.at(seen.begin, j);
-          const Matrix<A> dk_rows{dk + row_in_tile * k_row + j * p.key_dim, k_row};
-          const Matrix<A> dv_rows{dv + row_in_tile * v_row + j * p.value_dim, v_row};
-          const Matrix<A> dq_rows{dq + dq_row * p.key_dim, p.key_dim};
-          const Matrix<const A> weights{scores, width}, ds{dp, width};
-
-          gemm<A>(Layout::kPlain, Layout::kTransposed, count, width, p.key_dim, A(p.scale * kLog2E), q, k, A(0),
-                  {scores, width});
-          gemm<A>(Layout::kPlain, Layout::kTransposed, count, width, p.value_dim, A(1), dout, v, A(0), {dp, width});
-          for (int64_t i = 0; i < count; ++i) {
-            differentiate_row(scores + i * width, dp + i * width, width, block.lse[row + i], block.delta[row + i]);
+            multiply<A>(height, whole_lanes<A>(count), p.key_dim, {k, keys.row_stride, 1},
+                        padded_panels(run.query_panels + j * panels_size<A>(count, p.key_dim), p.key_dim), scores,
+                        stride, false);
+            multiply<A>(height, whole_lanes<A>(count), p.value_dim, {v, values.row_stride, 1},
+                        padded_panels(run.dout_panels + j * panels_size<A>(count, p.value_dim), p.value_dim), dp,
+                        stride, false);
+            for (int64_t c = 0; c < count; c += kLanes<A>) {
+              differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run.lse + row + c,
+                            run.delta + row + c, A(p.scale));
+            }
+            multiply<A>(height, p.value_dim, count, {scores, stride, 1},
+                        plain_rows(run.douts + row * p.value_dim, p.value_dim), dv_rows, v_row, true);
+            multiply<A>(height, p.key_dim, count, {dp, stride, 1}, plain_rows(run.queries + row * p.key_dim, p.key_dim),
+                        dk_rows, k_row, true);
+            multiply<A>(count, p.key_dim, height, {dp, 1, stride}, plain_rows(k, keys.row_stride), dq_rows, p.key_dim,
+                        true);
           }
-          gemm<A>(Layout::kTransposed, Layout::kPlain, width, p.value_dim, count, A(1), weights, dout, A(1), dv_rows);
-          gemm<A>(Layout::kTransposed, Layout::kPlain, width, p.key_dim, count, A(p.scale), ds, q, A(1), dk_rows);
-          gemm<A>(Layout::kPlain, Layout::kPlain, count, p.key_dim, width, A(p.scale), ds, k, A(1), dq_rows);
-        }
-      });
+        });
+      }
     }
     write_tile<T>(params.dk, k_row, tile, dk);
     if (!p.shared) write_tile<T>(params.dv, v_row, tile, dv);

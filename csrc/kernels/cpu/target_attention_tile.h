@@ -3,14 +3,13 @@
 #pragma once
 
 #include "../target_attention.h"
-#include "gemm.h"
-#include "vec.h"
+#include "matmul.h"
 
 namespace stca {
 namespace STCA_ISA {
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+// The plan, which knows no instruction set, sizes scratch memory for panels of at most 32 columns.
+static_assert(kPanel<float> <= 32);
 
 constexpr double kLog2E = 1.44269504088896340736;
 constexpr double kLn2 = 0.693147180559945309417;
@@ -32,9 +31,7 @@ template <class A>
 struct Tile {
   const A* data;
   int64_t begin, row_stride, head_stride;
-  Matrix<const A> at(int64_t row, int64_t head) const {
-    return {data + (row - begin) * row_stride + head * head_stride, row_stride};
-  }
+  const A* at(int64_t row, int64_t head) const { return data + (row - begin) * row_stride + head * head_stride; }
 };
 
 template <class T>
@@ -54,25 +51,20 @@ Tile<accumulator_t<T>> load_tile(const void* tensor, int64_t row_stride, int64_t
   }
 }
 
-// Rows (target, head) of a [T, H, width] tensor, regrouped so that the rows that share a history head are stacked:
-// packed [Hk, targets * G, width] in the accumulation type.
+// Rows (target, head) of a [T, H, width] tensor whose heads share history head j, stacked: out [targets * G, width] in
+// the accumulation type.
 template <class T>
-void pack_rows(const TargetAttentionParams& p, const void* tensor, int64_t target_stride, int64_t head_stride,
-               int64_t width, int64_t target_begin, int64_t target_end, accumulator_t<T>* packed) {
-  const T* rows = static_cast<const T*>(tensor);
+void stack_rows(const TargetAttentionParams& p, const void* tensor, int64_t target_stride, int64_t head_stride,
+                int64_t width, int64_t target_begin, int64_t target_end, int64_t j, accumulator_t<T>* out) {
   const int64_t group = p.heads / p.kv_heads;
-  for (int64_t j = 0; j < p.kv_heads; ++j) {
-    for (int64_t t = target_begin; t < target_end; ++t) {
-      for (int64_t g = 0; g < group; ++g) {
-        widen<T>(rows + t * target_stride + (j * group + g) * head_stride, packed, width);
-        packed += width;
-      }
-    }
+  const T* rows = static_cast<const T*>(tensor) + j * group * head_stride;
+  for (int64_t t = target_begin; t < target_end; ++t) {
+    for (int64_t g = 0; g < group; ++g, out += width) widen<T>(rows + t * target_stride + g * head_stride, out, width);
   }
 }
 
-// Packed row of (target, head), targets counted from the block's first.
-inline int64_t packed_row(const TargetAttentionParams& p, int64_t targets, int64_t target, int64_t head) {
+// Row of (target, head) where rows are grouped by history head: [Hk, targets * G]; targets counted from the first.
+inline int64_t grouped_row(const TargetAttentionParams& p, int64_t targets, int64_t target, int64_t head) {
   const int64_t group = p.heads / p.kv_heads;
   return (head / group) * targets * group + target * group + head % group;
 }
