@@ -16,17 +16,13 @@ if importlib.util.find_spec("torch") is None:
     sys.exit("stca builds against the torch it will run with: install torch, then `pip install --no-build-isolation .`")
 
 
-def torch_cmake_prefix() -> str:
-    import torch.utils
-
-    return torch.utils.cmake_prefix_path
-
-
 class CMakeBuild(build_ext):
     """Builds the extension by CMake in a folder per interpreter, kept for the next build."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Configures, builds and installs beside the package's Python files."""
         import pybind11
+        import torch.utils
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
@@ -39,7 +35,7 @@ class CMakeBuild(build_ext):
             "-B",
             str(build),
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DTorch_DIR={torch_cmake_prefix()}/Torch",
+            f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DSTCA_VERSION={VERSION}",

@@ -2,14 +2,36 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(stca, m) {
-  // q [T, H, Dk], k [N, Hk, Dk], v [N, Hk, Dv] (None: v is k), offsets [R + 1], visible [T, 2]
-  // -> out [T, H, Dv], lse [T, H]
+  // q [T, H, Dk], k [P, Hk, Dk], v [P, Hk, Dv] (None: v is k), offsets [R + 1], visible [T, 2], history_index [N]
+  // -> out [T, H, Dv], lse [T, H], softmax [T, H, 2] (for the backward pass)
   m.def(
       "target_attention(Tensor q, Tensor k, Tensor? v, Tensor target_offsets, Tensor history_offsets, "
-      "Tensor? visible, float scale) -> (Tensor out, Tensor lse)");
+      "Tensor? visible, Tensor? history_index, float? scale) -> (Tensor out, Tensor lse, Tensor softmax)");
   // dout [T, H, Dv], dlse [T, H] (None: zero) -> dq, dk, dv like q, k, v; dv is [0] when v is None
   m.def(
       "target_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor? v, Tensor target_offsets, "
-      "Tensor history_offsets, Tensor? visible, Tensor out, Tensor lse, float scale) "
+      "Tensor history_offsets, Tensor? visible, Tensor? history_index, Tensor out, Tensor softmax, float? scale) "
       "-> (Tensor dq, Tensor dk, Tensor dv)");
+
+  // x [N, D], w_u [D, F], w_v [D, F], w_o [F, D], norm_weight [D] (None: no norm), norm_bias [D]
+  // -> y [N, D], mean [N], rstd [N]
+  m.def(
+      "swiglu_ffn_norm(Tensor x, Tensor w_u, Tensor w_v, Tensor w_o, Tensor? norm_weight, Tensor? norm_bias, "
+      "float eps) -> (Tensor y, Tensor mean, Tensor rstd)");
+  // dy [N, D] -> gradients like x, w_u, w_v, w_o, norm_weight, norm_bias; [0] for what is None
+  m.def(
+      "swiglu_ffn_norm_backward(Tensor dy, Tensor x, Tensor w_u, Tensor w_v, Tensor w_o, Tensor? norm_weight, "
+      "Tensor? norm_bias, Tensor mean, Tensor rstd) -> (Tensor dx, Tensor dw_u, Tensor dw_v, Tensor dw_o, "
+      "Tensor dnorm_weight, Tensor dnorm_bias)");
+
+  // xs of [R, ...], target_offsets [R + 1] -> [T, ...] each; total: T
+  m.def("request_gather(Tensor[] xs, Tensor target_offsets, SymInt? total) -> Tensor[]");
+  // x [T, ...], target_offsets [R + 1] -> [R, ...]
+  m.def("request_reduce(Tensor x, Tensor target_offsets, bool mean) -> Tensor");
+
+  // values [N, ...], offsets [R + 1], index [S], keep [S] -> values [sum of lengths, ...], offsets [S + 1]
+  m.def(
+      "jagged_select(Tensor values, Tensor offsets, Tensor index, Tensor? keep, SymInt? total) "
+      "-> (Tensor values, Tensor offsets)");
+  m.def("jagged_select_backward(Tensor grad, Tensor offsets, Tensor index, Tensor? keep, SymInt num_rows) -> Tensor");
 }

@@ -1,6 +1,7 @@
 // The Python module stca._C: what has no tensor. Importing it also registers the operators of library.cpp.
 #include <pybind11/pybind11.h>
 
+#include <cstdlib>
 #include <string>
 
 #include "kernels/cpu_isa.h"
@@ -28,11 +29,13 @@ py::list compiled_isas() {
 
 std::string active_isa() { return stca::cpu_isa_name(stca::cpu_isa()); }
 
-void set_active_isa(const std::string& name) {
+void set_isa(const std::string& who, const std::string& name) {
   if (stca::set_cpu_isa(name.c_str())) return;
   const std::string choices = py::str(py::str(", ").attr("join")(supported_isas()));
-  throw py::value_error("set_cpu_isa: name must be one of " + choices + ", got " + name);
+  throw py::value_error(who + " must be one of " + choices + ", got " + name);
 }
+
+void set_active_isa(const std::string& name) { set_isa("set_cpu_isa: name", name); }
 
 py::dict build_info() {
   py::dict info;
@@ -49,6 +52,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  if (const char* wanted = std::getenv("STCA_CPU_ISA")) set_isa("stca: STCA_CPU_ISA in the environment", wanted);
   m.doc() = "What stca's native part says about itself; its operators are in torch.ops.stca.";
   m.def("build_info", &build_info, "Versions it was built with, instruction sets, the active one, CUDA archs.");
   m.def("cpu_isa", &active_isa, "Name of the instruction set that the CPU kernels use.");

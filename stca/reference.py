@@ -3,6 +3,10 @@
 They loop over requests and targets and store every score. Run them in float64 to judge anything else.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -15,11 +19,14 @@ def target_attention(
     history_offsets: Tensor,
     *,
     visible: Tensor | None = None,
+    history_index: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Oracle of `stca.ops.target_attention`: one softmax per target, over the rows that it sees."""
-    T, H, Dk = q.shape
+    _, H, Dk = q.shape
+    if history_index is not None:
+        k, v = k[history_index], None if v is None else v[history_index]
     group = H // k.shape[1]
     scale = Dk**-0.5 if scale is None else scale
     accumulation = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -32,10 +39,6 @@ def target_attention(
             begin, end = (0, last - first) if visible is None else visible[t].tolist()
             rows = slice(first + begin, first + end)
             scores = scale * torch.einsum("hd,nhd->hn", q[t].to(accumulation), keys[rows])
-            if begin == end:
-                outs.append(q.new_zeros(H, values.shape[2]))
-                lses.append(scores.new_full((H,), -torch.inf))
-                continue
             lse = scores.logsumexp(dim=1)
             alpha = torch.exp(scores - lse[:, None])
             outs.append(torch.einsum("hn,nhd->hd", alpha, values[rows]).to(q.dtype))
@@ -43,3 +46,57 @@ def target_attention(
     out = torch.stack(outs) if outs else q.new_zeros(0, H, values.shape[2])
     lse = torch.stack(lses) if lses else q.new_zeros(0, H, dtype=accumulation)
     return (out, lse) if return_lse else out
+
+
+def swiglu_ffn_norm(
+    x: Tensor,
+    w_u: Tensor,
+    w_v: Tensor,
+    w_o: Tensor,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Oracle of `stca.ops.swiglu_ffn_norm`, in the inputs' own dtype."""
+    v = x @ w_v
+    h = ((x @ w_u) * (v / (1 + torch.exp(-v)))) @ w_o
+    if norm_weight is None:
+        return h
+    centred = h - h.mean(dim=1, keepdim=True)
+    y = centred / torch.sqrt(centred.square().mean(dim=1, keepdim=True) + eps) * norm_weight
+    return y if norm_bias is None else y + norm_bias
+
+
+def request_gather(
+    x: Tensor | Sequence[Tensor], target_offsets: Tensor, *, total: int | None = None
+) -> Tensor | list[Tensor]:
+    """Oracle of `stca.ops.request_gather`: one row after the other."""
+    if not isinstance(x, Tensor):
+        return [request_gather(each, target_offsets, total=total) for each in x]
+    counts = target_offsets.diff().tolist()
+    rows = [x[r] for r, count in enumerate(counts) for _ in range(count)]
+    return torch.stack(rows) if rows else x.new_zeros(0, *x.shape[1:])
+
+
+def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
+    """Oracle of `stca.ops.request_reduce`: one request after the other."""
+    ends = target_offsets.tolist()
+    sums = []
+    for begin, end in pairwise(ends):
+        total = x[begin:end].sum(dim=0)
+        sums.append(total / max(1, end - begin) if reduce == "mean" else total)
+    return torch.stack(sums) if sums else x.new_zeros(0, *x.shape[1:])
+
+
+def jagged_select(
+    values: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None = None, total: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Oracle of `stca.ops.jagged_select`: one slice after the other."""
+    slices, ends = [values[:0]], [0]
+    for s, r in enumerate(index.tolist()):
+        begin, end = int(offsets[r]), int(offsets[r + 1])
+        if keep is not None:
+            begin = max(begin, end - int(keep[s]))
+        slices.append(values[begin:end])
+        ends.append(ends[-1] + end - begin)
+    return torch.cat(slices), offsets.new_tensor(ends)

@@ -1,7 +1,6 @@
 #include "cpu_isa.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 
 namespace stca {
@@ -28,8 +27,6 @@ CpuIsa initial_isa() {
   for (CpuIsa isa : kAll) {
     if (cpu_supports(isa)) best = isa;
   }
-  const char* wanted = std::getenv("STCA_CPU_ISA");
-  if (wanted != nullptr) find_supported(wanted, &best);
   return best;
 }
 

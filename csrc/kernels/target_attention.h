@@ -20,7 +20,7 @@ struct TargetAttentionParams {
   Dtype dtype;
   int64_t num_requests;  // R
   int64_t num_targets;   // T
-  int64_t num_rows;      // N
+  int64_t num_rows;      // N, rows of all histories
   int64_t heads;         // H
   int64_t kv_heads;      // Hk, divides H
   int64_t key_dim;       // Dk
@@ -29,8 +29,8 @@ struct TargetAttentionParams {
   bool shared;  // v is k: one tile of history serves both products, one gradient comes back
 
   const void* q;  // [T, H, Dk]
-  const void* k;  // [N, Hk, Dk]
-  const void* v;  // [N, Hk, Dv]
+  const void* k;  // [P, Hk, Dk]; P = N without an index
+  const void* v;  // [P, Hk, Dv]
   int64_t q_target_stride, q_head_stride;
   int64_t k_row_stride, k_head_stride;
   int64_t v_row_stride, v_head_stride;
@@ -38,18 +38,22 @@ struct TargetAttentionParams {
   const int64_t* target_offsets;   // [R + 1]
   const int64_t* history_offsets;  // [R + 1]
   const int64_t* visible;          // [T, 2], rows relative to the request's first; nullptr: all rows
+  const int64_t* history_index;    // [N], history row n is row history_index[n] of k and v; nullptr: row n
 
   void* out;  // [T, H, Dv] contiguous
   void* lse;  // [T, H] contiguous, accumulation type
+  // [T, H, 2] contiguous, accumulation type: the largest score in units of log 2, and the sum of 2^(s - largest). The
+  // backward pass takes weights from these, since lse rounds what a large score leaves of it.
+  void* softmax;
 };
 
-// The gradients of one scalar with respect to q, k and v; `forward.out` and `forward.lse` are inputs here.
+// The gradients of one scalar with respect to q, k and v; `forward.out` and `forward.softmax` are inputs here.
 struct TargetAttentionBackwardParams {
   TargetAttentionParams forward;
   const void* dout;  // [T, H, Dv] contiguous
   const void* dlse;  // [T, H] contiguous, accumulation type; nullptr: zero
   void* dq;          // [T, H, Dk] contiguous
-  void* dk;          // [N, Hk, Dk] contiguous; the sum of both roles when v is k
+  void* dk;          // [N, Hk, Dk] contiguous, of history rows; the sum of both roles when v is k
   void* dv;          // [N, Hk, Dv] contiguous; nullptr when v is k
 };
 

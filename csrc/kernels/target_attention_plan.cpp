@@ -73,6 +73,11 @@ int64_t most_targets(const std::vector<TargetAttentionItem>& items) {
 
 bool converts(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16; }
 
+// Elements of the buffers for a tile of k, and of v if it is another tensor.
+int64_t tile_buffers(const TargetAttentionParams& p, int64_t rows) {
+  return padded(rows * p.kv_heads * p.key_dim) + (p.shared ? 0 : padded(rows * p.kv_heads * p.value_dim));
+}
+
 }  // namespace
 
 TargetAttentionTiling target_attention_tiling(const TargetAttentionParams& p) {
@@ -106,10 +111,7 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
   plan.partial_size = padded(rows * (p.value_dim + 2));
   plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(stacked * p.key_dim) +
                       padded(panels(stacked, plan.tiling.tile_rows)) + plan.partial_size;
-  if (converts(p.dtype)) {
-    plan.scratch_size += padded(plan.tiling.tile_rows * p.kv_heads * p.key_dim);
-    if (!p.shared) plan.scratch_size += padded(plan.tiling.tile_rows * p.kv_heads * p.value_dim);
-  }
+  if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, plan.tiling.tile_rows);
   return plan;
 }
 
@@ -129,12 +131,10 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
   plan.partial_size = padded(targets * p.heads * p.key_dim);
   plan.scratch_size = plan.partial_size + padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
                       padded(p.kv_heads * panels(stacked, p.key_dim)) +
-                      padded(p.kv_heads * panels(stacked, p.value_dim)) + 2 * padded(block_rows) +
+                      padded(p.kv_heads * panels(stacked, p.value_dim)) + 3 * padded(block_rows) +
                       2 * padded(panels(stacked, tile));
-  if (converts(p.dtype)) {
-    plan.scratch_size += 2 * padded(tile * p.kv_heads * p.key_dim);
-    if (!p.shared) plan.scratch_size += 2 * padded(tile * p.kv_heads * p.value_dim);
-  }
+  if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, tile);
+  if (converts(p.dtype)) plan.scratch_size += tile_buffers(p, tile);  // gradients, before they are rounded
   return plan;
 }
 

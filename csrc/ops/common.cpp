@@ -29,7 +29,7 @@ void check_same(const char* op, const char* name, const at::Tensor& tensor, cons
              model.device(), ", got ", tensor.device());
 }
 
-at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t total,
+at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, std::optional<int64_t> total,
                            const char* rows_name) {
   STCA_CHECK(offsets.scalar_type() == at::kInt || offsets.scalar_type() == at::kLong, op, name,
              " must be int32 or int64, got ", offsets.scalar_type());
@@ -43,9 +43,13 @@ at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& o
     STCA_CHECK(at[i] <= at[i + 1], op, name, " must not decrease, got ", at[i], " then ", at[i + 1], " at index ",
                i + 1);
   }
-  STCA_CHECK(at[last] == total, op, name, " must end at the number of rows of ", rows_name, ", ", total, ", got ",
-             at[last]);
+  STCA_CHECK(!total.has_value() || at[last] == *total, op, name, " must end at the number of rows of ", rows_name, ", ",
+             *total, ", got ", at[last]);
   return checked;
+}
+
+at::ScalarType accumulation_type(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 at::Tensor with_contiguous_rows(const at::Tensor& tensor) {

@@ -21,9 +21,12 @@ void check_same(const char* op, const char* name, const at::Tensor& tensor, cons
                 const at::Tensor& model);
 
 // Offsets [R + 1] as contiguous int64 on the CPU: integers that start at 0, never decrease and end at `total`, the
-// size of `rows_name`'s first dimension.
-at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, int64_t total,
+// number of rows of `rows_name`; with no total, at any number.
+at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, std::optional<int64_t> total,
                            const char* rows_name);
+
+// float64 for float64, float32 for everything else.
+at::ScalarType accumulation_type(const at::Tensor& tensor);
 
 // The tensor itself if its last dimension is contiguous, else a contiguous copy. Kernels take any other stride.
 at::Tensor with_contiguous_rows(const at::Tensor& tensor);

@@ -1,12 +1,12 @@
 // target_attention: tensors to plain structs. Formula and shapes: ../kernels/target_attention.h.
 #include "../kernels/target_attention.h"
 
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <tuple>
 
-#include "common.h"
+#include "rows.h"
 
 namespace stca {
 namespace {
@@ -18,19 +18,24 @@ constexpr const char* kOp = "target_attention";
 
 // The checked inputs, kept alive while `params` points into them.
 struct Inputs {
-  Tensor q, k, v, target_offsets, history_offsets, visible;
+  Tensor q, k, v, target_offsets, history_offsets, visible, history_index;
   TargetAttentionParams params;
 };
 
+// An int32 or int64 tensor on q's device, as contiguous int64.
+Tensor checked_integers(const char* name, const Tensor& tensor, const Tensor& q) {
+  STCA_CHECK(tensor.scalar_type() == at::kInt || tensor.scalar_type() == at::kLong, kOp, name,
+             " must be int32 or int64, got ", tensor.scalar_type());
+  STCA_CHECK(tensor.device() == q.device(), kOp, name, " must be on the device of q, ", q.device(), ", got ",
+             tensor.device());
+  return tensor.to(at::kLong).contiguous();
+}
+
 Tensor checked_visible(const Tensor& visible, const Tensor& q, const Tensor& target_offsets,
                        const Tensor& history_offsets) {
-  STCA_CHECK(visible.scalar_type() == at::kInt || visible.scalar_type() == at::kLong, kOp,
-             "visible must be int32 or int64, got ", visible.scalar_type());
   STCA_CHECK(visible.dim() == 2 && visible.size(0) == q.size(0) && visible.size(1) == 2, kOp,
              "visible must be [T, 2] = [", q.size(0), ", 2], got ", visible.sizes());
-  STCA_CHECK(visible.device() == q.device(), kOp, "visible must be on the device of q, ", q.device(), ", got ",
-             visible.device());
-  const Tensor checked = visible.to(at::kLong).contiguous();
+  const Tensor checked = checked_integers("visible", visible, q);
   const int64_t* ranges = checked.const_data_ptr<int64_t>();
   const int64_t* targets = target_offsets.const_data_ptr<int64_t>();
   const int64_t* rows = history_offsets.const_data_ptr<int64_t>();
@@ -45,8 +50,20 @@ Tensor checked_visible(const Tensor& visible, const Tensor& q, const Tensor& tar
   return checked;
 }
 
+Tensor checked_history_index(const Tensor& history_index, const Tensor& q, const Tensor& k) {
+  STCA_CHECK(history_index.dim() == 1, kOp, "history_index must be [N], got ", history_index.sizes());
+  const Tensor checked = checked_integers("history_index", history_index, q);
+  const int64_t* index = checked.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < checked.size(0); ++n) {
+    STCA_CHECK(0 <= index[n] && index[n] < k.size(0), kOp, "history_index[", n, "] must be a row of k in [0, ",
+               k.size(0), "), got ", index[n]);
+  }
+  return checked;
+}
+
 Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& v, const Tensor& target_offsets,
-                      const Tensor& history_offsets, const optional<Tensor>& visible, double scale) {
+                      const Tensor& history_offsets, const optional<Tensor>& visible,
+                      const optional<Tensor>& history_index, optional<double> scale) {
   Inputs in;
   TargetAttentionParams& p = in.params;
   p.dtype = checked_dtype(kOp, "q", q);
@@ -68,7 +85,10 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   in.k = with_contiguous_rows(k);
   in.v = v.has_value() ? with_contiguous_rows(*v) : in.k;
   in.target_offsets = checked_offsets(kOp, "target_offsets", target_offsets, q.size(0), "q");
-  in.history_offsets = checked_offsets(kOp, "history_offsets", history_offsets, k.size(0), "k");
+  if (history_index.has_value()) in.history_index = checked_history_index(*history_index, q, k);
+  p.num_rows = history_index.has_value() ? in.history_index.size(0) : k.size(0);
+  in.history_offsets = checked_offsets(kOp, "history_offsets", history_offsets, p.num_rows,
+                                       history_index.has_value() ? "history_index" : "k");
   STCA_CHECK(in.target_offsets.size(0) == in.history_offsets.size(0), kOp,
              "target_offsets and history_offsets must have the same length R + 1, got ", in.target_offsets.size(0),
              " and ", in.history_offsets.size(0));
@@ -76,12 +96,11 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
 
   p.num_requests = in.target_offsets.size(0) - 1;
   p.num_targets = q.size(0);
-  p.num_rows = k.size(0);
   p.heads = q.size(1);
   p.kv_heads = k.size(1);
   p.key_dim = q.size(2);
   p.value_dim = in.v.size(2);
-  p.scale = scale;
+  p.scale = scale.has_value() ? *scale : 1.0 / std::sqrt(double(p.key_dim));
   p.shared = !v.has_value();
   p.q = in.q.const_data_ptr();
   p.k = in.k.const_data_ptr();
@@ -95,13 +114,11 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   p.target_offsets = in.target_offsets.const_data_ptr<int64_t>();
   p.history_offsets = in.history_offsets.const_data_ptr<int64_t>();
   p.visible = visible.has_value() ? in.visible.const_data_ptr<int64_t>() : nullptr;
+  p.history_index = history_index.has_value() ? in.history_index.const_data_ptr<int64_t>() : nullptr;
   p.out = nullptr;
   p.lse = nullptr;
+  p.softmax = nullptr;
   return in;
-}
-
-at::ScalarType accumulation_type(const Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 // Runs all items of a plan, then its merges.
@@ -117,15 +134,18 @@ void launch(const TargetAttentionPlan& plan, Dtype dtype, const Item& run_item, 
   for_each_item(plan.merges.size(), 0, [&](int64_t i, void*) { run_merge(plan.merges[i], memory); });
 }
 
-std::tuple<Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, const optional<Tensor>& v,
-                                            const Tensor& target_offsets, const Tensor& history_offsets,
-                                            const optional<Tensor>& visible, double scale) {
-  Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, scale);
+std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, const optional<Tensor>& v,
+                                                    const Tensor& target_offsets, const Tensor& history_offsets,
+                                                    const optional<Tensor>& visible,
+                                                    const optional<Tensor>& history_index, optional<double> scale) {
+  Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
   TargetAttentionParams& p = in.params;
   const Tensor out = at::empty({p.num_targets, p.heads, p.value_dim}, q.options());
   const Tensor lse = at::empty({p.num_targets, p.heads}, q.options().dtype(accumulation_type(q)));
   p.out = out.mutable_data_ptr();
+  const Tensor softmax = at::empty({p.num_targets, p.heads, 2}, lse.options());
   p.lse = lse.mutable_data_ptr();
+  p.softmax = softmax.mutable_data_ptr();
 
   const TargetAttentionPlan plan = plan_target_attention(p, at::get_num_threads());
   const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_item);
@@ -136,31 +156,37 @@ std::tuple<Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, co
         item_kernel(p, plan.tiling, item, scratch, partial);
       },
       [&](const TargetAttentionMerge& merge, void* partials) { merge_kernel(p, merge, partials, plan.partial_size); });
-  return {out, lse};
+  return {out, lse, softmax};
 }
 
-std::tuple<Tensor, Tensor, Tensor> target_attention_backward(const Tensor& dout, const optional<Tensor>& dlse,
-                                                             const Tensor& q, const Tensor& k,
-                                                             const optional<Tensor>& v, const Tensor& target_offsets,
-                                                             const Tensor& history_offsets,
-                                                             const optional<Tensor>& visible, const Tensor& out,
-                                                             const Tensor& lse, double scale) {
-  Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, scale);
+void check_like(const char* name, const Tensor& tensor, at::IntArrayRef sizes, at::ScalarType dtype, const Tensor& q) {
+  STCA_CHECK(tensor.sizes() == sizes && tensor.scalar_type() == dtype && tensor.device() == q.device(), kOp, name,
+             " must be ", sizes, " of ", dtype, " on ", q.device(), ", got ", tensor.sizes(), " of ",
+             tensor.scalar_type(), " on ", tensor.device());
+}
+
+std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
+    const Tensor& dout, const optional<Tensor>& dlse, const Tensor& q, const Tensor& k, const optional<Tensor>& v,
+    const Tensor& target_offsets, const Tensor& history_offsets, const optional<Tensor>& visible,
+    const optional<Tensor>& history_index, const Tensor& out, const Tensor& softmax, optional<double> scale) {
+  Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
   TargetAttentionBackwardParams p{in.params, nullptr, nullptr, nullptr, nullptr, nullptr};
-  STCA_CHECK(dout.sizes() == out.sizes() && dout.scalar_type() == q.scalar_type(), kOp, "dout must be like out, ",
-             out.sizes(), " of ", q.scalar_type(), ", got ", dout.sizes(), " of ", dout.scalar_type());
-  const Tensor out_rows = out.contiguous(), lse_rows = lse.contiguous(), dout_rows = dout.contiguous();
-  Tensor dlse_rows;
-  if (dlse.has_value()) {
-    STCA_CHECK(dlse->sizes() == lse.sizes(), kOp, "dlse must be like lse, ", lse.sizes(), ", got ", dlse->sizes());
-    dlse_rows = dlse->to(lse.scalar_type()).contiguous();
-    p.dlse = dlse_rows.const_data_ptr();
-  }
-  const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
-  const Tensor dv = v.has_value() ? at::empty(v->sizes(), v->options()) : at::empty({0}, q.options());
+  const int64_t T = q.size(0), H = q.size(1), Dv = p.forward.value_dim;
+  check_like("out", out, {T, H, Dv}, q.scalar_type(), q);
+  check_like("dout", dout, {T, H, Dv}, q.scalar_type(), q);
+  check_like("softmax", softmax, {T, H, 2}, accumulation_type(q), q);
+  if (dlse.has_value()) check_like("dlse", *dlse, {T, H}, accumulation_type(q), q);
+  const Tensor out_rows = out.contiguous(), softmax_rows = softmax.contiguous(), dout_rows = dout.contiguous();
+  const Tensor dlse_rows = dlse.has_value() ? dlse->contiguous() : Tensor();
+  auto history_gradient = [&](const Tensor& like) {
+    return at::empty({p.forward.num_rows, like.size(1), like.size(2)}, like.options());
+  };
+  const Tensor dq = at::empty(q.sizes(), q.options()), dk = history_gradient(k);
+  const Tensor dv = v.has_value() ? history_gradient(*v) : at::empty({0}, q.options());
   p.forward.out = out_rows.data_ptr();
-  p.forward.lse = lse_rows.data_ptr();
+  p.forward.softmax = softmax_rows.data_ptr();
   p.dout = dout_rows.const_data_ptr();
+  p.dlse = dlse.has_value() ? dlse_rows.const_data_ptr() : nullptr;
   p.dq = dq.mutable_data_ptr();
   p.dk = dk.mutable_data_ptr();
   p.dv = v.has_value() ? dv.mutable_data_ptr() : nullptr;
@@ -174,7 +200,14 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(const Tensor& dout,
         item_kernel(p, plan.tiling, item, scratch, partial);
       },
       [&](const TargetAttentionMerge& merge, void* partials) { merge_kernel(p, merge, partials, plan.partial_size); });
-  return {dq, dk, dv};
+  if (!history_index.has_value()) return {dq, dk, dv};
+  // A row of k and v gets the sum over the history rows that it stands for, in their order.
+  const Places places = places_of(in.history_index, k.size(0));
+  auto sum_of_places = [&](const Tensor& gradients) {
+    return launch_segment_sum(gradients, places.order.const_data_ptr<int64_t>(),
+                              places.offsets.const_data_ptr<int64_t>(), k.size(0), false, p.forward.dtype);
+  };
+  return {dq, sum_of_places(dk), v.has_value() ? sum_of_places(dv) : dv};
 }
 
 }  // namespace

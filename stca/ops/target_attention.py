@@ -5,6 +5,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from stca.ops._common import autocast_dtype, check_one_device
+
 _op = torch.ops.stca.target_attention
 _backward_op = torch.ops.stca.target_attention_backward
 
@@ -18,6 +20,7 @@ def target_attention(
     history_offsets: Tensor,
     *,
     visible: Tensor | None = ...,
+    history_index: Tensor | None = ...,
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
 ) -> Tensor: ...
@@ -30,6 +33,7 @@ def target_attention(
     history_offsets: Tensor,
     *,
     visible: Tensor | None = ...,
+    history_index: Tensor | None = ...,
     scale: float | None = ...,
     return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
@@ -41,6 +45,7 @@ def target_attention(
     history_offsets: Tensor,
     *,
     visible: Tensor | None = None,
+    history_index: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -66,6 +71,9 @@ def target_attention(
         visible: [T, 2], int32 or int64: target t sees only rows [begin, end) of its request's history, counted from
             that history's first row. Several requests of one user can share one history this way, each without its
             future. Rows outside are not read. None: all rows.
+        history_index: [N], int32 or int64, rows of k and v in [0, P): history row n is row `history_index[n]` of k
+            and v, which then are [P, ...]. A row that stands for several history rows gets the sum of their gradients,
+            in their order. None: row n itself, P = N.
         scale: factor of the scores; 1 / sqrt(Dk) when None.
         return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
 
@@ -74,7 +82,7 @@ def target_attention(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, offsets that do not start at 0, decrease or do not end
-            at T or N, or a visible range outside its request's history. Under `torch.autocast` q, k and v are first
+            at T or N, a visible range outside its request's history, or an index that is no row of k. Under `torch.autocast` q, k and v are first
             converted to the autocast dtype.
 
     Source:
@@ -88,12 +96,12 @@ def target_attention(
         >>> out.shape, bool((out[2] == 0).all())
         (torch.Size([3, 4, 8]), True)
     """
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
+    if isinstance(scale, Tensor):
+        raise ValueError("target_attention: scale must be a float or None, got a Tensor (it would get no gradient)")
+    dtype = autocast_dtype(q)
+    if dtype is not None:
         q, k, v = q.to(dtype), k.to(dtype), None if v is None else v.to(dtype)
-    out, lse = _op(q, k, v, target_offsets, history_offsets, visible, scale)
+    out, lse, _ = _op(q, k, v, target_offsets, history_offsets, visible, history_index, scale)
     return (out, lse) if return_lse else out
 
 
@@ -105,11 +113,26 @@ def _fake(
     target_offsets: Tensor,
     history_offsets: Tensor,
     visible: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+    history_index: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(
+        "target_attention",
+        q=q,
+        k=k,
+        v=v,
+        target_offsets=target_offsets,
+        history_offsets=history_offsets,
+        visible=visible,
+        history_index=history_index,
+    )
     T, H, _ = q.shape
     accumulation = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(T, H, (k if v is None else v).shape[2]), q.new_empty(T, H, dtype=accumulation)
+    return (
+        q.new_empty(T, H, (k if v is None else v).shape[2]),
+        q.new_empty(T, H, dtype=accumulation),
+        q.new_empty(T, H, 2, dtype=accumulation),
+    )
 
 
 @torch.library.register_fake("stca::target_attention_backward")
@@ -122,30 +145,31 @@ def _backward_fake(
     target_offsets: Tensor,
     history_offsets: Tensor,
     visible: Tensor | None,
+    history_index: Tensor | None,
     out: Tensor,
-    lse: Tensor,
-    scale: float,
+    softmax: Tensor,
+    scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device("target_attention", q=q, k=k, v=v, dout=dout, dlse=dlse, out=out, softmax=softmax)
     return q.new_empty(q.shape), k.new_empty(k.shape), q.new_empty(0) if v is None else v.new_empty(v.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, target_offsets, history_offsets, visible, scale = inputs
-    ctx.scale = scale
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.scale = inputs
+    out, _, softmax = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, target_offsets, history_offsets, visible, *output)
+    ctx.mark_non_differentiable(softmax)
+    ctx.save_for_backward(*tensors, out, softmax)
 
 
-def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, target_offsets, history_offsets, visible, out, lse = ctx.saved_tensors
+def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, out, softmax = ctx.saved_tensors
     if dout is None and dlse is None:
-        return (None,) * 7
+        return (None,) * 8
     if dout is None:
         dout = torch.zeros_like(out)
-    dq, dk, dv = _backward_op(
-        dout, dlse, q, k, v, target_offsets, history_offsets, visible, out, lse, ctx.scale
-    )
-    return dq, dk, None if v is None else dv, None, None, None, None
+    dq, dk, dv = _backward_op(dout, dlse, *inputs, out, softmax, ctx.scale)
+    return dq, dk, None if inputs[2] is None else dv, None, None, None, None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:

@@ -51,6 +51,11 @@ Panels<A> padded_panels(const A* data, int64_t width) {
   return {data, width * kPanel<A>, kPanel<A>, true};
 }
 
+template <class A>
+constexpr int64_t whole_panels(int64_t columns) {
+  return (columns + kPanel<A> - 1) / kPanel<A> * kPanel<A>;
+}
+
 // Columns of padded panels that hold `count` columns: whole vectors, the last one filled up.
 template <class A>
 constexpr int64_t whole_lanes(int64_t count) {
@@ -166,7 +171,7 @@ void transpose_to_panels(const A* x, int64_t rows, int64_t width, A factor, A* o
 // Elements that transpose_to_panels writes.
 template <class A>
 constexpr int64_t panels_size(int64_t rows, int64_t width) {
-  return (rows + kPanel<A> - 1) / kPanel<A> * kPanel<A> * width;
+  return whole_panels<A>(rows) * width;
 }
 
 }  // namespace STCA_ISA

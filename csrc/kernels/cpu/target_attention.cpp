@@ -57,16 +57,19 @@ void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A* most
   }
 }
 
-// Normalises one row and writes it; a row that saw nothing is 0 with lse -inf.
+// Normalises one row in place and writes it; a row that saw nothing is 0 with lse -inf.
 template <class T>
-void write_row(const TargetAttentionParams& p, int64_t target, int64_t head, const accumulator_t<T>* sum,
+void write_row(const TargetAttentionParams& p, int64_t target, int64_t head, accumulator_t<T>* sum,
                accumulator_t<T> most, accumulator_t<T> weight) {
   using A = accumulator_t<T>;
   const int64_t row = target * p.heads + head;
   T* out = static_cast<T*>(p.out) + row * p.value_dim;
   const bool saw_nothing = weight == A(0);
-  for (int64_t i = 0; i < p.value_dim; ++i) out[i] = narrow<T>(saw_nothing ? A(0) : sum[i] / weight);
+  for (int64_t i = 0; i < p.value_dim; ++i) sum[i] = saw_nothing ? A(0) : sum[i] / weight;
+  narrow<T>(sum, out, p.value_dim);
   static_cast<A*>(p.lse)[row] = saw_nothing ? -kInfinity<A> : A(kLn2 * (most + __builtin_log2(double(weight))));
+  static_cast<A*>(p.softmax)[2 * row] = most;
+  static_cast<A*>(p.softmax)[2 * row + 1] = weight;
 }
 
 // The query rows of a run of targets as the columns of a matrix: panels of [Dk, kPanel] for each history head.
@@ -105,9 +108,9 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
                      scratch.take(targets * group * p.key_dim)};
   A* scores = scratch.take(panels_size<A>(targets * group, tiling.tile_rows));
   A* state_memory = scratch.take(rows * (p.value_dim + 2));
-  constexpr bool kConverts = sizeof(T) != sizeof(A);
-  A* key_buffer = kConverts ? scratch.take(tiling.tile_rows * p.kv_heads * p.key_dim) : nullptr;
-  A* value_buffer = kConverts && !p.shared ? scratch.take(tiling.tile_rows * p.kv_heads * p.value_dim) : nullptr;
+  const bool copies = copies_tiles<T>(p);
+  A* key_buffer = copies ? scratch.take(tiling.tile_rows * p.kv_heads * p.key_dim) : nullptr;
+  A* value_buffer = copies && !p.shared ? scratch.take(tiling.tile_rows * p.kv_heads * p.value_dim) : nullptr;
 
   Softmax<A> state(partial != nullptr ? static_cast<A*>(partial) : state_memory, rows, p.value_dim);
   state.reset(rows, p.value_dim);
@@ -117,10 +120,10 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
     if (seen_by_any.begin >= seen_by_any.end) continue;
     const Tile<A> keys =
-        load_tile<T>(p.k, p.k_row_stride, p.k_head_stride, p.kv_heads, p.key_dim, tile.begin, tile.end, key_buffer);
+        load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, key_buffer);
     const Tile<A> values = p.shared ? keys
-                                    : load_tile<T>(p.v, p.v_row_stride, p.v_head_stride, p.kv_heads, p.value_dim,
-                                                   tile.begin, tile.end, value_buffer);
+                                    : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, tile.begin,
+                                                   tile.end, value_buffer);
     for_each_run(p, item, item.target_begin, item.target_end, tile, [&](int64_t a, int64_t b, RowRange seen) {
       load_queries<T>(p, a, b, queries);
       const int64_t count = (b - a) * group;

@@ -1,6 +1,6 @@
 // Backward pass of target_attention on the CPU (formula and shapes: ../target_attention.h).
 //
-//   p[t, h, n]  = exp(s[t, h, n] - lse[t, h])              recomputed tile by tile
+//   p[t, h, n]  = exp(s[t, h, n] - lse[t, h])    recomputed tile by tile
 //   ds          = p * (dout . v - delta)                   delta[t, h] = dout . out - dlse
 //   dq[t, h]    = scale * sum_n ds k[n]    dk[n] = scale * sum_(t, h) ds q[t, h]    dv[n] = sum_(t, h) p dout[t, h]
 //
@@ -21,8 +21,9 @@ struct Run {
   A* douts;         // [Hk, targets * G, Dv]
   A* query_panels;  // scaled to units of log 2
   A* dout_panels;
-  A* lse;    // [Hk, targets * G] in units of log 2
-  A* delta;  // [Hk, targets * G]
+  A* most;     // [Hk, targets * G] largest score in units of log 2
+  A* inverse;  // [Hk, targets * G] 1 / sum of 2^(score - most)
+  A* delta;    // [Hk, targets * G]
   int64_t target_begin = -1, target_end = -1;
 };
 
@@ -53,21 +54,26 @@ void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin,
       const A* dout = run.douts + row * p.value_dim;
       A dot = 0;
       for (int64_t d = 0; d < p.value_dim; ++d) dot += dout[d] * widen(out[d]);
-      run.lse[row] = static_cast<const A*>(p.lse)[at] * A(kLog2E);
+      const A* softmax = static_cast<const A*>(p.softmax) + 2 * at;
+      const bool saw_nothing = softmax[1] == A(0);
+      run.most[row] = saw_nothing ? A(0) : softmax[0];
+      run.inverse[row] = saw_nothing ? A(0) : A(1) / softmax[1];
       run.delta[row] = dot - (params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at]);
     }
   }
 }
 
-// scores -> p and dp -> scale * ds, [n, stride], for `columns` query rows (one vector of them).
+// scores -> p and dp -> scale * ds, [n, stride], for the `columns` query rows from `row` on (one vector of them).
 template <class A>
-void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns, const A* lse, const A* delta,
+void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns, const Run<A>& run, int64_t row,
                    A scale) {
-  const vec_t<A> lse_columns = load_first(lse, columns, A(0)), delta_columns = load_first(delta, columns, A(0));
+  const vec_t<A> most = load_first(run.most + row, columns, A(0));
+  const vec_t<A> inverse = load_first(run.inverse + row, columns, A(0));
+  const vec_t<A> delta = load_first(run.delta + row, columns, A(0));
   for (int64_t i = 0; i < n; ++i) {
-    const vec_t<A> w = exp2<A>(load(scores + i * stride) - lse_columns);
+    const vec_t<A> w = exp2<A>(load(scores + i * stride) - most) * inverse;
     store(scores + i * stride, w);
-    store(dp + i * stride, w * (load(dp + i * stride) - delta_columns) * scale);
+    store(dp + i * stride, w * (load(dp + i * stride) - delta) * scale);
   }
 }
 
@@ -119,13 +125,15 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
              scratch.take(p.kv_heads * panels_size<A>(block_targets * group, p.key_dim)),
              scratch.take(p.kv_heads * panels_size<A>(block_targets * group, p.value_dim)),
              scratch.take(block_rows),
+             scratch.take(block_rows),
              scratch.take(block_rows)};
   A* scores = scratch.take(panels_size<A>(block_targets * group, tiling.tile_rows));
   A* dp = scratch.take(panels_size<A>(block_targets * group, tiling.tile_rows));
   constexpr bool kConverts = sizeof(T) != sizeof(A);
-  A* k_buffer = kConverts ? scratch.take(tiling.tile_rows * k_row) : nullptr;
+  const bool copies = copies_tiles<T>(p);
+  A* k_buffer = copies ? scratch.take(tiling.tile_rows * k_row) : nullptr;
   A* dk_buffer = kConverts ? scratch.take(tiling.tile_rows * k_row) : nullptr;
-  A* v_buffer = kConverts && !p.shared ? scratch.take(tiling.tile_rows * v_row) : nullptr;
+  A* v_buffer = copies && !p.shared ? scratch.take(tiling.tile_rows * v_row) : nullptr;
   A* dv_buffer = kConverts && !p.shared ? scratch.take(tiling.tile_rows * v_row) : nullptr;
 
   for (int64_t i = 0; i < targets * p.heads * p.key_dim; ++i) dq[i] = 0;
@@ -137,10 +145,10 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
     if (seen_by_any.begin < seen_by_any.end) {
       const Tile<A> keys =
-          load_tile<T>(p.k, p.k_row_stride, p.k_head_stride, p.kv_heads, p.key_dim, tile.begin, tile.end, k_buffer);
-      const Tile<A> values = p.shared ? keys
-                                      : load_tile<T>(p.v, p.v_row_stride, p.v_head_stride, p.kv_heads, p.value_dim,
-                                                     tile.begin, tile.end, v_buffer);
+          load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, k_buffer);
+      const Tile<A> values =
+          p.shared ? keys
+                   : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, tile.begin, tile.end, v_buffer);
       for (int64_t first = item.target_begin; first < item.target_end; first += block_targets) {
         const int64_t last = min(first + block_targets, item.target_end);
         for_each_run(p, item, first, last, tile, [&](int64_t a, int64_t b, RowRange seen) {
@@ -163,8 +171,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
                         padded_panels(run.dout_panels + j * panels_size<A>(count, p.value_dim), p.value_dim), dp,
                         stride, false);
             for (int64_t c = 0; c < count; c += kLanes<A>) {
-              differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run.lse + row + c,
-                            run.delta + row + c, A(p.scale));
+              differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, row + c, A(p.scale));
             }
             multiply<A>(height, p.value_dim, count, {scores, stride, 1},
                         plain_rows(run.douts + row * p.value_dim, p.value_dim), dv_rows, v_row, true);

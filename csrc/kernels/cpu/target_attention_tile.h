@@ -26,7 +26,7 @@ struct Scratch {
 };
 
 // History rows [begin, end) in the accumulation type: row n of head j is at data + (n - begin) * row_stride +
-// j * head_stride. Points into the tensor itself where no conversion is needed.
+// j * head_stride. Points into the tensor itself where rows are in order and need no conversion.
 template <class A>
 struct Tile {
   const A* data;
@@ -35,20 +35,24 @@ struct Tile {
 };
 
 template <class T>
-Tile<accumulator_t<T>> load_tile(const void* tensor, int64_t row_stride, int64_t head_stride, int64_t heads,
-                                 int64_t width, int64_t begin, int64_t end, accumulator_t<T>* buffer) {
-  using A = accumulator_t<T>;
-  const T* rows = static_cast<const T*>(tensor) + begin * row_stride;
-  if constexpr (sizeof(T) == sizeof(A)) {
-    return {rows, begin, row_stride, head_stride};
-  } else {
-    for (int64_t n = 0; n < end - begin; ++n) {
-      for (int64_t j = 0; j < heads; ++j) {
-        widen<T>(rows + n * row_stride + j * head_stride, buffer + (n * heads + j) * width, width);
-      }
-    }
-    return {buffer, begin, heads * width, width};
+bool copies_tiles(const TargetAttentionParams& p) {
+  return p.history_index != nullptr || sizeof(T) != sizeof(accumulator_t<T>);
+}
+
+template <class T>
+Tile<accumulator_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, int64_t row_stride,
+                                 int64_t head_stride, int64_t width, int64_t begin, int64_t end,
+                                 accumulator_t<T>* buffer) {
+  const T* rows = static_cast<const T*>(tensor);
+  if constexpr (sizeof(T) == sizeof(accumulator_t<T>)) {
+    if (!copies_tiles<T>(p)) return {rows + begin * row_stride, begin, row_stride, head_stride};
   }
+  accumulator_t<T>* to = buffer;
+  for (int64_t n = begin; n < end; ++n) {
+    const T* row = rows + (p.history_index == nullptr ? n : p.history_index[n]) * row_stride;
+    for (int64_t j = 0; j < p.kv_heads; ++j, to += width) widen<T>(row + j * head_stride, to, width);
+  }
+  return {buffer, begin, p.kv_heads * width, width};
 }
 
 // Rows (target, head) of a [T, H, width] tensor whose heads share history head j, stacked: out [targets * G, width] in

@@ -65,6 +65,22 @@ template <class A>
 constexpr A kInfinity = A(__builtin_huge_val());
 
 template <class A>
+constexpr A kInverseFactorial[] = {A(1),
+                                   A(1),
+                                   A(1.0 / 2),
+                                   A(1.0 / 6),
+                                   A(1.0 / 24),
+                                   A(1.0 / 120),
+                                   A(1.0 / 720),
+                                   A(1.0 / 5040),
+                                   A(1.0 / 40320),
+                                   A(1.0 / 362880),
+                                   A(1.0 / 3628800),
+                                   A(1.0 / 39916800),
+                                   A(1.0 / 479001600),
+                                   A(1.0 / 6227020800)};
+
+template <class A>
 inline vec_t<A> load(const A* from) {
   vec_t<A> x;
   __builtin_memcpy(&x, from, sizeof x);
@@ -108,7 +124,8 @@ inline A max(vec_t<A> x) {
   return most;
 }
 
-// 2^x to about one unit in the last place; 0 below the smallest normal number, NaN for NaN.
+// 2^x for x up to 127 (1023 in double), to about one unit in the last place; 0 below the smallest normal number, NaN
+// for NaN.
 template <class A>
 inline vec_t<A> exp2(vec_t<A> x) {
   using L = Lanes<A>;
@@ -116,8 +133,8 @@ inline vec_t<A> exp2(vec_t<A> x) {
   using Bits = typename L::Bits;
   const Vec rounded = x + L::kRound;
   const Vec f = (x - (rounded - L::kRound)) * A(0.693147180559945309417);
-  Vec p = Vec{} + A(1);
-  for (int n = L::kExpTerms; n >= 1; --n) p = p * f * A(1.0 / n) + A(1);
+  Vec p = Vec{} + kInverseFactorial<A>[L::kExpTerms];
+  for (int n = L::kExpTerms - 1; n >= 0; --n) p = p * f + kInverseFactorial<A>[n];
   const Bits power = ((Bits)rounded << L::kMantissaBits) + L::kOneBits;
   return x < L::kMinExponent ? Vec{} : p * (Vec)power;
 }
@@ -125,6 +142,13 @@ inline vec_t<A> exp2(vec_t<A> x) {
 template <class A>
 inline A exp2(A x) {
   return exp2<A>(broadcast<A>(x))[0];
+}
+
+// 1 / (1 + e^-x); a result below 1e-38 is not resolved.
+template <class A>
+inline vec_t<A> sigmoid(vec_t<A> x) {
+  const vec_t<A> power = x * A(-1.44269504088896340736);
+  return A(1) / (A(1) + exp2<A>(power > A(126) ? broadcast<A>(A(126)) : power));
 }
 
 // Conversions of n contiguous elements between storage and accumulation type.
@@ -189,23 +213,70 @@ inline float16 narrow<float16>(float x) {
 #endif
 }
 
+// One vector of elements, converted on the way. The compiler vectorises no loop over the 16-bit structs by itself.
+
+typedef uint16_t Bits16Vec __attribute__((vector_size(kVecBytes / 2)));
+typedef uint32_t Bits32Vec __attribute__((vector_size(kVecBytes)));
+
+inline DoubleVec load_wide(const double* from) { return load(from); }
+inline FloatVec load_wide(const float* from) { return load(from); }
+
+inline Bits32Vec load_bits(const void* from) {
+  Bits16Vec bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return __builtin_convertvector(bits, Bits32Vec);
+}
+
+inline FloatVec load_wide(const bfloat16* from) { return (FloatVec)(load_bits(from) << 16); }
+
+inline FloatVec load_wide(const float16* from) {
+#if defined(__AVX512F__)
+  return (FloatVec)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__)
+  return (FloatVec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  const Bits32Vec bits = load_bits(from), magnitude = bits & 0x7fffu;
+  const Bits32Vec scaled = (Bits32Vec)((FloatVec)(magnitude << 13) * 0x1p112f);
+  const Bits32Vec special = magnitude >= 0x7c00u ? Bits32Vec{} + 0x7f800000u : Bits32Vec{};
+  return (FloatVec)(scaled | special | (bits & 0x8000u) << 16);
+#endif
+}
+
+inline void store_narrow(double* to, DoubleVec x) { store(to, x); }
+inline void store_narrow(float* to, FloatVec x) { store(to, x); }
+
+inline void store_narrow(bfloat16* to, FloatVec x) {
+  const Bits32Vec bits = (Bits32Vec)x;
+  const Bits32Vec nearest_even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Bits16Vec halves = __builtin_convertvector(x != x ? Bits32Vec{} + 0x7fc0u : nearest_even, Bits16Vec);
+  __builtin_memcpy(to, &halves, sizeof halves);
+}
+
+inline void store_narrow(float16* to, FloatVec x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) to[i] = narrow<float16>(x[i]);
+#endif
+}
+
 template <class T>
 inline void widen(const T* from, accumulator_t<T>* to, int64_t n) {
+  constexpr int kStep = kLanes<accumulator_t<T>>;
   int64_t i = 0;
-#if defined(__F16C__)
-  if constexpr (sizeof(T) == 2 && !__is_same(T, bfloat16)) {
-    for (; i + 8 <= n; i += 8) {
-      const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
-      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(half));
-    }
-  }
-#endif
+  for (; i + kStep <= n; i += kStep) store(to + i, load_wide(from + i));
   for (; i < n; ++i) to[i] = widen(from[i]);
 }
 
 template <class T>
 inline void narrow(const accumulator_t<T>* from, T* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = narrow<T>(from[i]);
+  constexpr int kStep = kLanes<accumulator_t<T>>;
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) store_narrow(to + i, load(from + i));
+  for (; i < n; ++i) to[i] = narrow<T>(from[i]);
 }
 
 }  // namespace STCA_ISA

@@ -1,0 +1,96 @@
+// Forward pass of swiglu_ffn_norm on the CPU (formula and shapes: ../swiglu_ffn_norm.h).
+//
+// A tile of rows goes through the whole network while it is in cache: two products up, the gate, the product down, the
+// norm. The weights are read in panels packed once per call.
+#include "swiglu_ffn_norm_tile.h"
+
+namespace stca {
+namespace STCA_ISA {
+namespace {
+
+// Mean and reciprocal deviation of a row, in two passes.
+template <class A>
+void statistics(const A* h, int64_t width, A eps, A* mean, A* rstd) {
+  const int64_t whole = width / kLanes<A> * kLanes<A>;
+  vec_t<A> total = load_first(h + whole, width - whole, A(0));
+  for (int64_t d = 0; d < whole; d += kLanes<A>) total += load(h + d);
+  *mean = sum<A>(total) / A(width);
+  const vec_t<A> rest = load_first(h + whole, width - whole, *mean) - *mean;
+  vec_t<A> squares = rest * rest;
+  for (int64_t d = 0; d < whole; d += kLanes<A>) {
+    const vec_t<A> difference = load(h + d) - *mean;
+    squares += difference * difference;
+  }
+  const A variance = sum<A>(squares) / A(width) + eps;
+  *rstd = A(1) / A(sizeof(A) == sizeof(double) ? __builtin_sqrt(variance) : __builtin_sqrtf(variance));
+}
+
+template <class T>
+void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_end, void* scratch) {
+  using A = accumulator_t<T>;
+  const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
+  A* u = static_cast<A*>(scratch);
+  A* v = u + kSwigluTileRows * hidden;
+  A* h = v + kSwigluTileRows * hidden;
+  A* x_buffer = h + kSwigluTileRows * dim;
+  const A* weight = static_cast<const A*>(p.norm_weight);
+  const A* bias = static_cast<const A*>(p.norm_bias);
+  for (int64_t begin = row_begin; begin < row_end; begin += kSwigluTileRows) {
+    const int64_t rows = min(kSwigluTileRows, row_end - begin);
+    const Strided<A> x = load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, x_buffer);
+    project_up<A>(p, x, rows, u, v, hidden);
+    gate<A>(u, v, u, rows * hidden);
+    project_down<A>(p, u, hidden, rows, h, dim);
+    for (int64_t i = 0; i < rows; ++i) {
+      A* row = h + i * dim;
+      T* y = static_cast<T*>(p.y) + (begin + i) * p.dim;
+      if (!p.norm) {
+        narrow<T>(row, y, p.dim);
+        continue;
+      }
+      A mean, rstd;
+      statistics(row, p.dim, A(p.eps), &mean, &rstd);
+      for (int64_t d = 0; d < p.dim; ++d) row[d] = (row[d] - mean) * rstd * weight[d] + bias[d];
+      narrow<T>(row, y, p.dim);
+      static_cast<A*>(p.mean)[begin + i] = mean;
+      static_cast<A*>(p.rstd)[begin + i] = rstd;
+    }
+  }
+}
+
+template <class T>
+void pack(const T* from, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride, int64_t begin,
+          int64_t end, accumulator_t<T>* to) {
+  using A = accumulator_t<T>;
+  for (int64_t j = begin; j < end; j += kPanel<A>) {
+    A* panel = to + j * rows;
+    const int64_t width = min(kPanel<A>, columns - j);
+    for (int64_t i = 0; i < rows; ++i, panel += kPanel<A>) {
+      const T* row = from + i * row_stride + j * column_stride;
+      if (column_stride == 1 && width == kPanel<A>) {
+        widen<T>(row, panel, kPanel<A>);
+        continue;
+      }
+      for (int64_t c = 0; c < kPanel<A>; ++c) panel[c] = c < width ? widen(row[c * column_stride]) : A(0);
+    }
+  }
+}
+
+}  // namespace
+
+void pack_panels(Dtype dtype, const void* from, int64_t rows, int64_t columns, int64_t row_stride,
+                 int64_t column_stride, int64_t begin, int64_t end, void* to) {
+  visit_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
+    pack<T>(static_cast<const T*>(from), rows, columns, row_stride, column_stride, begin, end,
+            static_cast<accumulator_t<T>*>(to));
+  });
+}
+
+void swiglu_ffn_norm_rows(const SwigluFfnNormParams& params, int64_t row_begin, int64_t row_end, void* scratch) {
+  visit_dtype(params.dtype,
+              [&](auto type) { forward_rows<typename decltype(type)::element>(params, row_begin, row_end, scratch); });
+}
+
+}  // namespace STCA_ISA
+}  // namespace stca

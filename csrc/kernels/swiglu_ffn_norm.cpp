@@ -1,0 +1,32 @@
+// Sizes of swiglu_ffn_norm's buffers. Compiled once, for any CPU.
+#include "swiglu_ffn_norm.h"
+
+namespace stca {
+namespace {
+
+int64_t whole_panels(int64_t columns) { return (columns + kWidestPanel - 1) / kWidestPanel * kWidestPanel; }
+
+}  // namespace
+
+int64_t panels_capacity(int64_t rows, int64_t columns) { return rows * whole_panels(columns); }
+
+int64_t swiglu_ffn_norm_scratch_size(const SwigluFfnNormParams& p) {
+  return kSwigluTileRows * (2 * whole_panels(p.dim) + 2 * whole_panels(p.hidden));
+}
+
+int64_t swiglu_ffn_norm_backward_scratch_size(const SwigluFfnNormParams& p) {
+  return kSwigluTileRows * (3 * whole_panels(p.dim) + 3 * whole_panels(p.hidden)) + whole_panels(p.dim);
+}
+
+SwigluFfnNormWeightGrads swiglu_ffn_norm_weight_grads(const SwigluFfnNormParams& p) {
+  SwigluFfnNormWeightGrads at;
+  at.w_u = 0;
+  at.w_v = at.w_u + p.dim * p.hidden;
+  at.w_o = at.w_v + p.dim * p.hidden;
+  at.norm_weight = at.w_o + p.hidden * p.dim;
+  at.norm_bias = at.norm_weight + whole_panels(p.dim);
+  at.size = at.norm_bias + whole_panels(p.dim);
+  return at;
+}
+
+}  // namespace stca

@@ -1,0 +1,82 @@
+// The history path of one STCA layer, row by row: a gated feed-forward network and a layer norm, on raw pointers.
+//
+//   u = x w_u    v = x w_v    g = u * silu(v)    h = g w_o    y = (h - mean(h)) * rstd(h) * norm_weight + norm_bias
+//
+// with rstd(h) = 1 / sqrt(var(h) + eps); y = h without a norm. Only a tile of rows of u, v and g exists at a time.
+// Source: mission.md section 1, arXiv 2511.06077.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu_isa.h"
+#include "dtype.h"
+
+namespace stca {
+
+struct SwigluFfnNormParams {
+  Dtype dtype;
+  int64_t num_rows;  // N
+  int64_t dim;       // D
+  int64_t hidden;    // F
+  double eps;
+  bool norm;
+
+  const void* x;  // [N, D], last dimension contiguous
+  int64_t x_stride;
+
+  // In the accumulation type, in panels made by pack_panels(): zeros fill up the last panel.
+  const void* w_u;          // [D, F]
+  const void* w_v;          // [D, F]
+  const void* w_o;          // [F, D]
+  const void* norm_weight;  // [1, D]; not read without a norm
+  const void* norm_bias;    // [1, D]
+
+  void* y;     // [N, D] contiguous
+  void* mean;  // [N] of h, accumulation type
+  void* rstd;  // [N] of h, accumulation type
+};
+
+// `forward.mean` and `forward.rstd` are inputs here, `forward.y` is not read.
+struct SwigluFfnNormBackwardParams {
+  SwigluFfnNormParams forward;
+  const void* w_u_t;  // [F, D] in panels
+  const void* w_v_t;  // [F, D] in panels
+  const void* w_o_t;  // [D, F] in panels
+  const void* dy;     // [N, D] contiguous
+  void* dx;           // [N, D] contiguous
+};
+
+// Rows of one tile, and the elements of scratch memory (accumulation type) that a thread needs for it.
+constexpr int64_t kSwigluTileRows = 96;
+int64_t swiglu_ffn_norm_scratch_size(const SwigluFfnNormParams& params);
+int64_t swiglu_ffn_norm_backward_scratch_size(const SwigluFfnNormParams& params);
+
+// Elements that hold a matrix [rows, columns] in panels, for any instruction set.
+constexpr int64_t kWidestPanel = 32;  // AVX-512 in float
+int64_t panels_capacity(int64_t rows, int64_t columns);
+
+// Where each gradient lies in one partial result of the weights' gradients, [size] of the accumulation type; the norm's
+// are filled up to whole panels.
+struct SwigluFfnNormWeightGrads {
+  int64_t w_u, w_v, w_o, norm_weight, norm_bias, size;
+};
+SwigluFfnNormWeightGrads swiglu_ffn_norm_weight_grads(const SwigluFfnNormParams& params);
+
+// Element (i, j) of the matrix [rows, columns] is at from[i * row_stride + j * column_stride]. Packs the columns from
+// `begin` on, a multiple of kWidestPanel, up to `end`.
+STCA_DECLARE_CPU_KERNEL(pack_panels, Dtype dtype, const void* from, int64_t rows, int64_t columns, int64_t row_stride,
+                        int64_t column_stride, int64_t begin, int64_t end, void* to)
+
+// Rows [row_begin, row_end).
+STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_rows, const SwigluFfnNormParams& params, int64_t row_begin, int64_t row_end,
+                        void* scratch)
+
+// Rows [row_begin, row_end); `weight_grads` is set to their part of the weights' gradients.
+STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_backward_rows, const SwigluFfnNormBackwardParams& params, int64_t row_begin,
+                        int64_t row_end, void* weight_grads, void* scratch)
+
+// to[i] = sum over p of partials[p * stride + i], in order of p, for i in [0, size).
+STCA_DECLARE_CPU_KERNEL(sum_partials, Dtype dtype, const void* partials, int64_t count, int64_t stride, int64_t size,
+                        void* to)
+
+}  // namespace stca

@@ -1,0 +1,53 @@
+#include "rows.h"
+
+#include <ATen/ops/zeros.h>
+
+#include <vector>
+
+namespace stca {
+
+int64_t row_width(const at::Tensor& tensor) {
+  int64_t width = 1;
+  for (int64_t d = 1; d < tensor.dim(); ++d) width *= tensor.size(d);
+  return width;
+}
+
+at::Tensor launch_segment_sum(const at::Tensor& rows, const int64_t* order, const int64_t* offsets, int64_t segments,
+                              bool mean, Dtype dtype) {
+  const at::Tensor contiguous = rows.contiguous();
+  std::vector<int64_t> sizes = rows.sizes().vec();
+  sizes[0] = segments;
+  const at::Tensor sums = at::empty(sizes, rows.options());
+  const int64_t width = row_width(rows);
+  const SegmentSumParams params{dtype,   width, contiguous.const_data_ptr(), order,
+                                offsets, mean,  sums.mutable_data_ptr()};
+  const auto kernel = STCA_SELECT_CPU_KERNEL(segment_sum);
+  // One long segment still feeds all threads, by pieces of columns; whole rows stream better where segments are many.
+  const int64_t threads = at::get_num_threads();
+  const int64_t wanted = segments >= 4 * threads ? 1 : std::min<int64_t>(threads, (width + 255) / 256);
+  const int64_t piece_columns = std::max<int64_t>(1, (width + wanted - 1) / std::max<int64_t>(1, wanted));
+  const int64_t pieces = (width + piece_columns - 1) / piece_columns;
+  const int64_t rows_per_sum = segments > 0 ? offsets[segments] / segments + 1 : 1;
+  const int64_t grain = std::max<int64_t>(1, (1 << 15) / (rows_per_sum * piece_columns));
+  at::parallel_for(0, segments * pieces, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = i % pieces * piece_columns;
+      kernel(params, i / pieces, i / pieces + 1, column, std::min(column + piece_columns, width));
+    }
+  });
+  return sums;
+}
+
+Places places_of(const at::Tensor& index, int64_t count) {
+  const int64_t* values = index.const_data_ptr<int64_t>();
+  Places places{at::empty({index.size(0)}, at::kLong), at::zeros({count + 1}, at::kLong)};
+  int64_t* offsets = places.offsets.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < index.size(0); ++i) ++offsets[values[i] + 1];
+  for (int64_t v = 0; v < count; ++v) offsets[v + 1] += offsets[v];
+  std::vector<int64_t> next(offsets, offsets + count);
+  int64_t* order = places.order.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < index.size(0); ++i) order[next[values[i]]++] = i;
+  return places;
+}
+
+}  // namespace stca

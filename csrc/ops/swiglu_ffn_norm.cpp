@@ -1,0 +1,157 @@
+// swiglu_ffn_norm: tensors to plain structs. Formula and shapes: ../kernels/swiglu_ffn_norm.h.
+#include "../kernels/swiglu_ffn_norm.h"
+
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <tuple>
+#include <vector>
+
+#include "common.h"
+
+namespace stca {
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+constexpr const char* kOp = "swiglu_ffn_norm";
+
+// The checked inputs and what is packed from them, kept alive while `params` points into them.
+struct Inputs {
+  Tensor x, w_u, w_v, w_o, norm_weight, norm_bias;
+  std::vector<Tensor> packed;
+  SwigluFfnNormParams params;
+};
+
+// The matrix [rows, columns], or its transpose, in panels of the accumulation type.
+const void* pack(Inputs& in, const Tensor& matrix, bool transposed) {
+  const int64_t rows = matrix.size(transposed ? 1 : 0), columns = matrix.size(transposed ? 0 : 1);
+  const int64_t row_stride = matrix.stride(transposed ? 1 : 0), column_stride = matrix.stride(transposed ? 0 : 1);
+  const int64_t bytes = accumulator_size(in.params.dtype);
+  in.packed.push_back(at::empty({panels_capacity(rows, columns) * bytes}, at::kByte));
+  void* to = in.packed.back().mutable_data_ptr();
+  const auto kernel = STCA_SELECT_CPU_KERNEL(pack_panels);
+  const int64_t panels = (columns + kWidestPanel - 1) / kWidestPanel;
+  at::parallel_for(0, panels, (1 << 15) / (rows * kWidestPanel) + 1, [&](int64_t begin, int64_t end) {
+    kernel(in.params.dtype, matrix.const_data_ptr(), rows, columns, row_stride, column_stride, begin * kWidestPanel,
+           std::min(end * kWidestPanel, columns), to);
+  });
+  return to;
+}
+
+void check_weight(const char* name, const Tensor& weight, const Tensor& x, const char* shape,
+                  at::IntArrayRef expected) {
+  STCA_CHECK(weight.sizes() == expected, kOp, name, " must be ", shape, " = ", expected, ", got ", weight.sizes());
+  check_same(kOp, name, weight, "x", x);
+}
+
+Inputs checked_inputs(const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
+                      const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, double eps) {
+  Inputs in;
+  SwigluFfnNormParams& p = in.params;
+  p.dtype = checked_dtype(kOp, "x", x);
+  check_dims(kOp, "x", x, "[N, D]", 2);
+  check_dims(kOp, "w_u", w_u, "[D, F]", 2);
+  const int64_t D = x.size(1), F = w_u.size(1);
+  STCA_CHECK(D > 0 && F > 0, kOp, "x [N, D] and w_u [D, F] must have D and F of at least 1, got ", x.sizes(), " and ",
+             w_u.sizes());
+  check_weight("w_u", w_u, x, "[D, F]", {D, F});
+  check_weight("w_v", w_v, x, "[D, F]", {D, F});
+  check_weight("w_o", w_o, x, "[F, D]", {F, D});
+  STCA_CHECK(norm_weight.has_value() || !norm_bias.has_value(), kOp,
+             "norm_bias must be None where norm_weight is None, got a tensor");
+  if (norm_weight.has_value()) check_weight("norm_weight", *norm_weight, x, "[D]", {D});
+  if (norm_bias.has_value()) check_weight("norm_bias", *norm_bias, x, "[D]", {D});
+  in.x = with_contiguous_rows(x);
+  p.num_rows = x.size(0);
+  p.dim = D;
+  p.hidden = F;
+  p.eps = eps;
+  p.norm = norm_weight.has_value();
+  p.x = in.x.const_data_ptr();
+  p.x_stride = in.x.stride(0);
+  p.w_u = pack(in, w_u, false);
+  p.w_v = pack(in, w_v, false);
+  p.w_o = pack(in, w_o, false);
+  p.norm_weight = p.norm ? pack(in, norm_weight->unsqueeze(0), false) : nullptr;
+  p.norm_bias = p.norm
+                    ? pack(in, norm_bias.has_value() ? norm_bias->unsqueeze(0) : at::zeros({1, D}, x.options()), false)
+                    : nullptr;
+  return in;
+}
+
+std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor& w_u, const Tensor& w_v,
+                                                   const Tensor& w_o, const optional<Tensor>& norm_weight,
+                                                   const optional<Tensor>& norm_bias, double eps) {
+  Inputs in = checked_inputs(x, w_u, w_v, w_o, norm_weight, norm_bias, eps);
+  SwigluFfnNormParams& p = in.params;
+  const Tensor y = at::empty({p.num_rows, p.dim}, x.options());
+  const auto statistics = x.options().dtype(accumulation_type(x));
+  const Tensor mean = at::empty({p.norm ? p.num_rows : 0}, statistics);
+  const Tensor rstd = at::empty({p.norm ? p.num_rows : 0}, statistics);
+  p.y = y.mutable_data_ptr();
+  p.mean = mean.mutable_data_ptr();
+  p.rstd = rstd.mutable_data_ptr();
+  const auto kernel = STCA_SELECT_CPU_KERNEL(swiglu_ffn_norm_rows);
+  const int64_t tiles = (p.num_rows + kSwigluTileRows - 1) / kSwigluTileRows;
+  for_each_item(tiles, swiglu_ffn_norm_scratch_size(p) * accumulator_size(p.dtype), [&](int64_t tile, void* scratch) {
+    const int64_t begin = tile * kSwigluTileRows;
+    kernel(p, begin, std::min(begin + kSwigluTileRows, p.num_rows), scratch);
+  });
+  return {y, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward(
+    const Tensor& dy, const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
+    const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd) {
+  Inputs in = checked_inputs(x, w_u, w_v, w_o, norm_weight, norm_bias, 0.0);
+  STCA_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(), kOp, "dy must be like y, ", x.sizes(),
+             " of ", x.scalar_type(), ", got ", dy.sizes(), " of ", dy.scalar_type());
+  const Tensor dy_rows = dy.contiguous(), mean_rows = mean.contiguous(), rstd_rows = rstd.contiguous();
+  in.params.mean = mean_rows.data_ptr();
+  in.params.rstd = rstd_rows.data_ptr();
+  const Tensor dx = at::empty(x.sizes(), x.options());
+  SwigluFfnNormBackwardParams p{in.params,           pack(in, w_u, true),      pack(in, w_v, true),
+                                pack(in, w_o, true), dy_rows.const_data_ptr(), dx.mutable_data_ptr()};
+
+  // Each thread sums the weights' gradients over one range of rows; the ranges are then added in order.
+  const int64_t bytes = accumulator_size(in.params.dtype);
+  const int64_t tiles = (x.size(0) + kSwigluTileRows - 1) / kSwigluTileRows;
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(tiles, at::get_num_threads()));
+  const int64_t part_rows = (tiles + parts - 1) / parts * kSwigluTileRows;
+  const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(in.params);
+  const Tensor partials = at::empty({parts * at.size * bytes}, at::kByte);
+  char* memory = static_cast<char*>(partials.mutable_data_ptr());
+  const auto kernel = STCA_SELECT_CPU_KERNEL(swiglu_ffn_norm_backward_rows);
+  for_each_item(parts, swiglu_ffn_norm_backward_scratch_size(in.params) * bytes, [&](int64_t part, void* scratch) {
+    const int64_t begin = std::min(part * part_rows, x.size(0)), end = std::min(begin + part_rows, x.size(0));
+    kernel(p, begin, end, memory + part * at.size * bytes, scratch);
+  });
+
+  const auto reduce = STCA_SELECT_CPU_KERNEL(sum_partials);
+  auto gradient = [&](int64_t offset, at::IntArrayRef sizes, bool wanted) {
+    const Tensor grad = at::empty(wanted ? sizes : at::IntArrayRef{0}, x.options());
+    const int64_t element = grad.element_size(), size = grad.numel();
+    char* to = static_cast<char*>(grad.mutable_data_ptr());
+    at::parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
+      reduce(in.params.dtype, memory + (offset + begin) * bytes, parts, at.size, end - begin, to + begin * element);
+    });
+    return grad;
+  };
+  return {dx,
+          gradient(at.w_u, w_u.sizes(), true),
+          gradient(at.w_v, w_v.sizes(), true),
+          gradient(at.w_o, w_o.sizes(), true),
+          gradient(at.norm_weight, {x.size(1)}, norm_weight.has_value()),
+          gradient(at.norm_bias, {x.size(1)}, norm_bias.has_value())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(stca, CPU, m) {
+  m.impl("swiglu_ffn_norm", &swiglu_ffn_norm);
+  m.impl("swiglu_ffn_norm_backward", &swiglu_ffn_norm_backward);
+}
+
+}  // namespace stca

@@ -1,0 +1,8 @@
+"""Drop-in modules: the layers of STCA, and the head that its paper puts on top."""
+
+from stca.nn.attention import TargetAttention
+from stca.nn.ffn import SwiGLUFFN
+from stca.nn.rank_mixer import RankMixer
+from stca.nn.stack import STCA, STCALayer
+
+__all__ = ["STCA", "RankMixer", "STCALayer", "SwiGLUFFN", "TargetAttention"]

@@ -1,0 +1,78 @@
+"""The gated feed-forward network of STCA."""
+
+import torch
+from torch import Tensor, nn
+
+from stca import ops
+
+
+class SwiGLUFFN(nn.Module):
+    r"""Gated feed-forward network without biases, with or without a layer norm behind it.
+
+    .. math::
+        \text{SwiGLUFFN}(x) = \big((x W_u) \odot \mathrm{silu}(x W_v)\big) W_o
+
+    Args:
+        dim: D, width of input and output.
+        ffn_ratio: r; the hidden width is F = r * D.
+        norm: put a layer norm with weight and bias behind it. Its hidden rows are never stored (see
+            `stca.ops.swiglu_ffn_norm`).
+        eps: of the layer norm.
+
+    Shapes:
+        x [..., D] -> [..., D]
+
+    Raises:
+        ValueError: dim or the hidden width below 1.
+
+    Source:
+        arXiv 2511.06077, section 3.2.
+
+    Example:
+        >>> stca.nn.SwiGLUFFN(8, norm=True)(torch.randn(5, 8)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_ratio: float = 2,
+        *,
+        norm: bool = False,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = int(ffn_ratio * dim)
+        if dim < 1 or hidden < 1:
+            raise ValueError(f"SwiGLUFFN: dim and ffn_ratio * dim must be at least 1, got {dim} and {hidden}")
+        self.dim = dim
+        self.eps = eps
+        self.w_u = nn.Parameter(torch.empty(dim, hidden, device=device, dtype=dtype))
+        self.w_v = nn.Parameter(torch.empty(dim, hidden, device=device, dtype=dtype))
+        self.w_o = nn.Parameter(torch.empty(hidden, dim, device=device, dtype=dtype))
+        self.norm_weight = nn.Parameter(torch.empty(dim, device=device, dtype=dtype)) if norm else None
+        self.norm_bias = nn.Parameter(torch.empty(dim, device=device, dtype=dtype)) if norm else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weights that keep rows of unit variance near unit variance."""
+        for weight in (self.w_u, self.w_v, self.w_o):
+            nn.init.normal_(weight, std=weight.shape[0] ** -0.5)
+        with torch.no_grad():
+            # silu(x) x' of two unit normals has a second moment of 0.36.
+            self.w_o.mul_(0.36**-0.5)
+        if self.norm_weight is not None and self.norm_bias is not None:
+            nn.init.ones_(self.norm_weight)
+            nn.init.zeros_(self.norm_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        rows = x.reshape(-1, self.dim)
+        y = ops.swiglu_ffn_norm(rows, self.w_u, self.w_v, self.w_o, self.norm_weight, self.norm_bias, self.eps)
+        return y.reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        """Sizes, for print(module)."""
+        return f"{self.dim}, hidden={self.w_u.shape[1]}, norm={self.norm_weight is not None}"

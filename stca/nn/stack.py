@@ -1,0 +1,232 @@
+"""STCA: layers of target-to-history cross attention, each over its own encoding of the raw history."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from stca.nn.attention import Order, TargetAttention
+from stca.nn.ffn import SwiGLUFFN
+from stca.nn.layout import Flat, flatten
+
+
+def _fusion(inputs: int, dim: int, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
+    weight = torch.empty(inputs * dim, dim, device=device, dtype=dtype)
+    return nn.Parameter(nn.init.normal_(weight, std=(inputs * dim) ** -0.5))
+
+
+class STCALayer(nn.Module):
+    r"""One layer: encodes the raw history, fuses the query with what earlier layers found, and attends.
+
+    .. math::
+        \tilde X_i = \mathrm{LN}(\mathrm{SwiGLUFFN}_i(X)) \qquad
+        q_i = \mathrm{LN}(\mathrm{SwiGLUFFN}_i([o_1, \ldots, o_{i-1}, x_t] W_{C,i})) \qquad
+        o_i = \mathrm{Attention}(q_i, \tilde X_i)
+
+    The first layer has no :math:`W_C`: its query is :math:`\mathrm{LN}(\mathrm{SwiGLUFFN}_1(x_t))`.
+
+    Args:
+        dim: D.
+        num_heads: H.
+        position: i, from 1; the query is fused from i inputs.
+        ffn_ratio: r, hidden width of both networks over D.
+        share_ffn: one network (and its norm) for queries and history instead of two.
+        order: of the attention, see `TargetAttention`.
+        eps: of the layer norms.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        position: int = 1,
+        ffn_ratio: float = 2,
+        *,
+        share_ffn: bool = False,
+        order: Order = "auto",
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.history_ffn = SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
+        self.query_ffn = (
+            self.history_ffn if share_ffn else SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
+        )
+        self.w_c = _fusion(position, dim, device, dtype) if position > 1 else None
+        self.attention = TargetAttention(dim, num_heads, order=order, device=device, dtype=dtype)
+
+    def encode_history(self, history: Tensor) -> Tensor:
+        """History rows [N, D] -> [N, D]; a row depends on itself alone, so it can be kept for later requests."""
+        encoded: Tensor = self.history_ffn(history)
+        return encoded
+
+    def attend(self, inputs: Sequence[Tensor], encoded: Tensor, flat: Flat, history_index: Tensor | None) -> Tensor:
+        """o_i [T, D] from [o_1, ..., o_(i-1), x_t] and the encoded history."""
+        query = inputs[0] if self.w_c is None else torch.cat(list(inputs), dim=1) @ self.w_c
+        o: Tensor = self.attention(
+            self.query_ffn(query),
+            encoded,
+            flat.target_offsets,
+            flat.history_offsets,
+            visible=flat.visible,
+            history_index=history_index,
+        )
+        return o
+
+
+class STCA(nn.Module):
+    r"""Stacked target-to-history cross attention: what each target finds in its request's history, [T, D].
+
+    Layers i = 1..M as in `STCALayer`, then
+
+    .. math::
+        z = \mathrm{SwiGLUFFN}([o_1, \ldots, o_M, x_t] W_Z)
+
+    No self-attention among history rows, no mask, no residuals; the cost is linear in the history's length. The
+    history is held once per request, never per target.
+
+    Args:
+        dim: D, width of targets, history rows and result.
+        num_layers: M.
+        num_heads: H, divides D.
+        ffn_ratio: r, hidden width of the feed-forward networks over D.
+        share_ffn: one network (and its norm) for queries and history in each layer instead of two.
+        final_norm: a layer norm behind z.
+        order: of the attention, see `TargetAttention`.
+        checkpoint: do not keep the encoded history for the backward pass, encode it again.
+        eps: of the layer norms.
+
+    Source:
+        arXiv 2511.06077, section 3.2.
+
+    Example:
+        >>> model = stca.nn.STCA(dim=16, num_layers=2, num_heads=4)
+        >>> offsets = torch.tensor([0, 2, 3]), torch.tensor([0, 5, 9])  # 2 requests: 2 and 1 targets, 5 and 4 rows
+        >>> model(torch.randn(3, 16), torch.randn(9, 16), *offsets).shape
+        torch.Size([3, 16])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int = 4,
+        num_heads: int = 8,
+        ffn_ratio: float = 2,
+        *,
+        share_ffn: bool = False,
+        final_norm: bool = False,
+        order: Order = "auto",
+        checkpoint: bool = False,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"STCA: num_layers must be at least 1, got {num_layers}")
+        self.dim = dim
+        self.checkpoint = checkpoint
+        self.layers = nn.ModuleList(
+            STCALayer(
+                dim,
+                num_heads,
+                position,
+                ffn_ratio,
+                share_ffn=share_ffn,
+                order=order,
+                eps=eps,
+                device=device,
+                dtype=dtype,
+            )
+            for position in range(1, num_layers + 1)
+        )
+        self.w_z = _fusion(num_layers + 1, dim, device, dtype)
+        self.output_ffn = SwiGLUFFN(dim, ffn_ratio, norm=final_norm, eps=eps, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        targets: Tensor,
+        history: Tensor,
+        target_offsets: Tensor | None = None,
+        history_offsets: Tensor | None = None,
+        *,
+        visible: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+        history_lengths: Tensor | None = None,
+        history_index: Tensor | None = None,
+    ) -> Tensor:
+        """z for every target, in one of three forms.
+
+        Args:
+            targets: flat [T, D], padded [B, m, D], or nested [B, j, D] with layout torch.jagged.
+            history: raw rows in the same form: [N, D], [B, L, D], or nested. Padding is encoded but never attended to.
+            target_offsets: [R + 1], flat form only: request r owns targets `target_offsets[r]:target_offsets[r+1]`.
+            history_offsets: [R + 1], flat form only, as above for history rows.
+            visible: int [T, 2] ([B, m, 2] in padded form): each target sees only rows [begin, end) of its own
+                request's history. None: all.
+            target_lengths: int [B], padded form only: z of targets beyond is 0. None: all are targets.
+            history_lengths: int [B], padded form only: rows beyond are padding. None: all are rows.
+            history_index: int [N], flat form only: the history holds P distinct rows [P, D], and row n of the
+                requests' histories is row `history_index[n]`. Each distinct row is encoded once.
+
+        Returns:
+            z in the targets' form.
+
+        Raises:
+            ValueError: arguments of different forms, or what `stca.ops.target_attention` refuses.
+        """
+        flat = flatten(
+            "STCA",
+            targets,
+            history,
+            target_offsets,
+            history_offsets,
+            visible,
+            target_lengths,
+            history_lengths,
+        )
+        encodings = (self._encode(layer, flat.history) for layer in self.layers)
+        return flat.restore(self._attend(encodings, flat, history_index))
+
+    def encode_history(self, history: Tensor) -> list[Tensor]:
+        """Every layer's encoding of history rows [N, D]: what a server keeps per user and extends by new rows."""
+        return [layer.encode_history(history) for layer in self.layers if isinstance(layer, STCALayer)]
+
+    def attend(
+        self,
+        targets: Tensor,
+        encoded: Sequence[Tensor],
+        target_offsets: Tensor,
+        history_offsets: Tensor,
+        *,
+        visible: Tensor | None = None,
+        history_index: Tensor | None = None,
+    ) -> Tensor:
+        """z [T, D] from flat targets and what `encode_history` gave for their history.
+
+        Raises:
+            ValueError: another number of encodings than layers.
+        """
+        if len(encoded) != len(self.layers):
+            raise ValueError(
+                f"STCA.attend: encoded must hold {len(self.layers)} tensors, one a layer, got {len(encoded)}"
+            )
+        flat = flatten("STCA.attend", targets, encoded[0], target_offsets, history_offsets, visible, None, None)
+        return self._attend(encoded, flat, history_index)
+
+    def _encode(self, layer: nn.Module, history: Tensor) -> Tensor:
+        assert isinstance(layer, STCALayer)
+        if not self.checkpoint:
+            return layer.encode_history(history)
+        encoded: Tensor = recompute(layer.encode_history, history, use_reentrant=False)
+        return encoded
+
+    def _attend(self, encodings: Iterable[Tensor], flat: Flat, history_index: Tensor | None) -> Tensor:
+        inputs = [flat.targets]
+        for layer, encoded in zip(self.layers, encodings, strict=True):
+            assert isinstance(layer, STCALayer)
+            inputs.insert(-1, layer.attend(inputs, encoded, flat, history_index))
+        z: Tensor = self.output_ffn(torch.cat(inputs, dim=1) @ self.w_z)
+        return z

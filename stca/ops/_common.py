@@ -1,0 +1,28 @@
+"""What the operators' Python halves share."""
+
+import torch
+from torch import Tensor
+
+
+def check_one_device(op: str, **tensors: Tensor | None) -> None:
+    """Raises ValueError unless all tensors are on the first one's device.
+
+    Fake kernels call it: a tensor on "meta" among others sends the whole call to them, and what they return for
+    tensors of another device would be memory that nobody wrote.
+    """
+    first: tuple[str, torch.device] | None = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first = name, tensor.device
+        elif tensor.device != first[1]:
+            raise ValueError(f"{op}: {name} must be on the device of {first[0]}, {first[1]}, got {tensor.device}")
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype to which `torch.autocast` converts now on the tensor's device, None outside of it."""
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

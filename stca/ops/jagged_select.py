@@ -1,0 +1,87 @@
+"""The histories of chosen requests, each cut to its most recent rows, in one copy."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def jagged_select(
+    values: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None = None, total: int | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Copies, for each s, the last `keep[s]` rows of the history of request `index[s]`.
+
+    Selection, reordering, repetition and the recent suffix of length-extrapolative training, in one copy. The
+    gradient of a row that was taken several times is added up in the order of s, in float32 whatever the dtype.
+
+    Args:
+        values: [N, ...] of any dtype; gradients need a floating one.
+        offsets: [R + 1], int32 or int64, from 0 to N, never decreasing.
+        index: [S], int32 or int64, requests in [0, R), in any order, any number of times.
+        keep: [S], int32 or int64, at least 0: how many of the last rows to take; shorter histories come whole. None:
+            all rows.
+        total: number of rows selected, where it is known; found from the values of the other arguments when None.
+
+    Returns:
+        values [total, ...] and offsets [S + 1] in the dtype of `offsets`.
+
+    Raises:
+        ValueError: a request out of range, a negative `keep`, a wrong `total`, or offsets that do not start at 0,
+            decrease or do not end at N.
+
+    Source:
+        Length-extrapolative training on recent suffixes, arXiv 2511.06077, section 3.4.
+
+    Example:
+        >>> values, offsets = torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([0, 3, 4])
+        >>> stca.ops.jagged_select(values, offsets, torch.tensor([1, 0]), torch.tensor([9, 2]))
+        (tensor([3., 1., 2.]), tensor([0, 1, 3]))
+    """
+    selected: tuple[Tensor, Tensor] = torch.ops.stca.jagged_select(values, offsets, index, keep, total)
+    return selected
+
+
+@torch.library.register_fake("stca::jagged_select")
+def _fake(
+    values: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None, total: int | None
+) -> tuple[Tensor, Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size() if total is None else total
+    return values.new_empty(size, *values.shape[1:]), offsets.new_empty(index.shape[0] + 1)
+
+
+@torch.library.register_fake("stca::jagged_select_backward")
+def _backward_fake(grad: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None, num_rows: int) -> Tensor:
+    return grad.new_empty(num_rows, *grad.shape[1:])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    values, offsets, index, keep, _ = inputs
+    ctx.num_rows = values.shape[0]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(offsets, index, keep)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    offsets, index, keep = ctx.saved_tensors
+    return (
+        torch.ops.stca.jagged_select_backward(grad, offsets, index, keep, ctx.num_rows),
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, offsets, index, keep, _ = inputs
+    ctx.total = inputs[0].shape[0]
+    ctx.save_for_backward(offsets, index, keep)
+
+
+def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, _ = torch.ops.stca.jagged_select(grad, *ctx.saved_tensors, ctx.total)
+    return values, None, None, None, None
+
+
+torch.library.register_autograd("stca::jagged_select", _backward, setup_context=_setup_context)
+torch.library.register_autograd("stca::jagged_select_backward", _backward_of_backward, setup_context=_backward_setup)

@@ -1,0 +1,64 @@
+"""A row per request, repeated for each of its targets."""
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from stca.ops.request_reduce import request_reduce
+
+
+@overload
+def request_gather(x: Tensor, target_offsets: Tensor, *, total: int | None = ...) -> Tensor: ...
+@overload
+def request_gather(x: Sequence[Tensor], target_offsets: Tensor, *, total: int | None = ...) -> list[Tensor]: ...
+def request_gather(
+    x: Tensor | Sequence[Tensor], target_offsets: Tensor, *, total: int | None = None
+) -> Tensor | list[Tensor]:
+    r"""Repeats each request's row for each of its targets: :math:`y_t = x_r` for the request r of target t.
+
+    The gradient is `request_reduce`: a sum over each request's targets, in float32 whatever the dtype and in a fixed
+    order. Targets lie grouped by request, so there is no index tensor, no sort and no atomic addition.
+
+    Args:
+        x: [R, ...] of any dtype, or a sequence of such tensors, of several widths, gathered in one call.
+        target_offsets: [R + 1], int32 or int64, from 0, never decreasing: request r owns targets
+            `target_offsets[r]:target_offsets[r+1]`.
+        total: T, the last offset; read from `target_offsets` when None.
+
+    Returns:
+        [T, ...] in x's dtype, or a list of such tensors.
+
+    Raises:
+        ValueError: an x whose first dimension is not R, or offsets that do not start at 0, decrease or do not end at
+            `total`.
+
+    Source:
+        Request-level batching, arXiv 2511.06077, section 3.3.
+
+    Example:
+        >>> stca.ops.request_gather(torch.tensor([10.0, 20.0]), torch.tensor([0, 1, 3]))
+        tensor([10., 20., 20.])
+    """
+    xs = [x] if isinstance(x, Tensor) else list(x)
+    ys: list[Tensor] = torch.ops.stca.request_gather(xs, target_offsets, total)
+    return ys[0] if isinstance(x, Tensor) else ys
+
+
+@torch.library.register_fake("stca::request_gather")
+def _fake(xs: Sequence[Tensor], target_offsets: Tensor, total: int | None) -> list[Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size() if total is None else total
+    return [x.new_empty(size, *x.shape[1:]) for x in xs]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+    (target_offsets,) = ctx.saved_tensors
+    return [None if grad is None else request_reduce(grad, target_offsets) for grad in grads], None, None
+
+
+torch.library.register_autograd("stca::request_gather", _backward, setup_context=_setup_context)

@@ -1,0 +1,58 @@
+"""The rows of each request's targets, summed or averaged."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
+    r"""Sums or averages the rows of each request's targets: :math:`y_r = \sum_t x_t` over the targets t of request r.
+
+    Sums are accumulated in float32 (float64 for float64) in the order of the targets and rounded once, so a sum of
+    1,000 bfloat16 ones is 1,000, and the bits are the same on every run.
+
+    Args:
+        x: [T, ...], float64, float32, bfloat16 or float16.
+        target_offsets: [R + 1], int32 or int64, from 0 to T, never decreasing.
+        reduce: "sum" or "mean"; the mean of no targets is 0.
+
+    Returns:
+        [R, ...] in x's dtype.
+
+    Raises:
+        ValueError: another `reduce`, or offsets that do not start at 0, decrease or do not end at T.
+
+    Source:
+        Request-level batching, arXiv 2511.06077, section 3.3.
+
+    Example:
+        >>> stca.ops.request_reduce(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 1, 3]))
+        tensor([1., 0., 5.])
+    """
+    if reduce not in ("sum", "mean"):
+        raise ValueError(f"request_reduce: reduce must be 'sum' or 'mean', got {reduce!r}")
+    y: Tensor = torch.ops.stca.request_reduce(x, target_offsets, reduce == "mean")
+    return y
+
+
+@torch.library.register_fake("stca::request_reduce")
+def _fake(x: Tensor, target_offsets: Tensor, mean: bool) -> Tensor:
+    return x.new_empty(target_offsets.shape[0] - 1, *x.shape[1:])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, target_offsets, ctx.mean = inputs
+    ctx.total = x.shape[0]
+    ctx.save_for_backward(target_offsets)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (target_offsets,) = ctx.saved_tensors
+    if ctx.mean:
+        counts = target_offsets.diff().clamp(min=1)
+        grad = grad / counts.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype)
+    return torch.ops.stca.request_gather([grad], target_offsets, ctx.total)[0], None, None
+
+
+torch.library.register_autograd("stca::request_reduce", _backward, setup_context=_setup_context)
