@@ -1,0 +1,91 @@
+"""Training speed and peak memory, request-level against point-wise, each in a process of its own."""
+
+import multiprocessing
+import resource
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ranker.batches import Batch, group_requests, make_batch
+from ranker.logs import Integers, Log
+from ranker.model import Ranker
+
+
+def pointwise(batch: Batch) -> Batch:
+    """The same targets, each with a copy of the history rows that it sees."""
+    histories = batch.target_offsets.numel() - 1
+    of_target = torch.repeat_interleave(torch.arange(histories), batch.target_offsets.diff())
+    begins = batch.history_offsets[of_target] + batch.visible[:, 0]
+    counts = batch.visible[:, 1] - batch.visible[:, 0]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    rows = torch.repeat_interleave(begins - offsets[:-1], counts) + torch.arange(int(offsets[-1]))
+    return replace(
+        batch,
+        history_item=batch.history_item[rows],
+        history_action=batch.history_action[rows],
+        history_age=batch.history_age[rows],
+        history_offsets=offsets,
+        visible=torch.stack([torch.zeros_like(counts), counts], dim=1),
+        target_offsets=torch.arange(len(counts) + 1),
+    )
+
+
+def _train_steps(log: Log, runs: list[Integers], length: int, copy: bool, threads: int) -> dict[str, float]:
+    """In a child process: one step to warm up, then one step a run."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = Ranker(log.num_items, log.num_users)
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    targets, sent, seconds = 0, 0, 0.0
+    for step, run in enumerate([runs[0], *runs]):
+        start = time.perf_counter()
+        batch = make_batch(log, [run], [length])
+        if copy:
+            batch = pointwise(batch)
+        loss = F.binary_cross_entropy_with_logits(model(batch), batch.label)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if step > 0:
+            seconds += time.perf_counter() - start
+            targets += batch.label.numel()
+            sent += batch.nbytes()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "targets_per_s": targets / seconds,
+        "bytes_per_target": sent / targets,
+        "peak_memory_mb": (peak - before) / 1024,
+    }
+
+
+def compare(log: Log, requests: Integers, length: int, requests_per_history: int) -> dict[str, dict[str, float]]:
+    """Training steps on requests with full histories: one history for many requests, one for each, one for each target.
+
+    Args:
+        log: the log.
+        requests: from which the few with the most history are taken.
+        length: history rows of a target, at most.
+        requests_per_history: of the first form.
+
+    Returns:
+        For each form: training targets a second, bytes of a batch per target, peak memory in MB above the model's.
+    """
+    rows = log.history_end[requests] - log.user_begin[requests]
+    full = requests[rows >= min(length, np.quantile(rows, 0.9))]
+    shared = group_requests(log, full, requests_per_history)
+    shared = sorted(shared, key=len, reverse=True)[:2]
+    single = [np.array([request]) for run in shared for request in run]
+    forms = {
+        "shared by requests": (shared, False),
+        "request-level": (single[:12], False),
+        "point-wise": (single[:6], True),
+    }
+    results = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for name, (runs, copy) in forms.items():
+            results[name] = pool.apply(_train_steps, (log, runs, length, copy, torch.get_num_threads()))
+    return results

@@ -1,0 +1,50 @@
+"""The result as a table, as JSON and as a picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def print_report(report: Report) -> None:
+    """Prints everything side by side."""
+    print(f"\n{'model':<34}{'AUC':>9}{'log loss':>11}")
+    for name, result in report["baselines"].items():
+        print(f"{name:<34}{result['auc']:>9.4f}{result['logloss']:>11.4f}")
+    for length, result in report["served"].items():
+        print(f"{f'STCA, last {int(length):,} events':<34}{result['auc']:>9.4f}{result['logloss']:>11.4f}")
+    print(f"\n{'training':<34}{'targets/s':>11}{'peak memory':>14}{'bytes/target':>14}")
+    for name, speed in report["throughput"].items():
+        memory = report["peak_memory_mb"][name]
+        print(f"{name:<34}{speed:>11,.0f}{memory:>11,.0f} MB{report['bytes_per_target'][name]:>14,.0f}")
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Writes the report as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def draw(report: Report, path: Path) -> None:
+    """AUC against served length, with the baselines as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    lengths = [int(length) for length in report["served"]]
+    axes.plot(lengths, [result["auc"] for result in report["served"].values()], marker="o", label="STCA")
+    for style, (name, result) in zip((":", "--", "-."), report["baselines"].items(), strict=False):
+        axes.axhline(result["auc"], linestyle=style, color="gray", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set_xlabel("history served (events)")
+    axes.set_ylabel("AUC")
+    axes.set_title(f"Served length, {report['log']}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,174 @@
+"""Training with early stop, checkpoint and resume; AUC and log loss of a model on chosen requests."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from ranker.batches import beta_lengths, group_requests, make_batch, pack
+from ranker.logs import Integers, Log, Split
+
+
+@dataclass(frozen=True)
+class Config:
+    """How to train.
+
+    Lengths are history rows that a target sees, drawn anew for each run of requests and epoch; `budget` is history
+    rows of a batch.
+    """
+
+    epochs: int = 3
+    patience: int = 1
+    min_length: int = 64
+    average_length: int = 1024
+    max_length: int = 4096
+    requests_per_history: int = 32
+    max_span_days: int = 30
+    budget: int = 12_000
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup: int = 100
+    save_every: int = 50
+    seed: int = 0
+
+
+def auc(label: NDArray[np.float32], score: NDArray[np.float64]) -> float:
+    """Area under the ROC curve; equal scores count half. NaN where all labels are the same."""
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count - 1) / 2)[place]
+    positives = float((label == 1).sum())
+    negatives = len(label) - positives
+    if positives == 0 or negatives == 0:
+        return math.nan
+    return float((rank[label == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def evaluate(
+    model: nn.Module, log: Log, requests: Integers, length: int, config: Config, name: str
+) -> dict[str, float]:
+    """AUC and log loss over the targets of `requests`, each seeing at most its last `length` events."""
+    runs = group_requests(log, requests, config.requests_per_history, config.max_span_days * 86400)
+    model.eval()
+    logits, labels = [], []
+    with torch.no_grad():
+        for run in tqdm(runs, desc=name, unit="run", leave=False):
+            batch = make_batch(log, [run], [length])
+            logits.append(model(batch))
+            labels.append(batch.label)
+    score, label = torch.cat(logits).double(), torch.cat(labels)
+    return {
+        "auc": auc(label.numpy(), score.numpy()),
+        "logloss": float(F.binary_cross_entropy_with_logits(score, label.double())),
+    }
+
+
+class Training:
+    """The state of one training run, kept in one file from which it goes on exactly where it was."""
+
+    def __init__(self, model: nn.Module, log: Log, split: Split, config: Config, checkpoint: Path | None) -> None:
+        self.model, self.log, self.split, self.config, self.checkpoint = model, log, split, config, checkpoint
+        self.runs = group_requests(log, split.train, config.requests_per_history, config.max_span_days * 86400)
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        plain = [p for p in model.parameters() if p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
+        )
+        self.state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "best_model": None, "worse": 0}
+        if checkpoint is not None and checkpoint.exists():
+            self._load(checkpoint)
+
+    def run(self, name: str) -> None:
+        """Trains to the end or to the early stop; the model is then the best epoch's."""
+        while self.state["epoch"] < self.config.epochs and self.state["worse"] <= self.config.patience:
+            self._epoch(name)
+        if self.state["best_model"] is not None:
+            self.model.load_state_dict(self.state["best_model"])
+
+    def _batches(self) -> tuple[list[Integers], Integers]:
+        """The epoch's batches of runs and their history lengths: a function of seed and epoch alone."""
+        c = self.config
+        rng = np.random.default_rng((c.seed, self.state["epoch"]))
+        lengths = beta_lengths(rng, len(self.runs), c.min_length, c.average_length, c.max_length)
+        log = self.log
+        first = np.array([run[0] for run in self.runs])
+        last = np.array([run[-1] for run in self.runs])
+        before = np.minimum(lengths, log.history_end[first] - log.user_begin[first])
+        tokens = before + log.history_end[last] - log.history_end[first] + 1
+        return list(pack(rng.permutation(len(self.runs)), tokens, c.budget)), lengths
+
+    def _epoch(self, name: str) -> None:
+        state, c = self.state, self.config
+        batches, lengths = self._batches()
+        self.model.train()
+        progress = tqdm(
+            batches[state["step"] :],
+            desc=f"{name}, epoch {state['epoch'] + 1}",
+            initial=state["step"],
+            total=len(batches),
+            unit="step",
+        )
+        for chosen in progress:
+            batch = make_batch(self.log, [self.runs[i] for i in chosen], [int(lengths[i]) for i in chosen])
+            done = state["epoch"] * len(batches) + state["step"]
+            share = min(1.0, done / (c.epochs * len(batches)))
+            rate = (
+                c.learning_rate * min(1.0, (done + 1) / c.warmup) * (0.05 + 0.95 * (1 + math.cos(math.pi * share)) / 2)
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = F.binary_cross_entropy_with_logits(self.model(batch), batch.label)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            state["step"] += 1
+            if state["step"] % 10 == 0:
+                progress.set_postfix(loss=f"{loss.item():.4f}")
+            if state["step"] % c.save_every == 0:
+                self._save()
+        result = evaluate(self.model, self.log, self.split.validation, c.average_length, c, "validation")
+        tqdm.write(f"{name}, epoch {state['epoch'] + 1}: validation AUC {result['auc']:.4f}")
+        if result["auc"] > state["best"]:
+            state["best"], state["worse"] = result["auc"], 0
+            state["best_model"] = {key: value.clone() for key, value in self.model.state_dict().items()}
+        else:
+            state["worse"] += 1
+        state["epoch"], state["step"] = state["epoch"] + 1, 0
+        self._save()
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.checkpoint.with_suffix(".part")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "state": self.state,
+                "random": torch.get_rng_state(),
+                "config": repr(self.config),
+            },
+            temporary,
+        )
+        temporary.replace(self.checkpoint)
+
+    def _load(self, path: Path) -> None:
+        saved = torch.load(path, weights_only=True)
+        if saved["config"] != repr(self.config):
+            raise ValueError(
+                f"{path}: must be a checkpoint of the same settings, {self.config!r}, got {saved['config']}"
+            )
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state = saved["state"]
+        torch.set_rng_state(saved["random"])

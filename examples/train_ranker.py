@@ -1,0 +1,115 @@
+"""Trains a ranker with STCA on an event log and shows what longer histories are worth.
+
+    python examples/train_ranker.py                        a generated log, about two minutes
+    python examples/train_ranker.py --log events.csv       your own: user_id, item_id, timestamp, label (, request_id)
+    python examples/train_ranker.py --log ml-100k.inter    MovieLens; a rating of 4 or more is label 1
+
+Prints AUC and log loss of the ranker at growing served lengths, of a model of biases alone and of one that averages the
+history, all on the last tenth of time; then training speed and memory, request-level against point-wise. An interrupted
+run goes on when started again with the same arguments.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from ranker.generate import generate_log
+from ranker.logs import Log, Split, read_log, split_by_time
+from ranker.measure import compare
+from ranker.model import BiasOnly, MeanPooled, Ranker
+from ranker.report import Report, draw, print_report, write_json
+from ranker.train import Config, Training, evaluate
+from torch import nn
+
+LENGTHS = (64, 256, 1024, 4096, 16384)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Config()
+    parser.add_argument(
+        "--log", type=Path, help="event log: CSV (.gz too), Parquet or .inter; generated when not given"
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/ranker"), help="folder of picture, table, checkpoints")
+    parser.add_argument("--json", type=Path, help="also write the report here")
+    parser.add_argument("--epochs", type=int, default=default.epochs)
+    parser.add_argument("--average-length", type=int, default=default.average_length, help="history rows in training")
+    parser.add_argument("--max-length", type=int, default=default.max_length, help="history rows in training, at most")
+    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--dim", type=int, default=64, help="D")
+    parser.add_argument("--layers", type=int, default=2, help="M")
+    parser.add_argument("--heads", type=int, default=1, help="H")
+    parser.add_argument("--restart", action="store_true", help="forget the checkpoints of an interrupted run")
+    return parser.parse_args()
+
+
+def train(name: str, model: nn.Module, log: Log, split: Split, config: Config, args: argparse.Namespace) -> nn.Module:
+    """Trains a model, or goes on with its checkpoint."""
+    stem = "generated" if args.log is None else args.log.name
+    checkpoint = args.out / f"{stem}-{name.replace(' ', '-')}.pt"
+    if args.restart:
+        checkpoint.unlink(missing_ok=True)
+    Training(model, log, split, config, checkpoint).run(name)
+    return model
+
+
+def main() -> None:
+    """Runs everything."""
+    args = parse()
+    torch.manual_seed(args.seed)
+    log = generate_log(seed=args.seed) if args.log is None else read_log(args.log)
+    split = split_by_time(log)
+    config = Config(
+        epochs=args.epochs,
+        average_length=args.average_length,
+        max_length=args.max_length,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
+    print(
+        f"{len(log.item):,} events of {log.num_users:,} users and {log.num_items:,} items; requests: "
+        f"{len(split.train):,} train, {len(split.validation):,} validation, {len(split.test):,} test"
+    )
+    longest = int((log.history_end - log.user_begin)[split.test].max())
+    lengths = [length for i, length in enumerate(LENGTHS) if i == 0 or LENGTHS[i - 1] < longest]
+
+    sizes = log.num_items, log.num_users
+    ranker = train("STCA", Ranker(*sizes, args.dim, args.layers, args.heads), log, split, config, args)
+    mean = train("mean pooled", MeanPooled(*sizes, args.dim), log, split, config, args)
+    biases = train(
+        "bias only",
+        BiasOnly(*sizes),
+        log,
+        split,
+        replace(config, min_length=8, average_length=8, max_length=8, learning_rate=0.05),
+        args,
+    )
+
+    report: Report = {"log": "generated log" if args.log is None else args.log.name}
+    report["served"] = {
+        str(length): evaluate(ranker, log, split.test, length, config, f"served {length}") for length in lengths
+    }
+    report["baselines"] = {
+        "bias only": evaluate(biases, log, split.test, 8, config, "bias only"),
+        "mean pooled": evaluate(mean, log, split.test, config.average_length, config, "mean pooled"),
+    }
+    measured = compare(log, split.train, min(1024, longest), config.requests_per_history)
+    for key, field in (
+        ("throughput", "targets_per_s"),
+        ("peak_memory_mb", "peak_memory_mb"),
+        ("bytes_per_target", "bytes_per_target"),
+    ):
+        report[key] = {form: result[field] for form, result in measured.items()}
+
+    print_report(report)
+    for path in filter(None, (args.out / "report.json", args.json)):
+        write_json(report, path)
+    draw(report, args.out / "served_length.png")
+    print(f"\nwritten: {args.out / 'report.json'}, {args.out / 'served_length.png'}")
+
+
+if __name__ == "__main__":
+    main()

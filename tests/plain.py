@@ -1,0 +1,60 @@
+"""The operators as one would write them in eager PyTorch, and what they give beside the oracles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from cases import TargetAttentionInputs, accumulation
+from torch import Tensor
+
+import stca
+
+
+def target_attention_references(
+    inputs: TargetAttentionInputs, oracle: Callable[..., Any] = stca.reference.target_attention
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each result by the oracle, in float64, and by plain PyTorch, in that result's own dtype."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small operations
+    expected = inputs.to(torch.float64).results(oracle)
+    plain = inputs.results(plain_target_attention)
+    plain["lse"] = inputs.to(accumulation(inputs.q.dtype)).call(plain_target_attention)[1]
+    torch.set_num_threads(threads)
+    return {name: (expected[name], plain[name]) for name in expected}
+
+
+def plain_target_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    target_offsets: Tensor,
+    history_offsets: Tensor,
+    *,
+    visible: Tensor | None = None,
+    history_index: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """target_attention as one would write it: a masked softmax per request, all in the inputs' dtype."""
+    _, H, Dk = q.shape
+    if history_index is not None:
+        k, v = k[history_index], None if v is None else v[history_index]
+    group, values = H // k.shape[1], k if v is None else v
+    scale = Dk**-0.5 if scale is None else scale
+    outs, lses = [q.new_zeros(0, H, values.shape[2])], [q.new_zeros(0, H)]
+    targets, rows = target_offsets.diff().tolist(), history_offsets.diff().tolist()
+    everything = [torch.tensor([[0, n]]) for n in rows]
+    ranges = everything if visible is None else torch.split(visible, targets)
+    parts = torch.split(q, targets), torch.split(k, rows), torch.split(values, rows), ranges
+    for qs, ks, vs, seen_rows in zip(*parts, strict=True):
+        ks, vs = ks.repeat_interleave(group, dim=1), vs.repeat_interleave(group, dim=1)
+        scores = torch.einsum("thd,nhd->thn", qs * scale, ks)
+        n = torch.arange(len(ks))
+        seen = (seen_rows[:, :1] <= n) & (n < seen_rows[:, 1:])  # [m, L]
+        any_seen = seen.any(dim=1)[:, None, None]
+        # Where nothing is seen the scores stay finite, else their gradient would be NaN times 0.
+        scores = scores.masked_fill(~seen[:, None] & any_seen, -torch.inf)
+        outs.append(torch.einsum("thn,nhd->thd", scores.softmax(dim=2) * any_seen, vs))
+        lses.append(scores.logsumexp(dim=2).masked_fill(~any_seen[..., 0], -torch.inf))
+    out, lse = torch.cat(outs), torch.cat(lses)
+    return (out, lse) if return_lse else out
