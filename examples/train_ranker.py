@@ -28,22 +28,27 @@ LENGTHS = (64, 256, 1024, 4096, 16384)
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Config()
     parser.add_argument(
         "--log", type=Path, help="event log: CSV (.gz too), Parquet or .inter; generated when not given"
     )
     parser.add_argument("--out", type=Path, default=Path("build/ranker"), help="folder of picture, table, checkpoints")
     parser.add_argument("--json", type=Path, help="also write the report here")
-    parser.add_argument("--epochs", type=int, default=default.epochs)
-    parser.add_argument("--average-length", type=int, default=default.average_length, help="history rows in training")
-    parser.add_argument("--max-length", type=int, default=default.max_length, help="history rows in training, at most")
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate)
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--dim", type=int, default=64, help="D")
+    parser.add_argument("--epochs", type=int, help="3, 4 with a log")
+    parser.add_argument("--average-length", type=int, help="history rows in training: 1024, 1536 with a log")
+    parser.add_argument("--max-length", type=int, help="history rows in training, at most: 4096, 16384 with a log")
+    parser.add_argument("--learning-rate", type=float, help="0.002, 0.0015 with a log")
+    parser.add_argument("--dim", type=int, help="D: 64, 128 with a log")
+    parser.add_argument("--heads", type=int, help="H: 1, 2 with a log")
     parser.add_argument("--layers", type=int, default=2, help="M")
-    parser.add_argument("--heads", type=int, default=1, help="H")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart", action="store_true", help="forget the checkpoints of an interrupted run")
-    return parser.parse_args()
+    args = parser.parse_args()
+    small = {"epochs": 3, "average_length": 1024, "max_length": 4096, "learning_rate": 2e-3, "dim": 64, "heads": 1}
+    large = {"epochs": 4, "average_length": 1536, "max_length": 16384, "learning_rate": 1.5e-3, "dim": 128, "heads": 2}
+    for name, value in (small if args.log is None else large).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
 def train(name: str, model: nn.Module, log: Log, split: Split, config: Config, args: argparse.Namespace) -> nn.Module:
@@ -68,6 +73,7 @@ def main() -> None:
         max_length=args.max_length,
         learning_rate=args.learning_rate,
         seed=args.seed,
+        budget=12_000 if args.log is None else 6_000,
     )
     print(
         f"{len(log.item):,} events of {log.num_users:,} users and {log.num_items:,} items; requests: "

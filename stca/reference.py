@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stca.nn import STCA, STCALayer, SwiGLUFFN, TargetAttention
+
 
 def target_attention(
     q: Tensor,
@@ -70,12 +72,10 @@ def swiglu_ffn_norm(
 def request_gather(
     x: Tensor | Sequence[Tensor], target_offsets: Tensor, *, total: int | None = None
 ) -> Tensor | list[Tensor]:
-    """Oracle of `stca.ops.request_gather`: one row after the other."""
-    if not isinstance(x, Tensor):
-        return [request_gather(each, target_offsets, total=total) for each in x]
+    """Oracle of `stca.ops.request_gather`: one index per target."""
     counts = target_offsets.diff().tolist()
-    rows = [x[r] for r, count in enumerate(counts) for _ in range(count)]
-    return torch.stack(rows) if rows else x.new_zeros(0, *x.shape[1:])
+    rows = [r for r, count in enumerate(counts) for _ in range(count)]
+    return x[rows] if isinstance(x, Tensor) else [each[rows] for each in x]
 
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
@@ -100,3 +100,44 @@ def jagged_select(
         slices.append(values[begin:end])
         ends.append(ends[-1] + end - begin)
     return torch.cat(slices), offsets.new_tensor(ends)
+
+
+def multi_head_attention(x: Tensor, rows: Tensor, attention: TargetAttention) -> Tensor:
+    """What one target x [D] finds in the rows [L, D] that it sees: the projected order, head by head."""
+    D, H = attention.dim, attention.num_heads
+    heads = []
+    for j in range(H):
+        columns = slice(j * D // H, (j + 1) * D // H)
+        scores = (rows @ attention.w_k[:, columns]) @ (x @ attention.w_q[:, columns]) / (D // H) ** 0.5
+        heads.append(torch.softmax(scores, dim=0) @ (rows @ attention.w_v[:, columns]))
+    return torch.cat(heads) @ attention.w_o
+
+
+def stca_forward(
+    model: STCA,
+    targets: Tensor,
+    history: Tensor,
+    target_offsets: Tensor,
+    history_offsets: Tensor,
+    *,
+    visible: Tensor | None = None,
+) -> Tensor:
+    """Oracle of `stca.nn.STCA` on flat rows: the equations target by target, each with its own copy of its history."""
+
+    def ffn(module: SwiGLUFFN, x: Tensor) -> Tensor:
+        weights = module.w_u, module.w_v, module.w_o, module.norm_weight, module.norm_bias
+        return swiglu_ffn_norm(x, *weights, eps=module.eps)
+
+    results = []
+    for r in range(len(target_offsets) - 1):
+        first, last = int(history_offsets[r]), int(history_offsets[r + 1])
+        for t in range(int(target_offsets[r]), int(target_offsets[r + 1])):
+            begin, end = (0, last - first) if visible is None else visible[t].tolist()
+            rows, inputs = history[first + begin : first + end], [targets[t]]
+            for layer in model.layers:
+                assert isinstance(layer, STCALayer)
+                query = inputs[0] if layer.w_c is None else torch.cat(inputs) @ layer.w_c
+                encoded, q = ffn(layer.history_ffn, rows), ffn(layer.query_ffn, query[None])[0]
+                inputs.insert(-1, multi_head_attention(q, encoded, layer.attention))
+            results.append(ffn(model.output_ffn, (torch.cat(inputs) @ model.w_z)[None])[0])
+    return torch.stack(results) if results else targets[:0]

@@ -56,8 +56,8 @@ class Ranker(nn.Module):
             nn.init.normal_(table.weight, std=0.05)
         for table in (self.action, self.age):
             nn.init.normal_(table.weight, std=0.3)
-        # Attention starts as similarity: a target finds its own item in the history from the first step on. Soft layers'
-        # weights tell how often the item occurs, sharp ones read what happened there.
+        # Attention starts as similarity: a target finds its own item in the history from the first step on. A soft
+        # layer's weights tell how often the item occurs, a sharp one reads what happened there.
         for layer, sharpness in zip(self.stca.layers, torch.linspace(1.25, 1.75, num_layers).tolist(), strict=True):
             attention = layer.attention
             assert isinstance(attention, stca.nn.TargetAttention)

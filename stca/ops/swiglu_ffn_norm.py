@@ -111,8 +111,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:
-    norm_weight, norm_bias = ctx.saved_tensors[4:6]
-    dx, dw_u, dw_v, dw_o, dnorm_weight, dnorm_bias = _backward_op(dy, *ctx.saved_tensors)
+    saved = ctx.saved_tensors  # once: checkpointing forgets them after the first look
+    norm_weight, norm_bias = saved[4:6]
+    dx, dw_u, dw_v, dw_o, dnorm_weight, dnorm_bias = _backward_op(dy, *saved)
     return (
         dx,
         dw_u,

@@ -82,8 +82,9 @@ def target_attention(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, offsets that do not start at 0, decrease or do not end
-            at T or N, a visible range outside its request's history, or an index that is no row of k. Under `torch.autocast` q, k and v are first
-            converted to the autocast dtype.
+            at T or N, a visible range outside its request's history, or an index that is no row of k.
+
+    Under `torch.autocast` q, k and v are first converted to the autocast dtype.
 
     Source:
         arXiv 2511.06077, section 3.2 (attention of target to history, and its reordering).

@@ -23,23 +23,24 @@ void differentiate_gate(A* u, A* v, const A* dg, int64_t count) {
   }
 }
 
-// dh over h, for one row; adds to the norm's own gradients. Everything is filled up to whole panels, dy and the weight
-// with zeros.
+// dh over h, for one row; takes dy as working memory and adds to the norm's own gradients. Everything is filled up to
+// whole panels, dy and the weight with zeros.
 template <class A>
-void differentiate_norm(const A* dy, const A* weight, A mean, A rstd, int64_t width, A* h, A* dweight, A* dbias) {
+void differentiate_norm(A* dy, const A* weight, A mean, A rstd, int64_t width, A* h, A* dweight, A* dbias) {
   vec_t<A> total{}, dot{};
   const int64_t whole = whole_panels<A>(width);
   for (int64_t d = 0; d < whole; d += kLanes<A>) {
     const vec_t<A> grad = load(dy + d), xhat = (load(h + d) - mean) * rstd, a = grad * load(weight + d);
     store(dweight + d, load(dweight + d) + grad * xhat);
     store(dbias + d, load(dbias + d) + grad);
+    store(dy + d, a);  // rounded as its mean is, so that what cancels below cancels exactly
     total += a;
     dot += a * xhat;
   }
   const A a_mean = sum<A>(total) / A(width), dot_mean = sum<A>(dot) / A(width);
   for (int64_t d = 0; d < whole; d += kLanes<A>) {
     const vec_t<A> xhat = (load(h + d) - mean) * rstd;
-    store(h + d, rstd * (load(dy + d) * load(weight + d) - a_mean - xhat * dot_mean));
+    store(h + d, rstd * (load(dy + d) - a_mean - xhat * dot_mean));
   }
 }
 

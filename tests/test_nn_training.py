@@ -1,0 +1,163 @@
+"""stca.nn modules inside what torch offers around modules: saving, compiling, exporting, autocast, many processes."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import offsets
+from torch import Tensor, nn
+
+from stca.nn import STCA, RankMixer, STCALayer
+
+TARGETS, ROWS = offsets([3, 1, 2]), offsets([9, 0, 14])
+
+
+def _inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.randn(6, 16), torch.randn(23, 16), TARGETS, ROWS
+
+
+def _gradients(
+    model: Callable[..., Tensor], parameters: Iterator[Tensor], *args: Tensor, **options: Any
+) -> list[Tensor]:
+    return list(torch.autograd.grad(model(*args, **options).square().sum(), list(parameters)))
+
+
+def test_state_dict_round_trip(tmp_path: Path) -> None:
+    model, args = STCA(16, 2, 4), _inputs()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other = STCA(16, 2, 4)
+    assert not torch.equal(other(*args), model(*args))
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
+    assert torch.equal(other(*args), model(*args))
+
+
+def test_shared_networks_are_saved_and_counted_once() -> None:
+    model, twice = STCA(16, 1, 2, share_ffn=True), STCA(16, 1, 2)
+    layer = model.layers[0]
+    assert isinstance(layer, STCALayer)
+    ffn = sum(p.numel() for p in layer.history_ffn.parameters())
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in twice.parameters()) - ffn
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_into_one_graph(backend: str) -> None:
+    model, args = STCA(16, 2, 4), _inputs()
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(*args), model(*args))
+    torch.testing.assert_close(
+        _gradients(compiled, model.parameters(), *args),
+        _gradients(model, model.parameters(), *args),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_padded_form_compiles_into_one_graph() -> None:
+    model, x, rows = STCA(16, 2, 4), torch.randn(3, 4, 16), torch.randn(3, 7, 16)
+    lengths = {"target_lengths": torch.tensor([4, 0, 2]), "history_lengths": torch.tensor([0, 7, 3])}
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, rows, **lengths), model(x, rows, **lengths))
+
+
+def test_exports_for_any_number_of_rows() -> None:
+    model, args = STCA(16, 2, 4, order="reordered").eval(), _inputs()
+    dim = torch.export.Dim.DYNAMIC
+    program = torch.export.export(model, args, dynamic_shapes=({0: dim}, {0: dim}, {0: dim}, {0: dim}))
+    other = torch.randn(5, 16), torch.randn(31, 16), offsets([2, 1, 0, 2]), offsets([9, 0, 14, 8])
+    torch.testing.assert_close(program.module()(*args), model(*args))
+    torch.testing.assert_close(program.module()(*other), model(*other))
+
+
+def test_autocast() -> None:
+    model, args = STCA(16, 2, 4), _inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        z = model(*args)
+    assert z.dtype == torch.bfloat16
+    exact = model(*args)
+    # A dozen roundings to 8 bits in a row, each of 2^-9 of values of about 1.
+    assert (z - exact).abs().max() < 0.1 * exact.abs().max()
+    z.float().square().sum().backward()
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
+    )
+
+
+def test_checkpoint_keeps_less_and_gives_the_same_gradients() -> None:
+    model = STCA(16, 2, 4)
+    args = torch.randn(6, 16), torch.randn(500, 16), TARGETS, offsets([300, 0, 200])
+    kept: dict[bool, int] = {}
+    gradients = {}
+    for checkpoint in (False, True):
+        model.checkpoint = checkpoint
+        sizes: list[int] = []
+
+        def pack(x: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(x.nbytes)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            z = model(*args)
+        kept[checkpoint] = sum(sizes)
+        gradients[checkpoint] = torch.autograd.grad(z.square().sum(), list(model.parameters()))
+    torch.testing.assert_close(gradients[True], gradients[False])
+    assert kept[True] < kept[False]
+
+
+def _distributed_gradients(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = STCA(16, 2, 4)
+    args = [_inputs() for _ in range(2)][rank]
+    parallel = nn.parallel.DistributedDataParallel(model)
+    parallel(*args).square().sum().backward()
+    torch.save([p.grad for p in model.parameters()], os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_distributed_gradients, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+    torch.manual_seed(0)
+    model = STCA(16, 2, 4)
+    parts = [_gradients(model, model.parameters(), *args) for args in [_inputs() for _ in range(2)]]
+    expected = [(a + b) / 2 for a, b in zip(*parts, strict=True)]
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
+
+
+def test_device_and_dtype() -> None:
+    assert {p.dtype for p in STCA(16, 2, 4, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in STCA(16, 2, 4, device="meta").parameters()} == {"meta"}
+    half = STCA(16, 2, 4, dtype=torch.bfloat16)
+    x, rows, *rest = _inputs()
+    assert half(x.bfloat16(), rows.bfloat16(), *rest).dtype == torch.bfloat16
+
+
+def test_rank_mixer_equations() -> None:
+    mixer = RankMixer(4, 8, num_layers=2, dtype=torch.float64)
+    tokens = torch.randn(3, 4, 8, dtype=torch.float64)
+    expected = []
+    for x in tokens:
+        for layer in mixer.layers:
+            mixed = torch.stack([torch.cat([token[2 * k : 2 * k + 2] for token in x]) for k in range(4)])
+            s: Tensor = layer.mix_norm(mixed + x)  # type: ignore[operator]
+            rows = []
+            for k in range(4):
+                hidden = nn.functional.gelu(s[k] @ layer.w_in[k] + layer.b_in[k])  # type: ignore[index]
+                rows.append(hidden @ layer.w_out[k] + layer.b_out[k])  # type: ignore[index]
+            x = layer.ffn_norm(torch.stack(rows) + s)  # type: ignore[operator]
+        expected.append(x.mean(dim=0))
+    torch.testing.assert_close(mixer(tokens), torch.stack(expected))
+
+
+def test_rank_mixer_refuses() -> None:
+    with pytest.raises(ValueError, match="RankMixer: num_tokens must divide dim = 10, got 4"):
+        RankMixer(4, 10)
+    with pytest.raises(ValueError, match=r"RankMixer: tokens must be \[B, 4, 8\], got \[2, 3, 8\]"):
+        RankMixer(4, 8)(torch.randn(2, 3, 8))

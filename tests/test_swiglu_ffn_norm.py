@@ -1,0 +1,171 @@
+"""swiglu_ffn_norm: accuracy, gradients, what surrounds an op in torch, memory, and messages."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accuracy import assert_all_as_accurate, assert_bitwise_equal
+from cases import DTYPES
+from torch import Tensor
+
+import stca
+
+SHAPES = [(0, 8, 8), (1, 1, 1), (5, 8, 16), (95, 33, 70), (97, 64, 128), (200, 40, 17), (300, 256, 40)]
+NAMES = ("x", "w_u", "w_v", "w_o", "norm_weight", "norm_bias")
+
+
+def _inputs(N: int, D: int, F: int, norm: int = 2, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """norm: 0 none, 1 with a weight, 2 with weight and bias."""
+    shapes = {"x": (N, D), "w_u": (D, F), "w_v": (D, F), "w_o": (F, D), "norm_weight": (D,), "norm_bias": (D,)}
+    scales = {"w_u": D**-0.5, "w_v": D**-0.5, "w_o": F**-0.5}
+    drawn = {name: torch.randn(shape) * scales.get(name, 1.0) for name, shape in shapes.items()}
+    return {name: drawn[name].to(dtype) for name in NAMES[: 4 + norm]}
+
+
+def _results(f: Callable[..., Tensor], inputs: dict[str, Any], dy: Tensor) -> dict[str, Tensor]:
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    y = f(**leaves)
+    grads = torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))
+    return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+@pytest.mark.parametrize("norm", [0, 1, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_accuracy(isa: str, shape: tuple[int, int, int], dtype: torch.dtype, norm: int) -> None:
+    inputs = _inputs(*shape, norm, dtype)
+    dy = torch.randn(shape[:2]).to(dtype)
+    exact = _results(stca.reference.swiglu_ffn_norm, {n: x.double() for n, x in inputs.items()}, dy)
+    plain = _results(stca.reference.swiglu_ffn_norm, inputs, dy)
+    ours = _results(stca.ops.swiglu_ffn_norm, inputs, dy)
+    assert_all_as_accurate(ours, {name: (exact[name], plain[name]) for name in exact})
+
+
+@pytest.mark.parametrize("f", [stca.ops.swiglu_ffn_norm, stca.reference.swiglu_ffn_norm])
+def test_gradcheck(f: Callable[..., Tensor]) -> None:
+    for norm in (0, 1, 2):
+        inputs = [x.requires_grad_() for x in _inputs(5, 6, 7, norm).values()]
+        assert torch.autograd.gradcheck(f, inputs)
+
+
+def test_the_oracle_is_torchs_own() -> None:
+    i = _inputs(50, 16, 24)
+    h = (i["x"] @ i["w_u"] * torch.nn.functional.silu(i["x"] @ i["w_v"])) @ i["w_o"]
+    expected = torch.nn.functional.layer_norm(h, (16,), i["norm_weight"], i["norm_bias"])
+    torch.testing.assert_close(stca.reference.swiglu_ffn_norm(**i), expected)
+
+
+def test_opcheck() -> None:
+    i = [x.requires_grad_() for x in _inputs(7, 8, 12, 2, torch.float32).values()]
+    torch.library.opcheck(torch.ops.stca.swiglu_ffn_norm, (*i, 1e-5))
+    y, mean, rstd = torch.ops.stca.swiglu_ffn_norm(*i, 1e-5)
+    detached = [x.detach() for x in (y, *i, mean, rstd)]
+    # Its own backward pass raises, so autograd through it is left out.
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.stca.swiglu_ffn_norm_backward, detached, test_utils=tests)
+
+
+def test_compiles_into_one_graph() -> None:
+    inputs = _inputs(20, 8, 12, 2, torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(stca.ops.swiglu_ffn_norm, fullgraph=True)
+    dy = torch.randn(20, 8)
+    torch.testing.assert_close(_results(compiled, inputs, dy), _results(stca.ops.swiglu_ffn_norm, inputs, dy))
+
+
+def test_second_derivatives_are_refused() -> None:
+    x, *rest = (each.requires_grad_() for each in _inputs(3, 4, 5).values())
+    (grad,) = torch.autograd.grad(stca.ops.swiglu_ffn_norm(x, *rest).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="swiglu_ffn_norm: second derivatives are not supported"):
+        grad.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_strides() -> None:
+    inputs = _inputs(100, 24, 40)
+    dy = torch.randn(100, 24, dtype=torch.float64)
+    expected = _results(stca.ops.swiglu_ffn_norm, inputs, dy)
+    transposed = {n: x.mT.contiguous().mT if x.dim() == 2 else x for n, x in inputs.items()}
+    assert_bitwise_equal(_results(stca.ops.swiglu_ffn_norm, transposed, dy.T.contiguous().T), expected)
+    sliced = {n: torch.stack([x, x + 1], dim=-1).flatten(-2)[..., ::2] for n, x in inputs.items()}
+    assert_bitwise_equal(_results(stca.ops.swiglu_ffn_norm, sliced, dy), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_two_runs_are_bitwise_equal(threads: Callable[[int], None], count: int) -> None:
+    threads(count)
+    inputs, dy = _inputs(1000, 64, 96, 2, torch.float32), torch.randn(1000, 64)
+    assert_bitwise_equal(_results(stca.ops.swiglu_ffn_norm, inputs, dy), _results(stca.ops.swiglu_ffn_norm, inputs, dy))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_rows_do_not_touch_each_other(uninitialized_is_nan: None, poison: float) -> None:
+    inputs = _inputs(100, 9, 13, 2, torch.float32)
+    y = stca.ops.swiglu_ffn_norm(**inputs)
+    inputs["x"][50] = poison
+    poisoned = stca.ops.swiglu_ffn_norm(**inputs)
+    others = torch.arange(100) != 50
+    assert torch.equal(poisoned[others], y[others])
+    assert poisoned[50].isnan().all()
+    assert y.isfinite().all()
+
+
+def test_large_gates_do_not_overflow() -> None:
+    inputs = _inputs(4, 8, 8, 0, torch.float32)
+    inputs["x"] *= 1e4
+    torch.testing.assert_close(
+        stca.ops.swiglu_ffn_norm(**inputs), stca.reference.swiglu_ffn_norm(**inputs), rtol=1e-4, atol=1e3
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(3)}, r"x must be \[N, D\], got \[3\]"),
+        ({"x": torch.zeros(3, 4, dtype=torch.int64)}, "x must be float64, float32, bfloat16 or float16, got Long"),
+        ({"w_u": torch.zeros(5, 6)}, r"w_u must be \[D, F\] = \[4, 6\], got \[5, 6\]"),
+        ({"w_v": torch.zeros(4, 5)}, r"w_v must be \[D, F\] = \[4, 6\], got \[4, 5\]"),
+        ({"w_o": torch.zeros(4, 6)}, r"w_o must be \[F, D\] = \[6, 4\], got \[4, 6\]"),
+        ({"w_o": torch.zeros(6, 4, dtype=torch.float64)}, "w_o must have the dtype of x, Float, got Double"),
+        ({"norm_weight": torch.zeros(3)}, r"norm_weight must be \[D\] = \[4\], got \[3\]"),
+        ({"norm_weight": None}, "norm_bias must be None where norm_weight is None"),
+        ({"w_u": torch.zeros(4, 0)}, ".*must have D and F of at least 1"),
+        ({"w_v": torch.zeros(4, 6, device="meta")}, "w_v must be on the device of x, cpu, got meta"),
+    ],
+)
+def test_bad_calls(changes: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = _inputs(3, 4, 6, 2, torch.float32)
+    with pytest.raises(ValueError, match=f"swiglu_ffn_norm: {message}"):
+        stca.ops.swiglu_ffn_norm(**{**good, **changes})
+
+
+_PEAK = """
+import sys, torch, stca
+from pathlib import Path
+torch.set_num_threads(2)
+eager = sys.argv[1] == "eager"
+x = torch.randn(2**16, 256, requires_grad=True)
+w_u, w_v, w_o = (torch.randn(s).mul(0.05).requires_grad_() for s in ((256, 512), (256, 512), (512, 256)))
+weight, bias, dy = torch.ones(256, requires_grad=True), torch.zeros(256, requires_grad=True), torch.randn(2**16, 256)
+F = torch.nn.functional
+def status(field):
+    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+if eager:
+    y = F.layer_norm((x @ w_u * F.silu(x @ w_v)) @ w_o, (256,), weight, bias)
+else:
+    y = stca.ops.swiglu_ffn_norm(x, w_u, w_v, w_o, weight, bias)
+y.backward(dy)
+print(status("VmHWM") - before)
+"""
+
+
+def test_peak_memory_is_a_third_of_eager() -> None:
+    peaks = {}
+    for who in ("ours", "eager"):
+        run = subprocess.run([sys.executable, "-c", _PEAK, who], capture_output=True, text=True, check=True)
+        peaks[who] = int(run.stdout)
+    assert peaks["ours"] <= peaks["eager"] / 3, peaks
