@@ -33,21 +33,18 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("build/ranker"), help="folder of picture, table, checkpoints")
     parser.add_argument("--json", type=Path, help="also write the report here")
-    parser.add_argument("--epochs", type=int, help="3, 4 with a log")
-    parser.add_argument("--average-length", type=int, help="history rows in training: 1024, 1536 with a log")
+    parser.add_argument("--epochs", type=int, help="3, 2 with a log")
+    parser.add_argument("--average-length", type=int, default=1024, help="history rows in training")
     parser.add_argument("--max-length", type=int, help="history rows in training, at most: 4096, 16384 with a log")
-    parser.add_argument("--learning-rate", type=float, help="0.002, 0.0015 with a log")
-    parser.add_argument("--dim", type=int, help="D: 64, 128 with a log")
-    parser.add_argument("--heads", type=int, help="H: 1, 2 with a log")
-    parser.add_argument("--layers", type=int, default=2, help="M")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--dim", type=int, default=64, help="D")
+    parser.add_argument("--heads", type=int, default=1, help="H")
+    parser.add_argument("--layers", type=int, default=1, help="M")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart", action="store_true", help="forget the checkpoints of an interrupted run")
     args = parser.parse_args()
-    small = {"epochs": 3, "average_length": 1024, "max_length": 4096, "learning_rate": 2e-3, "dim": 64, "heads": 1}
-    large = {"epochs": 4, "average_length": 1536, "max_length": 16384, "learning_rate": 1.5e-3, "dim": 128, "heads": 2}
-    for name, value in (small if args.log is None else large).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    args.epochs = args.epochs or (3 if args.log is None else 2)
+    args.max_length = args.max_length or (4096 if args.log is None else 16384)
     return args
 
 
@@ -74,6 +71,7 @@ def main() -> None:
         learning_rate=args.learning_rate,
         seed=args.seed,
         budget=12_000 if args.log is None else 6_000,
+        max_span_days=30 if args.log is None else 2,
     )
     print(
         f"{len(log.item):,} events of {log.num_users:,} users and {log.num_items:,} items; requests: "
@@ -85,14 +83,10 @@ def main() -> None:
     sizes = log.num_items, log.num_users
     ranker = train("STCA", Ranker(*sizes, args.dim, args.layers, args.heads), log, split, config, args)
     mean = train("mean pooled", MeanPooled(*sizes, args.dim), log, split, config, args)
-    biases = train(
-        "bias only",
-        BiasOnly(*sizes),
-        log,
-        split,
-        replace(config, min_length=8, average_length=8, max_length=8, learning_rate=0.05),
-        args,
+    bias_config = replace(
+        config, epochs=6, patience=2, min_length=8, average_length=8, max_length=8, learning_rate=0.02, warmup=10
     )
+    biases = train("bias only", BiasOnly(*sizes), log, split, bias_config, args)
 
     report: Report = {"log": "generated log" if args.log is None else args.log.name}
     report["served"] = {

@@ -85,6 +85,19 @@ def test_no_target_sees_its_own_time_or_later(per_history: int, length: int) -> 
     assert position == len(batch.label)
 
 
+def test_counters_are_of_strictly_earlier_events() -> None:
+    log = _log()
+    for event in range(len(log.item)):
+        before = (log.item == log.item[event]) & (log.time < log.time[event])
+        count, positive = int(before.sum()), log.label[before].sum()
+        share = 0 if count == 0 else int(1 + 20 * positive / count)
+        assert log.counters[event, 6:].tolist() == [
+            int(2 * np.log2(1 + count)),
+            int(2 * np.log2(1 + positive)),
+            share,
+        ]
+
+
 def test_pointwise_batches_give_the_same_logits() -> None:
     log = _log()
     torch.manual_seed(0)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ranker.logs import Integers, Log
 
-TIME_BUCKETS = 48
+TIME_BUCKETS = 64
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Batch:
     history_offsets: Tensor  # [R + 1]
     item: Tensor  # [T]
     user: Tensor  # [T]
+    counters: Tensor  # [T, 9], buckets of the item's popularity
     length: Tensor  # [T], bucket of the number of rows that the target sees
     visible: Tensor  # [T, 2]: rows [begin, end) of its own history that a target sees
     target_offsets: Tensor  # [R + 1]
@@ -33,9 +35,9 @@ class Batch:
         return sum(tensor.nbytes for tensor in tensors)
 
 
-def age_bucket(seconds: Integers) -> Integers:
-    """Two buckets for each doubling of the time since an event."""
-    bucket: Integers = np.clip(2 * np.log2(np.maximum(seconds, 1)), 0, TIME_BUCKETS - 1).astype(np.int64)
+def log_bucket(values: NDArray[np.float64] | Integers) -> Integers:
+    """Two buckets for each doubling: minutes since an event, rows of a history."""
+    bucket: Integers = np.clip(2 * np.log2(np.maximum(values, 0) + 1), 0, TIME_BUCKETS - 1).astype(np.int64)
     return bucket
 
 
@@ -89,11 +91,12 @@ def make_batch(log: Log, runs: Sequence[Integers], lengths: Sequence[int]) -> Ba
     return Batch(
         history_item=torch.from_numpy(log.item[row]),
         history_action=torch.from_numpy(log.label[row].astype(np.int64)),
-        history_age=torch.from_numpy(age_bucket(np.concatenate(ages))),
+        history_age=torch.from_numpy(log_bucket(np.concatenate(ages) / 60)),
         history_offsets=torch.from_numpy(np.cumsum(history_counts)),
         item=torch.from_numpy(log.item[target]),
         user=torch.from_numpy(np.concatenate(owners)),
-        length=torch.from_numpy(age_bucket(seen[:, 1] - seen[:, 0])),
+        counters=torch.from_numpy(log.counters[target]),
+        length=torch.from_numpy(log_bucket(seen[:, 1] - seen[:, 0])),
         visible=torch.from_numpy(seen),
         target_offsets=torch.from_numpy(np.cumsum(target_counts)),
         label=torch.from_numpy(log.label[target]),

@@ -11,6 +11,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
+COUNTERS, COUNTER_BUCKETS = 9, 24
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Log:
     item: Integers  # [E], 0 to num_items - 1
     time: Integers  # [E], seconds
     label: NDArray[np.float32]  # [E], 0 or 1; the action of the event once it is history
+    counters: Integers  # [E, 9], buckets 0 to COUNTER_BUCKETS - 1: what all users did with the item before, see below
     request_user: Integers  # [requests], 0 to num_users - 1
     request_begin: Integers  # [requests], first target
     request_end: Integers  # [requests]
@@ -88,6 +90,7 @@ def make_log(
         item=item,
         time=time,
         label=label[order].astype(np.float32),
+        counters=item_counters(item, time, label[order]),
         request_user=user[begin],
         request_begin=begin,
         request_end=end,
@@ -96,6 +99,29 @@ def make_log(
         num_users=int(user.max()) + 1,
         num_items=int(item.max()) + 1,
     )
+
+
+def item_counters(item: Integers, time: Integers, label: NDArray[np.float64]) -> Integers:
+    """How popular each event's item was before it: [E, 9] buckets.
+
+    For the last 64th, the last eighth and all of the log's time, strictly before the event and over all users: events
+    with the item, events with label 1 (two buckets for each doubling), and the share of the latter (0: no event).
+    """
+    order = np.lexsort((time, item))
+    since = time - time.min()
+    span = int(since.max())
+    key = item * (span + 2)  # events of one item lie together, in order of time
+    positives = np.concatenate([[0.0], np.cumsum(label[order])])
+    sorted_keys = (key + since)[order]
+    end = np.searchsorted(sorted_keys, key + since)
+    columns = []
+    for window in (span // 64, span // 8, span):
+        begin = np.searchsorted(sorted_keys, key + np.maximum(since - window, 0))
+        count, positive = end - begin, positives[end] - positives[begin]
+        share = np.where(count > 0, 1 + 20 * positive / np.maximum(count, 1), 0)
+        columns += [2 * np.log2(1 + count), 2 * np.log2(1 + positive), share]
+    buckets: Integers = np.minimum(np.stack(columns, axis=1), COUNTER_BUCKETS - 1).astype(np.int64)
+    return buckets
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,23 @@ from torch import Tensor, nn
 
 import stca
 from ranker.batches import TIME_BUCKETS, Batch
+from ranker.logs import COUNTER_BUCKETS, COUNTERS
 
 
 class ItemEmbedding(nn.Module):
-    """A fixed random code per item, by which an item is recognised though never trained on, plus a learned part."""
+    """A fixed random code per item, by which an item is recognised though never trained on, plus a learned part.
+
+    The code fills the first half of the row alone.
+    """
 
     code: Tensor
 
     def __init__(self, num_items: int, dim: int, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("code", torch.randn(num_items, dim, generator=generator))
+        code = torch.randn(num_items, dim, generator=generator)
+        code[:, dim // 2 :] = 0
+        self.register_buffer("code", code)
         self.learned = nn.Embedding(num_items, dim)
         nn.init.zeros_(self.learned.weight)
 
@@ -25,11 +31,37 @@ class ItemEmbedding(nn.Module):
         return embedded
 
 
+def keep_halves_apart(layer: stca.nn.STCALayer, sharpness: float) -> None:
+    """Lets a layer start as a look-up: attention by similarity, and what it finds comes back unmixed.
+
+    Which item a row is lies in its first half, what happened and when in its second. The FFN starts block diagonal, one
+    block a half, so that the second half can be read without the noise of item codes; queries and keys start as the
+    same rotation, so that equal rows score highest; values and output as the identity.
+    """
+    ffn, attention = layer.history_ffn, layer.attention
+    assert isinstance(ffn, stca.nn.SwiGLUFFN)
+    assert isinstance(attention, stca.nn.TargetAttention)
+    half, hidden = ffn.w_u.shape[0] // 2, ffn.w_u.shape[1] // 2
+    with torch.no_grad():
+        for inward in (ffn.w_u, ffn.w_v):
+            inward[:half, hidden:] = 0
+            inward[half:, :hidden] = 0
+            inward.mul_(2**0.5)
+        ffn.w_o[:hidden, half:] = 0
+        ffn.w_o[hidden:, :half] = 0
+        nn.init.orthogonal_(attention.w_q)
+        attention.w_q.mul_(sharpness)
+        attention.w_k.copy_(attention.w_q)
+        nn.init.eye_(attention.w_v)
+        nn.init.eye_(attention.w_o)
+
+
 class Ranker(nn.Module):
     """Embeddings -> STCA -> RankMixer -> logit.
 
-    A history row is the sum of its item's, action's and age's embeddings. RankMixer sees four tokens: what STCA found,
-    the candidate, the user, and how much history there was.
+    A history row is the sum of its item's, action's and age's embeddings. A target is the event that it may become: its
+    item with action 1, just now. RankMixer sees four tokens: what STCA found, the candidate, the user, and how much
+    history there was with how popular the item was before.
     """
 
     def __init__(
@@ -37,9 +69,10 @@ class Ranker(nn.Module):
         num_items: int,
         num_users: int,
         dim: int = 64,
-        num_layers: int = 2,
+        num_layers: int = 1,
         num_heads: int = 1,
         dropout: float = 0.1,
+        sharpness: float = 1.5,
     ) -> None:
         super().__init__()
         self.item = ItemEmbedding(num_items, dim)
@@ -48,38 +81,44 @@ class Ranker(nn.Module):
         self.user = nn.Embedding(num_users, dim)
         self.length = nn.Embedding(TIME_BUCKETS, dim)
         self.candidate = nn.Embedding(num_items, dim)
+        self.counters = nn.EmbeddingBag(COUNTERS * COUNTER_BUCKETS, dim, mode="sum")
         self.stca = stca.nn.STCA(dim, num_layers, num_heads, share_ffn=True)
         self.mixer = stca.nn.RankMixer(4, dim)
         self.dropout = nn.Dropout(dropout)
         self.logit = nn.Linear(dim, 1)
         for table in (self.user, self.candidate, self.length):
             nn.init.normal_(table.weight, std=0.05)
-        for table in (self.action, self.age):
-            nn.init.normal_(table.weight, std=0.3)
-        # Attention starts as similarity: a target finds its own item in the history from the first step on. A soft
-        # layer's weights tell how often the item occurs, a sharp one reads what happened there.
-        for layer, sharpness in zip(self.stca.layers, torch.linspace(1.25, 1.75, num_layers).tolist(), strict=True):
-            attention = layer.attention
-            assert isinstance(attention, stca.nn.TargetAttention)
-            with torch.no_grad():
-                attention.w_q.mul_(sharpness)
-                attention.w_k.copy_(attention.w_q)
+        nn.init.normal_(self.counters.weight, std=0.1)
+        nn.init.normal_(self.action.weight, std=0.5)
+        with torch.no_grad():
+            # Neighbouring ages start alike.
+            walk = torch.randn(TIME_BUCKETS, dim).cumsum(dim=0)
+            self.age.weight.copy_(0.5 * (walk - walk.mean(dim=0)) / walk.std())
+            for table in (self.action, self.age):
+                table.weight[:, : dim // 2] = 0
+        for layer in self.stca.layers:
+            assert isinstance(layer, stca.nn.STCALayer)
+            keep_halves_apart(layer, sharpness)
+
+    def history_rows(self, batch: Batch) -> Tensor:
+        """[N, D]."""
+        rows: Tensor = self.item(batch.history_item) + self.action(batch.history_action) + self.age(batch.history_age)
+        return rows
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [T]."""
-        history = self.item(batch.history_item) + self.action(batch.history_action) + self.age(batch.history_age)
+        targets = self.item(batch.item) + self.action.weight[1] + self.age.weight[0]
         z = self.stca(
-            self.item(batch.item), history, batch.target_offsets, batch.history_offsets, visible=batch.visible
+            targets, self.history_rows(batch), batch.target_offsets, batch.history_offsets, visible=batch.visible
         )
-        tokens = torch.stack(
-            [
-                z,
-                self.dropout(self.candidate(batch.item)),
-                self.dropout(self.user(batch.user)),
-                self.length(batch.length),
-            ],
-            dim=1,
-        )
+        return self.score(z, batch)
+
+    def score(self, z: Tensor, batch: Batch) -> Tensor:
+        """Logits [T] from what was found in the history, [T, D], and the candidate itself."""
+        slots = torch.arange(COUNTERS) * COUNTER_BUCKETS
+        about = self.length(batch.length) + self.counters(batch.counters + slots)
+        candidate, user = self.dropout(self.candidate(batch.item)), self.dropout(self.user(batch.user))
+        tokens = torch.stack([z, candidate, user, about], dim=1)
         logits: Tensor = self.logit(self.mixer(tokens)).squeeze(1)
         return logits
 
@@ -114,7 +153,7 @@ class MeanPooled(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits [T]."""
         ranker = self.ranker
-        rows = ranker.item(batch.history_item) + ranker.action(batch.history_action) + ranker.age(batch.history_age)
+        rows = ranker.history_rows(batch)
         # Attention with scores of 0 is the mean of the rows that a target sees.
         mean = stca.ops.target_attention(
             torch.zeros(batch.item.shape[0], 1, rows.shape[1]),
@@ -125,8 +164,4 @@ class MeanPooled(nn.Module):
             visible=batch.visible,
         )[:, 0]
         z = self.down(self.fuse(torch.cat([mean, ranker.item(batch.item)], dim=1)))
-        tokens = torch.stack(
-            [z, ranker.candidate(batch.item), ranker.user(batch.user), ranker.length(batch.length)], dim=1
-        )
-        logits: Tensor = ranker.logit(ranker.mixer(tokens)).squeeze(1)
-        return logits
+        return ranker.score(z, batch)
