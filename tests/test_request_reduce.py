@@ -44,6 +44,24 @@ def test_a_thousand_ones() -> None:
         assert request_reduce(torch.ones(1000, dtype=dtype), offsets([1000])).item() == 1000
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_million_equal_rows(isa: str, dtype: torch.dtype) -> None:
+    """One after the other they would round a million times in the same direction."""
+    x = torch.full((1_000_001, 9), 0.1, dtype=dtype)
+    exact = 1_000_001 * x[0, 0].item()  # rounds once
+    total = request_reduce(x, offsets([1_000_001]))
+    assert (total - exact).abs().max().item() <= 2 * torch.finfo(dtype).eps * exact
+
+
+def test_infinities_add_up() -> None:
+    inf = float("inf")
+    x = torch.tensor([[1, 1, inf], [inf, -inf, -inf], [2, 2, 2], [3, 3, 3], [4, 4, 4], [-inf, -inf, 1]])
+    sums = request_reduce(x, offsets([5, 1]))
+    assert sums[0, :2].tolist() == [inf, -inf]
+    assert sums[0, 2].isnan()
+    assert sums[1].tolist() == [-inf, -inf, 1]
+
+
 def test_strides_empty_and_poison() -> None:
     x = torch.randn(6, T).T
     assert torch.equal(request_reduce(x, OFFSETS), request_reduce(x.contiguous(), OFFSETS))

@@ -44,8 +44,8 @@ def _cases(draw: st.DrawFn) -> TargetAttentionCase:
         key_dim=draw(_widths),
         value_dim=draw(st.none() | _widths),
         visible=draw(st.sampled_from(["all", "random", "prefix", "suffix", "shared", "none"])),
-        # No index here: rows many times over add up equal roundings. The fixed cases have indices.
-        pool=None,
+        # Not fewer rows: gradients of a history of equal rows cancel to 0, and what is left of them is rounding.
+        pool=draw(st.none() | st.integers(50, 500)),
         index=draw(st.sampled_from([torch.int32, torch.int64])),
     )
 
@@ -66,6 +66,7 @@ def test_ragged_shapes(case: TargetAttentionCase, dtype: torch.dtype, seed: int,
         assert_bitwise_equal(inputs.results(), actual)
     finally:
         stca.set_cpu_isa(before)
-    # Random shapes: one target with two columns over 1,139 rows erred by 9 instead of 8 ulp beyond twice plain PyTorch.
     references = target_attention_references(inputs, plain_target_attention)
-    assert_all_as_accurate(actual, references, sensitivity=8)
+    # A score has an error of some ulp of itself, which the exponential makes a relative error of its weight.
+    largest_score = float(references["lse"][0].amax()) if len(references["lse"][0]) else 1.0
+    assert_all_as_accurate(actual, references, sensitivity=max(1.0, largest_score))

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def check_one_device(op: str, **tensors: Tensor | None) -> None:
@@ -26,3 +27,12 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     if device == "meta" or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def refuse_tangents(op: str, **tensors: Tensor | None) -> None:
+    """Raises NotImplementedError if a tensor carries a forward-mode gradient: operators would drop it silently."""
+    if torch.compiler.is_compiling():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+            raise NotImplementedError(f"{op}: forward-mode derivatives are not supported, got a tangent of {name}")

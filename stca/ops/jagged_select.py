@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stca.ops._common import refuse_tangents
+
 
 def jagged_select(
     values: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None = None, total: int | None = None
@@ -37,6 +39,7 @@ def jagged_select(
         >>> stca.ops.jagged_select(values, offsets, torch.tensor([1, 0]), torch.tensor([9, 2]))
         (tensor([3., 1., 2.]), tensor([0, 1, 3]))
     """
+    refuse_tangents("jagged_select", values=values)
     selected: tuple[Tensor, Tensor] = torch.ops.stca.jagged_select(values, offsets, index, keep, total)
     return selected
 

@@ -6,6 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from stca.ops._common import refuse_tangents
 from stca.ops.request_reduce import request_reduce
 
 
@@ -42,6 +43,7 @@ def request_gather(
         tensor([10., 20., 20.])
     """
     xs = [x] if isinstance(x, Tensor) else list(x)
+    refuse_tangents("request_gather", **{f"x[{i}]": each for i, each in enumerate(xs)})
     ys: list[Tensor] = torch.ops.stca.request_gather(xs, target_offsets, total)
     return ys[0] if isinstance(x, Tensor) else ys
 

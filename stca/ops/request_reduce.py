@@ -5,6 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from stca.ops._common import refuse_tangents
+
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
     r"""Sums or averages the rows of each request's targets: :math:`y_r = \sum_t x_t` over the targets t of request r.
@@ -32,6 +34,7 @@ def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "me
     """
     if reduce not in ("sum", "mean"):
         raise ValueError(f"request_reduce: reduce must be 'sum' or 'mean', got {reduce!r}")
+    refuse_tangents("request_reduce", x=x)
     y: Tensor = torch.ops.stca.request_reduce(x, target_offsets, reduce == "mean")
     return y
 

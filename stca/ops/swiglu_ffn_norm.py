@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast_dtype, check_one_device
+from stca.ops._common import autocast_dtype, check_one_device, refuse_tangents
 
 _op = torch.ops.stca.swiglu_ffn_norm
 _backward_op = torch.ops.stca.swiglu_ffn_norm_backward
@@ -54,6 +54,7 @@ def swiglu_ffn_norm(
         >>> bool((y.mean(dim=1).abs() < 1e-5).all())
         True
     """
+    refuse_tangents("swiglu_ffn_norm", x=x, w_u=w_u, w_v=w_v, w_o=w_o, norm_weight=norm_weight, norm_bias=norm_bias)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, w_u, w_v, w_o = x.to(dtype), w_u.to(dtype), w_v.to(dtype), w_o.to(dtype)

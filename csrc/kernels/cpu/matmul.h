@@ -2,7 +2,8 @@
 //
 // The inner kernel keeps a block of c in registers and adds up outer products: an element of a, from anywhere, times
 // a few contiguous vectors of b. So a may be read along rows or columns without packing; only b's rows must be
-// contiguous, in panels of kPanel columns. Sums run over k in order: the result never depends on memory addresses.
+// contiguous, in panels of kPanel columns. Sums run over k in order, kChain terms at a time: the result never depends
+// on memory addresses.
 #pragma once
 
 #include "vec.h"
@@ -23,6 +24,7 @@ constexpr int kBlockRows = 12;
 constexpr int kBlockRows = 6;
 #endif
 constexpr int64_t kDepth = 256;    // of k at a time: a panel then takes half of a first-level cache of 32 KB
+constexpr int64_t kChain = 64;     // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
 constexpr int64_t kPackRows = 32;  // with more rows of c, a panel is copied once to be read without stride
 
 // Element (i, k) is at data[i * row + k * column].
@@ -89,14 +91,17 @@ inline void multiply_block(int64_t depth, Strided<A> a, const A* b, int64_t b_ro
   }
 }
 
-// The same for a number of rows known at run time only, 1 to R.
+// The same for a number of rows known at run time only, 1 to R, and any depth, as sums of kChain terms.
 template <class A, int R, int W>
 inline void multiply_rows(int64_t rows, int64_t depth, Strided<A> a, const A* b, int64_t b_row, A* c, int64_t c_row,
                           int64_t columns, bool accumulate) {
   if constexpr (R > 1) {
     if (rows < R) return multiply_rows<A, R - 1, W>(rows, depth, a, b, b_row, c, c_row, columns, accumulate);
   }
-  multiply_block<A, R, W>(depth, a, b, b_row, c, c_row, columns, accumulate);
+  for (int64_t k = 0; k < depth; k += kChain) {
+    multiply_block<A, R, W>(min(kChain, depth - k), {a.data + k * a.column, a.row, a.column}, b + k * b_row, b_row, c,
+                            c_row, columns, accumulate || k > 0);
+  }
 }
 
 // All rows of one panel, in blocks of nearly equal height.
@@ -166,6 +171,12 @@ void transpose_to_panels(const A* x, int64_t rows, int64_t width, A factor, A* o
     }
     out += width * kPanel<A>;
   }
+}
+
+// Where, among the panels of rows of that width, column `column` starts.
+template <class A>
+constexpr int64_t panel_column(int64_t column, int64_t width) {
+  return column / kPanel<A> * width * kPanel<A> + column % kPanel<A>;
 }
 
 // Elements that transpose_to_panels writes.

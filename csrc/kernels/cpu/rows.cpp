@@ -7,45 +7,84 @@ namespace stca {
 namespace STCA_ISA {
 namespace {
 
-constexpr int64_t kColumns = 2048;  // of a sum at a time: stays in a first-level cache while its rows stream by
+constexpr int64_t kColumns = 1024;  // of a sum at a time: stays in a first-level cache while its rows stream by
+constexpr int kRows = 8;            // added in one pass over the running sums
+constexpr int64_t kSettle = 1024;   // rows after which a running sum takes up what it lost
 
-constexpr int kRows = 4;  // added in one pass over the running sums, each in its turn
+// A sum and what rounding took from it: an item seen a million times adds up as exactly as one seen twice.
+template <class A>
+struct RunningSum {
+  A total[kColumns], lost[kColumns];
+};
 
-// total += rows[0], then rows[1], ... over `width` elements.
+// total + x, with the rounding error of that addition added to `lost` (Knuth's two-sum).
+template <class X>
+inline void add(X x, X& total, X& lost) {
+  const X sum = total + x, taken = sum - total;
+  lost += (total - (sum - taken)) + (x - taken);
+  total = sum;
+}
+
+// x(first) + x(first + 1) + ..., R of them in pairs of pairs: the sum of equal rows is exact.
+template <class X, int R, class F>
+inline X sum_of_rows(F x, int first = 0) {
+  if constexpr (R == 1) {
+    return x(first);
+  } else {
+    return sum_of_rows<X, R / 2>(x, first) + sum_of_rows<X, R / 2>(x, first + R / 2);
+  }
+}
+
+// Adds the sum of R rows, a power of 2, over `width` elements.
 template <class T, int R>
-void add_rows(const T* const* rows, int64_t width, accumulator_t<T>* total) {
-  constexpr int kStep = kLanes<accumulator_t<T>>;
+void add_rows(const T* const* rows, int64_t width, RunningSum<accumulator_t<T>>& sums) {
+  using A = accumulator_t<T>;
+  constexpr int kStep = kLanes<A>;
   int64_t c = 0;
   for (; c + kStep <= width; c += kStep) {
-    auto sum = load(total + c);
-    for (int r = 0; r < R; ++r) sum += load_wide(rows[r] + c);
-    store(total + c, sum);
+    vec_t<A> total = load(sums.total + c), lost = load(sums.lost + c);
+    add(sum_of_rows<vec_t<A>, R>([&](int r) { return load_wide(rows[r] + c); }), total, lost);
+    store(sums.total + c, total);
+    store(sums.lost + c, lost);
   }
   for (; c < width; ++c) {
-    for (int r = 0; r < R; ++r) total[c] += widen(rows[r][c]);
+    add(sum_of_rows<A, R>([&](int r) { return widen(rows[r][c]); }), sums.total[c], sums.lost[c]);
+  }
+}
+
+// Adds what was lost to the total. Of infinities nothing is, but `lost` is not a number then.
+template <class A>
+void settle(RunningSum<A>& sums, int64_t width) {
+  for (int64_t c = 0; c < width; ++c) {
+    const A lost = sums.lost[c] - sums.lost[c] == A(0) ? sums.lost[c] : A(0);
+    sums.lost[c] = 0;
+    add(lost, sums.total[c], sums.lost[c]);
   }
 }
 
 template <class T>
-void sum_segment(const SegmentSumParams& p, int64_t begin, int64_t end, int64_t column, int64_t width, T* sums) {
+void sum_segment(const SegmentSumParams& p, int64_t begin, int64_t end, int64_t column, int64_t width, T* out) {
   using A = accumulator_t<T>;
   const T* first = static_cast<const T*>(p.rows) + column;
   auto row = [&](int64_t i) { return first + (p.order == nullptr ? i : p.order[i]) * p.width; };
-  A total[kColumns];
-  for (int64_t c = 0; c < width; ++c) total[c] = 0;
+  RunningSum<A> sums;
+  for (int64_t c = 0; c < width; ++c) sums.total[c] = sums.lost[c] = 0;
   int64_t i = begin;
   for (; i + kRows <= end; i += kRows) {
-    const T* const rows[] = {row(i), row(i + 1), row(i + 2), row(i + 3)};
-    add_rows<T, kRows>(rows, width, total);
+    const T* const rows[] = {row(i),     row(i + 1), row(i + 2), row(i + 3),
+                             row(i + 4), row(i + 5), row(i + 6), row(i + 7)};
+    add_rows<T, kRows>(rows, width, sums);
+    if ((i - begin) % kSettle == 0) settle(sums, width);  // before `lost` is large enough to lose something itself
   }
   for (; i < end; ++i) {
     const T* const rows[] = {row(i)};
-    add_rows<T, 1>(rows, width, total);
+    add_rows<T, 1>(rows, width, sums);
   }
+  settle(sums, width);
   if (p.mean && end > begin) {
-    for (int64_t c = 0; c < width; ++c) total[c] /= A(end - begin);
+    for (int64_t c = 0; c < width; ++c) sums.total[c] /= A(end - begin);
   }
-  narrow<T>(total, sums, width);
+  narrow<T>(sums.total, out, width);
 }
 
 // By vectors: libc's memcpy takes another path at these sizes, half as fast here.

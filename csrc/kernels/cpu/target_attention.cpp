@@ -43,10 +43,14 @@ void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A* most
   // Where all scores are -inf: weights of 0, not 2^(-inf + inf).
   const Vec shift = new_most == -kInfinity<A> ? Vec{} : new_most;
   Vec total{};
-  for (int64_t i = 0; i < n; ++i) {
-    const Vec w = exp2<A>(load(scores + i * stride) - shift);
-    store(scores + i * stride, w);
-    total += w;
+  for (int64_t i = 0; i < n;) {
+    Vec chain{};
+    for (const int64_t end = min(i + kChain, n); i < end; ++i) {
+      const Vec w = exp2<A>(load(scores + i * stride) - shift);
+      store(scores + i * stride, w);
+      chain += w;
+    }
+    total += chain;
   }
   const Vec factor = exp2<A>(old_most - shift);
   store_first(weights, load_first(weights, columns, A(0)) * factor + total, columns);

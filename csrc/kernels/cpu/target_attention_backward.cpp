@@ -27,6 +27,36 @@ struct Run {
   int64_t target_begin = -1, target_end = -1;
 };
 
+// delta of the query rows from `column` on (one vector of them) that share history head j. Sums in the order in which
+// multiply() sums dp = dout . v: for a target that sees a single row the two are equal, and ds is exactly 0.
+template <class T>
+void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t j, int64_t count,
+                int64_t column, Run<accumulator_t<T>>& run) {
+  using A = accumulator_t<T>;
+  const TargetAttentionParams& p = params.forward;
+  const int64_t group = p.heads / p.kv_heads, columns = min(kLanes<A>, count - column);
+  const A* dout = run.dout_panels + j * panels_size<A>(count, p.value_dim) + panel_column<A>(column, p.value_dim);
+  const T* outs[kLanes<A>];
+  A dlse[kLanes<A>];
+  for (int64_t c = 0; c < kLanes<A>; ++c) {
+    const int64_t row = min(column + c, count - 1);
+    const int64_t at = (target_begin + row / group) * p.heads + j * group + row % group;
+    outs[c] = static_cast<const T*>(p.out) + at * p.value_dim;
+    dlse[c] = params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at];
+  }
+  vec_t<A> total{};
+  for (int64_t d = 0; d < p.value_dim;) {
+    vec_t<A> chain{};
+    for (const int64_t end = min(d + kChain, p.value_dim); d < end; ++d) {
+      vec_t<A> out;
+      for (int64_t c = 0; c < kLanes<A>; ++c) out[c] = widen(outs[c][d]);
+      chain += out * load(dout + d * kPanel<A>);
+    }
+    total += chain;
+  }
+  store_first(run.delta + j * count + column, total - load(dlse), columns);
+}
+
 template <class T>
 void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end,
               Run<accumulator_t<T>>& run) {
@@ -48,18 +78,15 @@ void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin,
   }
   for (int64_t t = 0; t < targets; ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
-      const int64_t at = (target_begin + t) * p.heads + h;
       const int64_t row = grouped_row(p, targets, t, h);
-      const T* out = static_cast<const T*>(p.out) + at * p.value_dim;
-      const A* dout = run.douts + row * p.value_dim;
-      A dot = 0;
-      for (int64_t d = 0; d < p.value_dim; ++d) dot += dout[d] * widen(out[d]);
-      const A* softmax = static_cast<const A*>(p.softmax) + 2 * at;
+      const A* softmax = static_cast<const A*>(p.softmax) + 2 * ((target_begin + t) * p.heads + h);
       const bool saw_nothing = softmax[1] == A(0);
       run.most[row] = saw_nothing ? A(0) : softmax[0];
       run.inverse[row] = saw_nothing ? A(0) : A(1) / softmax[1];
-      run.delta[row] = dot - (params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at]);
     }
+  }
+  for (int64_t j = 0; j < p.kv_heads; ++j) {
+    for (int64_t c = 0; c < count; c += kLanes<A>) load_delta<T>(params, target_begin, j, count, c, run);
   }
 }
 
