@@ -102,15 +102,16 @@ def jagged_select(
     return torch.cat(slices), offsets.new_tensor(ends)
 
 
-def multi_head_attention(x: Tensor, rows: Tensor, attention: TargetAttention) -> Tensor:
-    """What one target x [D] finds in the rows [L, D] that it sees: the projected order, head by head."""
+def multi_head_attention(x: Tensor, rows: Tensor, attention: TargetAttention) -> tuple[Tensor, Tensor]:
+    """What one target x [D] finds in the rows [L, D] that it sees, and lse [H]: the projected order, head by head."""
     D, H = attention.dim, attention.num_heads
-    heads = []
+    heads, lse = [], []
     for j in range(H):
         columns = slice(j * D // H, (j + 1) * D // H)
         scores = (rows @ attention.w_k[:, columns]) @ (x @ attention.w_q[:, columns]) / (D // H) ** 0.5
+        lse.append(scores.logsumexp(dim=0))
         heads.append(torch.softmax(scores, dim=0) @ (rows @ attention.w_v[:, columns]))
-    return torch.cat(heads) @ attention.w_o
+    return torch.cat(heads) @ attention.w_o, torch.stack(lse)
 
 
 def stca_forward(
@@ -133,11 +134,16 @@ def stca_forward(
         first, last = int(history_offsets[r]), int(history_offsets[r + 1])
         for t in range(int(target_offsets[r]), int(target_offsets[r + 1])):
             begin, end = (0, last - first) if visible is None else visible[t].tolist()
-            rows, inputs = history[first + begin : first + end], [targets[t]]
+            rows, inputs, lses = history[first + begin : first + end], [targets[t]], []
             for layer in model.layers:
                 assert isinstance(layer, STCALayer)
                 query = inputs[0] if layer.w_c is None else torch.cat(inputs) @ layer.w_c
                 encoded, q = ffn(layer.history_ffn, rows), ffn(layer.query_ffn, query[None])[0]
-                inputs.insert(-1, multi_head_attention(q, encoded, layer.attention))
-            results.append(ffn(model.output_ffn, (torch.cat(inputs) @ model.w_z)[None])[0])
+                o, lse = multi_head_attention(q, encoded, layer.attention)
+                inputs.insert(-1, o)
+                lses.append(lse)
+            fused = torch.cat(inputs) @ model.w_z
+            if model.w_l is not None:
+                fused = fused + torch.log1p(torch.exp(torch.cat(lses))) @ model.w_l
+            results.append(ffn(model.output_ffn, fused[None])[0])
     return torch.stack(results) if results else targets[:0]

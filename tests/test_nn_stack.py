@@ -27,7 +27,7 @@ def _visible() -> Tensor:
 
 @pytest.mark.parametrize("order", ["reordered", "projected"])
 @pytest.mark.parametrize(
-    "options", [{}, {"share_ffn": True}, {"final_norm": True}, {"ffn_ratio": 3, "checkpoint": True}]
+    "options", [{}, {"share_ffn": True}, {"final_norm": True}, {"ffn_ratio": 3, "checkpoint": True}, {"use_lse": True}]
 )
 @pytest.mark.parametrize("ranges", [False, True])
 def test_equations(order: Any, options: dict[str, Any], ranges: bool) -> None:

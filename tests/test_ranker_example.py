@@ -109,6 +109,27 @@ def test_pointwise_batches_give_the_same_logits() -> None:
     torch.testing.assert_close(model(copied), model(batch), rtol=1e-4, atol=1e-4)
 
 
+def test_distinct_rows_give_the_same_logits() -> None:
+    log = _log()
+    torch.manual_seed(0)
+    model = Ranker(log.num_items, log.num_users, dim=16).eval()
+    runs = group_requests(log, np.arange(log.num_requests), 8)
+    batch = make_batch(log, runs, [50] * len(runs), event_time=True)
+    every = batch.every_row()
+    assert len(batch.history_item) < len(every.history_item) == int(batch.history_offsets[-1])
+    codes = torch.stack([batch.history_item, batch.history_action, batch.history_time])
+    assert codes.unique(dim=1).shape == codes.shape
+    torch.testing.assert_close(model(every), model(batch), rtol=1e-4, atol=1e-4)
+    by_age = make_batch(log, runs, [50] * len(runs))
+    for name in ("history_item", "history_action"):
+        assert torch.equal(getattr(every, name), getattr(by_age, name))
+    # The time of a row is its own: not later than its request's.
+    targets = torch.repeat_interleave(torch.arange(len(runs)), batch.target_offsets.diff())
+    last = every.history_time[batch.history_offsets[targets] + batch.visible[:, 1] - 1]
+    seen = batch.visible[:, 1] > batch.visible[:, 0]
+    assert (last[seen] <= batch.time[seen]).all()
+
+
 def test_an_interrupted_training_goes_on_unchanged(tmp_path: Path) -> None:
     log = _log()
     split = split_by_time(log, 0.8, 0.2)

@@ -1,7 +1,7 @@
 """Request-level batches: targets of consecutive requests of a user share one slice of that user's history."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -11,18 +11,21 @@ from torch import Tensor
 from ranker.logs import Integers, Log
 
 TIME_BUCKETS = 64
+HISTORY_COLUMNS = ("history_item", "history_action", "history_time")
 
 
 @dataclass
 class Batch:
-    """Tensors of a few shared histories. N history rows, T targets, R histories."""
+    """Tensors of a few shared histories. N history rows, T targets, R histories; P distinct rows, or N."""
 
-    history_item: Tensor  # [N]
-    history_action: Tensor  # [N], the event's label
-    history_age: Tensor  # [N], bucket of the time since the event
+    history_item: Tensor  # [P]
+    history_action: Tensor  # [P], the event's label
+    history_time: Tensor  # [P], bucket of the time since the event, or of the event
+    history_index: Tensor | None  # [N], which of the P rows each history row is; None: P = N, row n itself
     history_offsets: Tensor  # [R + 1]
     item: Tensor  # [T]
     user: Tensor  # [T]
+    time: Tensor  # [T], what history_time would be for an event at the time of the request
     counters: Tensor  # [T, 9], buckets of the item's popularity
     length: Tensor  # [T], bucket of the number of rows that the target sees
     visible: Tensor  # [T, 2]: rows [begin, end) of its own history that a target sees
@@ -32,13 +35,26 @@ class Batch:
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
         tensors = (getattr(self, field.name) for field in fields(self))
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def every_row(self) -> "Batch":
+        """The same batch with all N history rows instead of the distinct ones."""
+        if self.history_index is None:
+            return self
+        columns = {name: getattr(self, name)[self.history_index] for name in HISTORY_COLUMNS}
+        return replace(self, **columns, history_index=None)
 
 
 def log_bucket(values: NDArray[np.float64] | Integers) -> Integers:
     """Two buckets for each doubling: minutes since an event, rows of a history."""
     bucket: Integers = np.clip(2 * np.log2(np.maximum(values, 0) + 1), 0, TIME_BUCKETS - 1).astype(np.int64)
     return bucket
+
+
+def event_bucket(log: Log, time: Integers) -> Integers:
+    """Which of TIME_BUCKETS equal parts of the log's time a moment lies in."""
+    start, end = int(log.time.min()), int(log.time.max())
+    return (time - start) * TIME_BUCKETS // (end - start + 1)
 
 
 def group_requests(log: Log, requests: Integers, per_history: int, max_span: int = 14 * 86400) -> list[Integers]:
@@ -67,8 +83,12 @@ def group_requests(log: Log, requests: Integers, per_history: int, max_span: int
     return runs
 
 
-def make_batch(log: Log, runs: Sequence[Integers], lengths: Sequence[int]) -> Batch:
-    """One batch of several runs; targets of run i see at most the last lengths[i] events before their request."""
+def make_batch(log: Log, runs: Sequence[Integers], lengths: Sequence[int], event_time: bool = False) -> Batch:
+    """One batch of several runs; targets of run i see at most the last lengths[i] events before their request.
+
+    With `event_time` the time of a row is when it happened, not how long ago: then a row is the same whoever asks, and
+    the batch holds each distinct (item, action, time) once.
+    """
     rows, ages, targets, owners, visible = [], [], [], [], []
     history_counts, target_counts = [0], [0]
     for run, length in zip(runs, lengths, strict=True):
@@ -88,13 +108,21 @@ def make_batch(log: Log, runs: Sequence[Integers], lengths: Sequence[int]) -> Ba
         target_counts.append(int(sizes.sum()))
     row, target = np.concatenate(rows), np.concatenate(targets)
     seen = np.concatenate(visible)
+    index, now = None, np.zeros_like(target)
+    item, action, when = log.item[row], log.label[row].astype(np.int64), log_bucket(np.concatenate(ages) / 60)
+    if event_time:
+        now, when = event_bucket(log, log.time[target]), event_bucket(log, log.time[row])
+        distinct, index = np.unique((item * 2 + action) * TIME_BUCKETS + when, return_inverse=True)
+        item, action, when = distinct // TIME_BUCKETS // 2, distinct // TIME_BUCKETS % 2, distinct % TIME_BUCKETS
     return Batch(
-        history_item=torch.from_numpy(log.item[row]),
-        history_action=torch.from_numpy(log.label[row].astype(np.int64)),
-        history_age=torch.from_numpy(log_bucket(np.concatenate(ages) / 60)),
+        history_item=torch.from_numpy(item),
+        history_action=torch.from_numpy(action),
+        history_time=torch.from_numpy(when),
+        history_index=None if index is None else torch.from_numpy(index),
         history_offsets=torch.from_numpy(np.cumsum(history_counts)),
         item=torch.from_numpy(log.item[target]),
         user=torch.from_numpy(np.concatenate(owners)),
+        time=torch.from_numpy(now),
         counters=torch.from_numpy(log.counters[target]),
         length=torch.from_numpy(log_bucket(seen[:, 1] - seen[:, 0])),
         visible=torch.from_numpy(seen),

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ranker.batches import Batch, group_requests, make_batch
+from ranker.batches import HISTORY_COLUMNS, Batch, group_requests, make_batch
 from ranker.logs import Integers, Log
 from ranker.model import Ranker
+
+Transform = Callable[[Batch], Batch]
 
 
 def pointwise(batch: Batch) -> Batch:
     """The same targets, each with a copy of the history rows that it sees."""
+    batch = batch.every_row()
     histories = batch.target_offsets.numel() - 1
     of_target = torch.repeat_interleave(torch.arange(histories), batch.target_offsets.diff())
     begins = batch.history_offsets[of_target] + batch.visible[:, 0]
@@ -24,13 +28,16 @@ def pointwise(batch: Batch) -> Batch:
     rows = torch.repeat_interleave(begins - offsets[:-1], counts) + torch.arange(int(offsets[-1]))
     return replace(
         batch,
-        history_item=batch.history_item[rows],
-        history_action=batch.history_action[rows],
-        history_age=batch.history_age[rows],
+        **{name: getattr(batch, name)[rows] for name in HISTORY_COLUMNS},
         history_offsets=offsets,
         visible=torch.stack([torch.zeros_like(counts), counts], dim=1),
         target_offsets=torch.arange(len(counts) + 1),
     )
+
+
+def as_it_is(batch: Batch) -> Batch:
+    """The batch itself: each distinct row once."""
+    return batch
 
 
 def _status_kb(field: str) -> int:
@@ -38,7 +45,9 @@ def _status_kb(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def _train_steps(log: Log, runs: list[Integers], length: int, copy: bool, threads: int) -> dict[str, float]:
+def _train_steps(
+    log: Log, runs: list[Integers], length: int, transform: Transform, event_time: bool, threads: int
+) -> dict[str, float]:
     """In a child process: one step to warm up, then one step a run."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -49,9 +58,7 @@ def _train_steps(log: Log, runs: list[Integers], length: int, copy: bool, thread
     targets, sent, seconds = 0, 0, 0.0
     for step, run in enumerate([runs[0], *runs]):
         start = time.perf_counter()
-        batch = make_batch(log, [run], [length])
-        if copy:
-            batch = pointwise(batch)
+        batch = transform(make_batch(log, [run], [length], event_time))
         loss = F.binary_cross_entropy_with_logits(model(batch), batch.label)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -68,7 +75,9 @@ def _train_steps(log: Log, runs: list[Integers], length: int, copy: bool, thread
     }
 
 
-def compare(log: Log, requests: Integers, length: int, requests_per_history: int) -> dict[str, dict[str, float]]:
+def compare(
+    log: Log, requests: Integers, length: int, requests_per_history: int, event_time: bool = False
+) -> dict[str, dict[str, float]]:
     """Training steps on requests with full histories: one history for many requests, one for each, one for each target.
 
     Args:
@@ -76,6 +85,7 @@ def compare(log: Log, requests: Integers, length: int, requests_per_history: int
         requests: from which the few with the most history are taken.
         length: history rows of a target, at most.
         requests_per_history: of the first form.
+        event_time: a fourth form, the first with each distinct history row once.
 
     Returns:
         For each form: training targets a second, bytes of a batch per target, peak memory in MB above the model's.
@@ -85,13 +95,16 @@ def compare(log: Log, requests: Integers, length: int, requests_per_history: int
     shared = group_requests(log, full, requests_per_history)
     shared = sorted(shared, key=len, reverse=True)[:2]
     single = [np.array([request]) for run in shared for request in run]
-    forms = {
-        "shared by requests": (shared, False),
-        "request-level": (single[:12], False),
-        "point-wise": (single[:6], True),
+    forms: dict[str, tuple[list[Integers], Transform]] = {
+        "shared by requests": (shared, Batch.every_row),
+        "request-level": (single[:12], Batch.every_row),
+        "point-wise": (single[:6], pointwise),
     }
+    if event_time:
+        forms["shared, distinct rows"] = (shared, as_it_is)
     results = {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for name, (runs, copy) in forms.items():
-            results[name] = pool.apply(_train_steps, (log, runs, length, copy, torch.get_num_threads()))
+        for name, (runs, transform) in forms.items():
+            arguments = log, runs, length, transform, event_time, torch.get_num_threads()
+            results[name] = pool.apply(_train_steps, arguments)
     return results

@@ -31,17 +31,19 @@ class ItemEmbedding(nn.Module):
         return embedded
 
 
-def keep_halves_apart(layer: stca.nn.STCALayer, sharpness: float) -> None:
-    """Lets a layer start as a look-up: attention by similarity, and what it finds comes back unmixed.
+def start_attention(layer: stca.nn.STCALayer, sharpness: float) -> None:
+    """Lets a layer start as a look-up by similarity or, with a sharpness near 0, as the mean of the history.
 
     Which item a row is lies in its first half, what happened and when in its second. The FFN starts block diagonal, one
     block a half, so that the second half can be read without the noise of item codes; queries and keys start as the
-    same rotation, so that equal rows score highest; values and output as the identity.
+    same rotation, so that equal rows score highest; values and output as the identity. The query of a later layer
+    starts as the target alone.
     """
     ffn, attention = layer.history_ffn, layer.attention
     assert isinstance(ffn, stca.nn.SwiGLUFFN)
     assert isinstance(attention, stca.nn.TargetAttention)
-    half, hidden = ffn.w_u.shape[0] // 2, ffn.w_u.shape[1] // 2
+    dim, hidden = ffn.w_u.shape[0], ffn.w_u.shape[1] // 2
+    half = dim // 2
     with torch.no_grad():
         for inward in (ffn.w_u, ffn.w_v):
             inward[:half, hidden:] = 0
@@ -50,18 +52,22 @@ def keep_halves_apart(layer: stca.nn.STCALayer, sharpness: float) -> None:
         ffn.w_o[:hidden, half:] = 0
         ffn.w_o[hidden:, :half] = 0
         nn.init.orthogonal_(attention.w_q)
-        attention.w_q.mul_(sharpness)
         attention.w_k.copy_(attention.w_q)
+        attention.w_q.mul_(sharpness**2)
         nn.init.eye_(attention.w_v)
         nn.init.eye_(attention.w_o)
+        if layer.w_c is not None:
+            layer.w_c.zero_()
+            nn.init.eye_(layer.w_c[-dim:])
 
 
 class Ranker(nn.Module):
     """Embeddings -> STCA -> RankMixer -> logit.
 
-    A history row is the sum of its item's, action's and age's embeddings. A target is the event that it may become: its
-    item with action 1, just now. RankMixer sees four tokens: what STCA found, the candidate, the user, and how much
-    history there was with how popular the item was before.
+    A history row is the sum of its item's, action's and time's embeddings. A target is the event that it may
+    become: its item with action 1, just now. RankMixer sees four tokens: what STCA found, the candidate, the user,
+    and how much history there was with how popular the item was before. The first layer starts by looking up the
+    candidate in the history, the others by averaging it; `use_lse` tells how often the candidate was there.
     """
 
     def __init__(
@@ -69,20 +75,19 @@ class Ranker(nn.Module):
         num_items: int,
         num_users: int,
         dim: int = 64,
-        num_layers: int = 1,
+        num_layers: int = 2,
         num_heads: int = 1,
         dropout: float = 0.1,
-        sharpness: float = 1.5,
     ) -> None:
         super().__init__()
         self.item = ItemEmbedding(num_items, dim)
         self.action = nn.Embedding(2, dim)
-        self.age = nn.Embedding(TIME_BUCKETS, dim)
+        self.time = nn.Embedding(TIME_BUCKETS, dim)
         self.user = nn.Embedding(num_users, dim)
         self.length = nn.Embedding(TIME_BUCKETS, dim)
         self.candidate = nn.Embedding(num_items, dim)
         self.counters = nn.EmbeddingBag(COUNTERS * COUNTER_BUCKETS, dim, mode="sum")
-        self.stca = stca.nn.STCA(dim, num_layers, num_heads, share_ffn=True)
+        self.stca = stca.nn.STCA(dim, num_layers, num_heads, share_ffn=True, use_lse=True)
         self.mixer = stca.nn.RankMixer(4, dim)
         self.dropout = nn.Dropout(dropout)
         self.logit = nn.Linear(dim, 1)
@@ -91,25 +96,30 @@ class Ranker(nn.Module):
         nn.init.normal_(self.counters.weight, std=0.1)
         nn.init.normal_(self.action.weight, std=0.5)
         with torch.no_grad():
-            # Neighbouring ages start alike.
+            # Neighbouring times start alike.
             walk = torch.randn(TIME_BUCKETS, dim).cumsum(dim=0)
-            self.age.weight.copy_(0.5 * (walk - walk.mean(dim=0)) / walk.std())
-            for table in (self.action, self.age):
+            self.time.weight.copy_(0.5 * (walk - walk.mean(dim=0)) / walk.std())
+            for table in (self.action, self.time):
                 table.weight[:, : dim // 2] = 0
-        for layer in self.stca.layers:
+        for i, layer in enumerate(self.stca.layers):
             assert isinstance(layer, stca.nn.STCALayer)
-            keep_halves_apart(layer, sharpness)
+            start_attention(layer, sharpness=1.5 if i == 0 else 0.3)
 
     def history_rows(self, batch: Batch) -> Tensor:
-        """[N, D]."""
-        rows: Tensor = self.item(batch.history_item) + self.action(batch.history_action) + self.age(batch.history_age)
+        """[P, D]."""
+        rows: Tensor = self.item(batch.history_item) + self.action(batch.history_action) + self.time(batch.history_time)
         return rows
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [T]."""
-        targets = self.item(batch.item) + self.action.weight[1] + self.age.weight[0]
+        targets = self.item(batch.item) + self.action.weight[1] + self.time(batch.time)
         z = self.stca(
-            targets, self.history_rows(batch), batch.target_offsets, batch.history_offsets, visible=batch.visible
+            targets,
+            self.history_rows(batch),
+            batch.target_offsets,
+            batch.history_offsets,
+            visible=batch.visible,
+            history_index=batch.history_index,
         )
         return self.score(z, batch)
 
@@ -162,6 +172,7 @@ class MeanPooled(nn.Module):
             batch.target_offsets,
             batch.history_offsets,
             visible=batch.visible,
+            history_index=batch.history_index,
         )[:, 0]
         z = self.down(self.fuse(torch.cat([mean, ranker.item(batch.item)], dim=1)))
         return ranker.score(z, batch)

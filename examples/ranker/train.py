@@ -32,6 +32,7 @@ class Config:
     requests_per_history: int = 32
     max_span_days: int = 30
     budget: int = 12_000
+    event_time: bool = False
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: int = 100
@@ -59,7 +60,7 @@ def evaluate(
     logits, labels = [], []
     with torch.no_grad():
         for run in tqdm(runs, desc=name, unit="run", leave=False):
-            batch = make_batch(log, [run], [length])
+            batch = make_batch(log, [run], [length], config.event_time)
             logits.append(model(batch))
             labels.append(batch.label)
     score, label = torch.cat(logits).double(), torch.cat(labels)
@@ -83,6 +84,7 @@ class Training:
             betas=(0.9, 0.98),
         )
         self.state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "best_model": None, "worse": 0}
+        self.state |= {"rows": 0, "distinct": 0}  # of this epoch
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
 
@@ -117,7 +119,10 @@ class Training:
             unit="step",
         )
         for chosen in progress:
-            batch = make_batch(self.log, [self.runs[i] for i in chosen], [int(lengths[i]) for i in chosen])
+            runs = [self.runs[i] for i in chosen]
+            batch = make_batch(self.log, runs, [int(lengths[i]) for i in chosen], c.event_time)
+            state["rows"] += int(batch.history_offsets[-1])
+            state["distinct"] += len(batch.history_item)
             done = state["epoch"] * len(batches) + state["step"]
             share = min(1.0, done / (c.epochs * len(batches)))
             rate = (
@@ -137,6 +142,10 @@ class Training:
                 self._save()
         result = evaluate(self.model, self.log, self.split.validation, c.average_length, c, "validation")
         tqdm.write(f"{name}, epoch {state['epoch'] + 1}: validation AUC {result['auc']:.4f}")
+        if c.event_time:
+            share = state["distinct"] / max(1, state["rows"])
+            tqdm.write(f"    N = {state['rows']:,} history rows, P = {state['distinct']:,} distinct, P/N = {share:.3f}")
+        state["rows"] = state["distinct"] = 0
         if result["auc"] > state["best"]:
             state["best"], state["worse"] = result["auc"], 0
             state["best_model"] = {key: value.clone() for key, value in self.model.state_dict().items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stca import ops
-from stca.nn.layout import flatten
+from stca.nn.layout import Flat, flatten
 
 Order = Literal["auto", "reordered", "projected"]
 
@@ -118,6 +118,10 @@ class TargetAttention(nn.Module):
             target_lengths,
             history_lengths,
         )
+        return flat.restore(self.attend(flat, history_index)[0])
+
+    def attend(self, flat: Flat, history_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """o [T, D] and the logarithms of the softmax denominators [T, H], for arguments in flat form."""
         x, rows = flat.targets, flat.history
         D, H, dh = self.dim, self.num_heads, self.dim // self.num_heads
         T, R = x.shape[0], flat.target_offsets.shape[0] - 1
@@ -144,10 +148,10 @@ class TargetAttention(nn.Module):
             out = torch.einsum("thk,khd->thd", out, self.w_v.view(D, H, dh))
         out = out.reshape(T, D)
         if self.b_v is None or self.b_o is None:
-            return flat.restore(out @ self.w_o)
+            return out @ self.w_o, lse
         # The weights of a target that sees any row sum to 1, so the bias of the values comes through once.
         seen = (lse[:, :1] > -torch.inf).to(out.dtype)
-        return flat.restore(((out + self.b_v) @ self.w_o + self.b_o) * seen)
+        return ((out + self.b_v) @ self.w_o + self.b_o) * seen, lse
 
     @classmethod
     def from_multihead_attention(cls, mha: nn.MultiheadAttention, *, order: Order = "auto") -> "TargetAttention":

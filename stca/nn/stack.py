@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
@@ -62,18 +63,12 @@ class STCALayer(nn.Module):
         encoded: Tensor = self.history_ffn(history)
         return encoded
 
-    def attend(self, inputs: Sequence[Tensor], encoded: Tensor, flat: Flat, history_index: Tensor | None) -> Tensor:
-        """o_i [T, D] from [o_1, ..., o_(i-1), x_t] and the encoded history."""
+    def attend(
+        self, inputs: Sequence[Tensor], encoded: Tensor, flat: Flat, history_index: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """o_i [T, D] and its lse [T, H], from [o_1, ..., o_(i-1), x_t] and the encoded history."""
         query = inputs[0] if self.w_c is None else torch.cat(list(inputs), dim=1) @ self.w_c
-        o: Tensor = self.attention(
-            self.query_ffn(query),
-            encoded,
-            flat.target_offsets,
-            flat.history_offsets,
-            visible=flat.visible,
-            history_index=history_index,
-        )
-        return o
+        return self.attention.attend(flat._replace(targets=self.query_ffn(query), history=encoded), history_index)
 
 
 class STCA(nn.Module):
@@ -94,6 +89,9 @@ class STCA(nn.Module):
         ffn_ratio: r, hidden width of the feed-forward networks over D.
         share_ffn: one network (and its norm) for queries and history in each layer instead of two.
         final_norm: a layer norm behind z.
+        use_lse: let z see how much of the history matched, not only what: adds
+            :math:`\log(1 + e^{\mathrm{lse}})\, W_L` of every layer and head to the input of the last network.
+            Attention weights sum to 1, so o alone cannot tell one matching event from a hundred. Not in the paper.
         order: of the attention, see `TargetAttention`.
         checkpoint: do not keep the encoded history for the backward pass, encode it again.
         eps: of the layer norms.
@@ -117,6 +115,7 @@ class STCA(nn.Module):
         *,
         share_ffn: bool = False,
         final_norm: bool = False,
+        use_lse: bool = False,
         order: Order = "auto",
         checkpoint: bool = False,
         eps: float = 1e-5,
@@ -143,6 +142,11 @@ class STCA(nn.Module):
             for position in range(1, num_layers + 1)
         )
         self.w_z = _fusion(num_layers + 1, dim, device, dtype)
+        self.w_l = (
+            nn.Parameter(nn.init.normal_(torch.empty(num_layers * num_heads, dim, device=device, dtype=dtype), std=0.1))
+            if use_lse
+            else None
+        )
         self.output_ffn = SwiGLUFFN(dim, ffn_ratio, norm=final_norm, eps=eps, device=device, dtype=dtype)
 
     def forward(
@@ -224,9 +228,15 @@ class STCA(nn.Module):
         return encoded
 
     def _attend(self, encodings: Iterable[Tensor], flat: Flat, history_index: Tensor | None) -> Tensor:
-        inputs = [flat.targets]
+        inputs, lses = [flat.targets], []
         for layer, encoded in zip(self.layers, encodings, strict=True):
             assert isinstance(layer, STCALayer)
-            inputs.insert(-1, layer.attend(inputs, encoded, flat, history_index))
-        z: Tensor = self.output_ffn(torch.cat(inputs, dim=1) @ self.w_z)
+            o, lse = layer.attend(inputs, encoded, flat, history_index)
+            inputs.insert(-1, o)
+            lses.append(lse)
+        fused = torch.cat(inputs, dim=1) @ self.w_z
+        if self.w_l is not None:
+            # softplus is 0 for a target that sees nothing, whose lse is -inf.
+            fused = fused + F.softplus(torch.cat(lses, dim=1)).to(fused.dtype) @ self.w_l
+        z: Tensor = self.output_ffn(fused)
         return z
