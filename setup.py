@@ -22,7 +22,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Configures, builds and installs beside the package's Python files."""
         import pybind11
-        import torch.utils
+        import torch
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
@@ -35,7 +35,8 @@ class CMakeBuild(build_ext):
             "-B",
             str(build),
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DTorch_DIR={torch.utils.cmake_prefix_path}/Torch",
+            f"-DSTCA_TORCH_DIR={Path(torch.__file__).parent}",
+            f"-DSTCA_TORCH_VERSION={torch.__version__}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DSTCA_VERSION={VERSION}",

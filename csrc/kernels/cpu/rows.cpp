@@ -8,83 +8,67 @@ namespace STCA_ISA {
 namespace {
 
 constexpr int64_t kColumns = 1024;  // of a sum at a time: stays in a first-level cache while its rows stream by
-constexpr int kRows = 8;            // added in one pass over the running sums
-constexpr int64_t kSettle = 1024;   // rows after which a running sum takes up what it lost
+constexpr int64_t kChain = 32;      // rows added one after the other
 
-// A sum and what rounding took from it: an item seen a million times adds up as exactly as one seen twice.
+// chain += row. One row at a time: the prefetcher follows one stream, two together took twice as long.
+template <class T>
+void add_row(const T* row, int64_t width, accumulator_t<T>* chain) {
+  constexpr int kStep = kLanes<accumulator_t<T>>;
+  int64_t c = 0;
+  for (; c + kStep <= width; c += kStep) store(chain + c, load(chain + c) + load_wide(row + c));
+  for (; c < width; ++c) chain[c] += widen(row[c]);
+}
+
+// What chains of rows add up to, and what rounding took from it: an item seen a million times is summed as exactly as
+// one seen kChain times.
 template <class A>
 struct RunningSum {
   A total[kColumns], lost[kColumns];
+
+  explicit RunningSum(int64_t width) {
+    for (int64_t c = 0; c < width; ++c) total[c] = lost[c] = 0;
+  }
+
+  // Knuth's two-sum.
+  void add(const A* chain, int64_t width) {
+    for (int64_t c = 0; c < width; ++c) {
+      const A sum = total[c] + chain[c], taken = sum - total[c];
+      lost[c] += (total[c] - (sum - taken)) + (chain[c] - taken);
+      total[c] = sum;
+    }
+  }
+
+  // Of infinities nothing is lost, but `lost` is not a number then.
+  void write(A* to, int64_t width) const {
+    for (int64_t c = 0; c < width; ++c) to[c] = total[c] + (lost[c] - lost[c] == A(0) ? lost[c] : A(0));
+  }
 };
-
-// total + x, with the rounding error of that addition added to `lost` (Knuth's two-sum).
-template <class X>
-inline void add(X x, X& total, X& lost) {
-  const X sum = total + x, taken = sum - total;
-  lost += (total - (sum - taken)) + (x - taken);
-  total = sum;
-}
-
-// x(first) + x(first + 1) + ..., R of them in pairs of pairs: the sum of equal rows is exact.
-template <class X, int R, class F>
-inline X sum_of_rows(F x, int first = 0) {
-  if constexpr (R == 1) {
-    return x(first);
-  } else {
-    return sum_of_rows<X, R / 2>(x, first) + sum_of_rows<X, R / 2>(x, first + R / 2);
-  }
-}
-
-// Adds the sum of R rows, a power of 2, over `width` elements.
-template <class T, int R>
-void add_rows(const T* const* rows, int64_t width, RunningSum<accumulator_t<T>>& sums) {
-  using A = accumulator_t<T>;
-  constexpr int kStep = kLanes<A>;
-  int64_t c = 0;
-  for (; c + kStep <= width; c += kStep) {
-    vec_t<A> total = load(sums.total + c), lost = load(sums.lost + c);
-    add(sum_of_rows<vec_t<A>, R>([&](int r) { return load_wide(rows[r] + c); }), total, lost);
-    store(sums.total + c, total);
-    store(sums.lost + c, lost);
-  }
-  for (; c < width; ++c) {
-    add(sum_of_rows<A, R>([&](int r) { return widen(rows[r][c]); }), sums.total[c], sums.lost[c]);
-  }
-}
-
-// Adds what was lost to the total. Of infinities nothing is, but `lost` is not a number then.
-template <class A>
-void settle(RunningSum<A>& sums, int64_t width) {
-  for (int64_t c = 0; c < width; ++c) {
-    const A lost = sums.lost[c] - sums.lost[c] == A(0) ? sums.lost[c] : A(0);
-    sums.lost[c] = 0;
-    add(lost, sums.total[c], sums.lost[c]);
-  }
-}
 
 template <class T>
 void sum_segment(const SegmentSumParams& p, int64_t begin, int64_t end, int64_t column, int64_t width, T* out) {
   using A = accumulator_t<T>;
-  const T* first = static_cast<const T*>(p.rows) + column;
-  auto row = [&](int64_t i) { return first + (p.order == nullptr ? i : p.order[i]) * p.width; };
-  RunningSum<A> sums;
-  for (int64_t c = 0; c < width; ++c) sums.total[c] = sums.lost[c] = 0;
-  int64_t i = begin;
-  for (; i + kRows <= end; i += kRows) {
-    const T* const rows[] = {row(i),     row(i + 1), row(i + 2), row(i + 3),
-                             row(i + 4), row(i + 5), row(i + 6), row(i + 7)};
-    add_rows<T, kRows>(rows, width, sums);
-    if ((i - begin) % kSettle == 0) settle(sums, width);  // before `lost` is large enough to lose something itself
+  A chain[kColumns];
+  auto add_chain = [&](int64_t first, int64_t last) {
+    for (int64_t c = 0; c < width; ++c) chain[c] = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t row = p.order == nullptr ? i : p.order[i];
+      add_row(static_cast<const T*>(p.rows) + row * p.width + column, width, chain);
+    }
+  };
+  if (end - begin <= kChain) {
+    add_chain(begin, end);
+  } else {
+    RunningSum<A> sum(width);
+    for (int64_t i = begin; i < end; i += kChain) {
+      add_chain(i, i + kChain < end ? i + kChain : end);
+      sum.add(chain, width);
+    }
+    sum.write(chain, width);
   }
-  for (; i < end; ++i) {
-    const T* const rows[] = {row(i)};
-    add_rows<T, 1>(rows, width, sums);
-  }
-  settle(sums, width);
   if (p.mean && end > begin) {
-    for (int64_t c = 0; c < width; ++c) sums.total[c] /= A(end - begin);
+    for (int64_t c = 0; c < width; ++c) chain[c] /= A(end - begin);
   }
-  narrow<T>(sums.total, out, width);
+  narrow<T>(chain, out, width);
 }
 
 // By vectors: libc's memcpy takes another path at these sizes, half as fast here.

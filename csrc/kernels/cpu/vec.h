@@ -222,9 +222,15 @@ inline DoubleVec load_wide(const double* from) { return load(from); }
 inline FloatVec load_wide(const float* from) { return load(from); }
 
 inline Bits32Vec load_bits(const void* from) {
+#if defined(__AVX512F__)
+  return (Bits32Vec)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(static_cast<const __m256i*>(from)));
+#elif defined(__AVX2__)
+  return (Bits32Vec)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+#else
   Bits16Vec bits;
   __builtin_memcpy(&bits, from, sizeof bits);
   return __builtin_convertvector(bits, Bits32Vec);
+#endif
 }
 
 inline FloatVec load_wide(const bfloat16* from) { return (FloatVec)(load_bits(from) << 16); }
