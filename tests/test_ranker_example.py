@@ -9,7 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-from ranker.batches import beta_lengths, group_requests, make_batch
+from ranker.batches import group_requests, make_batch
 from ranker.generate import generate_log
 from ranker.logs import Log, make_log, read_log, split_by_time
 from ranker.measure import pointwise
@@ -173,14 +173,6 @@ def test_auc_counts_ties_half() -> None:
     assert auc(label, np.array([0.5, 0.5, 0.5, 0.5])) == 0.5
     assert auc(label, np.array([0.9, 0.9, 0.1, 0.1])) == 0.5
     assert np.isnan(auc(np.ones(2, dtype=np.float32), np.array([0.1, 0.2])))
-
-
-def test_beta_lengths_have_the_average_asked_for() -> None:
-    lengths = beta_lengths(np.random.default_rng(0), 50_000, 64, 1024, 4096)
-    assert abs(lengths.mean() - 1024) < 25
-    assert lengths.min() >= 64
-    assert lengths.max() <= 4096
-    assert (lengths % 8 == 0).all()
 
 
 def test_the_generated_log_plants_opinions() -> None:

@@ -1,6 +1,6 @@
 """Request-level batches: targets of consecutive requests of a user share one slice of that user's history."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -129,26 +129,3 @@ def make_batch(log: Log, runs: Sequence[Integers], lengths: Sequence[int], event
         target_offsets=torch.from_numpy(np.cumsum(target_counts)),
         label=torch.from_numpy(log.label[target]),
     )
-
-
-def beta_lengths(
-    rng: np.random.Generator, count: int, minimum: int, average: int, maximum: int, alpha: float = 0.3
-) -> Integers:
-    """Random history lengths with that average, U-shaped for small alpha (mission: length-extrapolative training)."""
-    if maximum <= minimum:
-        return np.full(count, maximum)
-    beta = alpha * (maximum - average) / (average - minimum)
-    lengths = minimum + rng.beta(alpha, beta, count) * (maximum - minimum)
-    return (np.round(lengths / 8) * 8).astype(np.int64)
-
-
-def pack(order: Integers, tokens: Integers, budget: int) -> Iterator[Integers]:
-    """Cuts a sequence of runs into batches of at most `budget` tokens, or of one run that alone has more."""
-    begin, total = 0, 0
-    for i, run in enumerate(order):
-        if i > begin and total + tokens[run] > budget:
-            yield order[begin:i]
-            begin, total = i, 0
-        total += int(tokens[run])
-    if begin < len(order):
-        yield order[begin:]

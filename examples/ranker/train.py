@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from ranker.batches import beta_lengths, group_requests, make_batch, pack
+from ranker.batches import group_requests, make_batch
 from ranker.logs import Integers, Log, Split
+from stca.lengths import BetaLengths, TokenBudgetSampler
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class Config:
     warmup: int = 100
     save_every: int = 50
     seed: int = 0
+
+    @property
+    def lengths(self) -> BetaLengths:
+        """Of the histories in training; all `max_length` where that is the average."""
+        if self.average_length >= self.max_length:
+            return BetaLengths(self.max_length, self.max_length, self.max_length)
+        return BetaLengths(min(self.min_length, self.average_length - 1), self.max_length, self.average_length)
 
 
 def auc(label: NDArray[np.float32], score: NDArray[np.float64]) -> float:
@@ -95,36 +103,33 @@ class Training:
         if self.state["best_model"] is not None:
             self.model.load_state_dict(self.state["best_model"])
 
-    def _batches(self) -> tuple[list[Integers], Integers]:
+    def _batches(self) -> tuple[TokenBudgetSampler, Integers]:
         """The epoch's batches of runs and their history lengths: a function of seed and epoch alone."""
-        c = self.config
-        rng = np.random.default_rng((c.seed, self.state["epoch"]))
-        lengths = beta_lengths(rng, len(self.runs), c.min_length, c.average_length, c.max_length)
+        c, epoch = self.config, self.state["epoch"]
+        drawn = c.lengths.sample(len(self.runs), (c.seed, epoch)).numpy()
         log = self.log
         first = np.array([run[0] for run in self.runs])
         last = np.array([run[-1] for run in self.runs])
-        before = np.minimum(lengths, log.history_end[first] - log.user_begin[first])
+        before = np.minimum(drawn, log.history_end[first] - log.user_begin[first])
         tokens = before + log.history_end[last] - log.history_end[first] + 1
-        return list(pack(rng.permutation(len(self.runs)), tokens, c.budget)), lengths
+        sampler = TokenBudgetSampler(tokens, c.budget, seed=c.seed)
+        sampler.load_state_dict({"epoch": epoch, "step": self.state["step"]})
+        return sampler, drawn
 
     def _epoch(self, name: str) -> None:
         state, c = self.state, self.config
         batches, lengths = self._batches()
         self.model.train()
-        progress = tqdm(
-            batches[state["step"] :],
-            desc=f"{name}, epoch {state['epoch'] + 1}",
-            initial=state["step"],
-            total=len(batches),
-            unit="step",
-        )
+        steps, padding = len(batches), batches.padded_share()
+        epoch = f"{name}, epoch {state['epoch'] + 1}"
+        progress = tqdm(batches, desc=epoch, initial=state["step"], total=steps, unit="step")
         for chosen in progress:
             runs = [self.runs[i] for i in chosen]
             batch = make_batch(self.log, runs, [int(lengths[i]) for i in chosen], c.event_time)
             state["rows"] += int(batch.history_offsets[-1])
             state["distinct"] += len(batch.history_item)
-            done = state["epoch"] * len(batches) + state["step"]
-            share = min(1.0, done / (c.epochs * len(batches)))
+            done = state["epoch"] * steps + state["step"]
+            share = min(1.0, done / (c.epochs * steps))
             rate = (
                 c.learning_rate * min(1.0, (done + 1) / c.warmup) * (0.05 + 0.95 * (1 + math.cos(math.pi * share)) / 2)
             )
@@ -141,7 +146,7 @@ class Training:
             if state["step"] % c.save_every == 0:
                 self._save()
         result = evaluate(self.model, self.log, self.split.validation, c.average_length, c, "validation")
-        tqdm.write(f"{name}, epoch {state['epoch'] + 1}: validation AUC {result['auc']:.4f}")
+        tqdm.write(f"{epoch}: validation AUC {result['auc']:.4f} ({padding:.0%} padding in padded batches, here none)")
         if c.event_time:
             share = state["distinct"] / max(1, state["rows"])
             tqdm.write(f"    N = {state['rows']:,} history rows, P = {state['distinct']:,} distinct, P/N = {share:.3f}")
