@@ -1,20 +1,20 @@
 """Stacked target-to-history cross attention (STCA) for ranking models with very long user histories.
 
 `stca.nn` holds drop-in modules, `stca.ops` the operators under them, `stca.reference` the plain PyTorch oracle of
-every operator, `stca.lengths` history lengths and batches by tokens. Source: "Make It Long, Keep It Fast", arXiv
-2511.06077.
+every operator, `stca.batch` request-level batches, `stca.lengths` history lengths and batches by tokens. Source: "Make
+It Long, Keep It Fast", arXiv 2511.06077.
 """
 
 from typing import Any
 
 import torch  # noqa: F401  (its libraries must be loaded before the extension's)
 
-from stca import _C, lengths, nn, ops, reference
+from stca import _C, batch, lengths, nn, ops, reference
 from stca._C import cpu_isa, set_cpu_isa
 
 __version__: str = _C.build_info()["stca"]
 
-__all__ = ["build_info", "cpu_isa", "lengths", "nn", "ops", "reference", "set_cpu_isa"]
+__all__ = ["batch", "build_info", "cpu_isa", "lengths", "nn", "ops", "reference", "set_cpu_isa"]
 
 
 def build_info() -> dict[str, Any]:

@@ -1,0 +1,7 @@
+"""Request-level batching: batches that hold every history once, the way from and to point-wise samples, losses."""
+
+from stca.batch.loss import bce_loss
+from stca.batch.pointwise import Sample, from_pointwise, to_pointwise
+from stca.batch.request_batch import RequestBatch
+
+__all__ = ["RequestBatch", "Sample", "bce_loss", "from_pointwise", "to_pointwise"]
