@@ -3,12 +3,15 @@
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from stca import ops
+from stca.nn.history_group import merge_parts, sum_gradients
 from stca.nn.layout import Flat, flatten
 
 Order = Literal["auto", "reordered", "projected"]
+_ROWS_OF_A_GROUP = 10_000  # of a history, for the choice of order where no rank knows its length
 
 
 class TargetAttention(nn.Module):
@@ -27,6 +30,9 @@ class TargetAttention(nn.Module):
         num_heads: H, divides D.
         bias: biases of queries, values and output. A bias of keys would drop out of the softmax and is not held.
         order: "auto" takes the order with fewer FLOPs for the shapes at hand, with m = T / R targets per request.
+        history_group: ranks that each hold a part of every request's history, and all targets. Histories, their
+            offsets and `visible` are this rank's part; results and the gradients of targets and weights are whole
+            and the same on every rank. What travels is of the size of the queries, whatever the history's length.
 
     Shapes:
         targets [T, D] and history [N, D] with offsets, or padded, or nested (see `STCA`) -> like targets.
@@ -52,6 +58,7 @@ class TargetAttention(nn.Module):
         *,
         bias: bool = False,
         order: Order = "auto",
+        history_group: dist.ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -63,6 +70,7 @@ class TargetAttention(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.order: Order = order
+        self.history_group = history_group
         self.w_q, self.w_k, self.w_v, self.w_o = (
             nn.Parameter(torch.empty(dim, dim, device=device, dtype=dtype)) for _ in range(4)
         )
@@ -127,12 +135,19 @@ class TargetAttention(nn.Module):
         T, R = x.shape[0], flat.target_offsets.shape[0] - 1
         q = x @ self.w_q if self.b_q is None else x @ self.w_q + self.b_q
         q = q.view(T, H, dh)
-        N = rows.shape[0] if history_index is None else history_index.shape[0]
-        if self.chosen_order(T, N, R, rows.shape[0]) == "reordered":
-            q = torch.einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
-            k, v = rows[:, None], None
-        else:
-            k, v = (rows @ self.w_k).view(-1, H, dh), (rows @ self.w_v).view(-1, H, dh)
+        N, P = rows.shape[0] if history_index is None else history_index.shape[0], rows.shape[0]
+        group = self.history_group
+        w_k: Tensor = self.w_k
+        w_v: Tensor = self.w_v
+        if group is not None:
+            N = P = _ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
+        reordered = self.chosen_order(T, N, R, P) == "reordered"
+        if reordered:
+            q = torch.einsum("thd,khd->thk", q, w_k.view(D, H, dh))
+        if group is not None:
+            q, *projections = sum_gradients(group, q, *(() if reordered else (w_k, w_v)))
+            w_k, w_v = (w_k, w_v) if reordered else projections
+        k, v = (rows[:, None], None) if reordered else ((rows @ w_k).view(-1, H, dh), (rows @ w_v).view(-1, H, dh))
         out, lse = ops.target_attention(
             q,
             k,
@@ -144,7 +159,9 @@ class TargetAttention(nn.Module):
             scale=dh**-0.5,
             return_lse=True,
         )
-        if v is None:
+        if group is not None:
+            out, lse = merge_parts(group, out, lse)
+        if reordered:
             out = torch.einsum("thk,khd->thd", out, self.w_v.view(D, H, dh))
         out = out.reshape(T, D)
         if self.b_v is None or self.b_o is None:

@@ -1,9 +1,11 @@
 """The gated feed-forward network of STCA."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from stca import ops
+from stca.nn.history_group import sum_gradients
 
 
 class SwiGLUFFN(nn.Module):
@@ -67,10 +69,17 @@ class SwiGLUFFN(nn.Module):
             nn.init.ones_(self.norm_weight)
             nn.init.zeros_(self.norm_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> [..., D]."""
+    def forward(self, x: Tensor, history_group: dist.ProcessGroup | None = None) -> Tensor:
+        """x [..., D] -> [..., D]; with a group, x is this rank's part of all rows (see `TargetAttention`)."""
         rows = x.reshape(-1, self.dim)
-        y = ops.swiglu_ffn_norm(rows, self.w_u, self.w_v, self.w_o, self.norm_weight, self.norm_bias, self.eps)
+        weights: list[Tensor] = [self.w_u, self.w_v, self.w_o]
+        if self.norm_weight is not None and self.norm_bias is not None:
+            weights += [self.norm_weight, self.norm_bias]
+        if history_group is not None:
+            weights = list(sum_gradients(history_group, *weights))
+        w_u, w_v, w_o, *norm = weights
+        norm_weight, norm_bias = norm or (None, None)
+        y = ops.swiglu_ffn_norm(rows, w_u, w_v, w_o, norm_weight, norm_bias, self.eps)
         return y.reshape(x.shape)
 
     def extra_repr(self) -> str:

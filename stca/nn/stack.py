@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
@@ -34,6 +35,7 @@ class STCALayer(nn.Module):
         ffn_ratio: r, hidden width of both networks over D.
         share_ffn: one network (and its norm) for queries and history instead of two.
         order: of the attention, see `TargetAttention`.
+        history_group: ranks that each hold a part of every history, see `TargetAttention`.
         eps: of the layer norms.
     """
 
@@ -46,6 +48,7 @@ class STCALayer(nn.Module):
         *,
         share_ffn: bool = False,
         order: Order = "auto",
+        history_group: dist.ProcessGroup | None = None,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -56,11 +59,13 @@ class STCALayer(nn.Module):
             self.history_ffn if share_ffn else SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
         )
         self.w_c = _fusion(position, dim, device, dtype) if position > 1 else None
-        self.attention = TargetAttention(dim, num_heads, order=order, device=device, dtype=dtype)
+        self.attention = TargetAttention(
+            dim, num_heads, order=order, history_group=history_group, device=device, dtype=dtype
+        )
 
     def encode_history(self, history: Tensor) -> Tensor:
         """History rows [N, D] -> [N, D]; a row depends on itself alone, so it can be kept for later requests."""
-        encoded: Tensor = self.history_ffn(history)
+        encoded: Tensor = self.history_ffn(history, self.attention.history_group)
         return encoded
 
     def attend(
@@ -93,6 +98,7 @@ class STCA(nn.Module):
             :math:`\log(1 + e^{\mathrm{lse}})\, W_L` of every layer and head to the input of the last network.
             Attention weights sum to 1, so o alone cannot tell one matching event from a hundred. Not in the paper.
         order: of the attention, see `TargetAttention`.
+        history_group: ranks that each hold a part of every history, see `TargetAttention`.
         checkpoint: do not keep the encoded history for the backward pass, encode it again.
         eps: of the layer norms.
 
@@ -117,6 +123,7 @@ class STCA(nn.Module):
         final_norm: bool = False,
         use_lse: bool = False,
         order: Order = "auto",
+        history_group: dist.ProcessGroup | None = None,
         checkpoint: bool = False,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
@@ -135,6 +142,7 @@ class STCA(nn.Module):
                 ffn_ratio,
                 share_ffn=share_ffn,
                 order=order,
+                history_group=history_group,
                 eps=eps,
                 device=device,
                 dtype=dtype,
