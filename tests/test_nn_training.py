@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from cases import offsets
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from stca.nn import STCA, RankMixer, STCALayer
 
@@ -121,14 +123,31 @@ def _distributed_gradients(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_distributed_data_parallel(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_distributed_gradients, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+def _sharded_gradients(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    model = STCA(16, 2, 4)
+    args = [_inputs() for _ in range(2)][rank]
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model(*args).square().sum().backward()
+    gradients = [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
+    torch.save(gradients, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("worker", [_distributed_gradients, _sharded_gradients], ids=["ddp", "fsdp2"])
+def test_many_processes(worker: Callable[[int, str], None], tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
     torch.manual_seed(0)
     model = STCA(16, 2, 4)
     parts = [_gradients(model, model.parameters(), *args) for args in [_inputs() for _ in range(2)]]
     expected = [(a + b) / 2 for a, b in zip(*parts, strict=True)]
     for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected)
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_device_and_dtype() -> None:

@@ -2,7 +2,8 @@
 
 from stca.nn.attention import TargetAttention
 from stca.nn.ffn import SwiGLUFFN
+from stca.nn.layer import STCALayer
 from stca.nn.rank_mixer import RankMixer
-from stca.nn.stack import STCA, STCALayer
+from stca.nn.stack import STCA
 
 __all__ = ["STCA", "RankMixer", "STCALayer", "SwiGLUFFN", "TargetAttention"]

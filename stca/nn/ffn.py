@@ -80,7 +80,7 @@ class SwiGLUFFN(nn.Module):
         w_u, w_v, w_o, *norm = weights
         norm_weight, norm_bias = norm or (None, None)
         y = ops.swiglu_ffn_norm(rows, w_u, w_v, w_o, norm_weight, norm_bias, self.eps)
-        return y.reshape(x.shape)
+        return y if x.dim() == 2 else y.reshape(x.shape)  # no view: modules around this one may change it in place
 
     def extra_repr(self) -> str:
         """Sizes, for print(module)."""

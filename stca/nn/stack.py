@@ -1,79 +1,18 @@
 """STCA: layers of target-to-history cross attention, each over its own encoding of the raw history."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
-from stca.nn.attention import Order, TargetAttention
+from stca.nn.attention import Order
 from stca.nn.ffn import SwiGLUFFN
+from stca.nn.layer import STCALayer, fusion
 from stca.nn.layout import Flat, flatten
-
-
-def _fusion(inputs: int, dim: int, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
-    weight = torch.empty(inputs * dim, dim, device=device, dtype=dtype)
-    return nn.Parameter(nn.init.normal_(weight, std=(inputs * dim) ** -0.5))
-
-
-class STCALayer(nn.Module):
-    r"""One layer: encodes the raw history, fuses the query with what earlier layers found, and attends.
-
-    .. math::
-        \tilde X_i = \mathrm{LN}(\mathrm{SwiGLUFFN}_i(X)) \qquad
-        q_i = \mathrm{LN}(\mathrm{SwiGLUFFN}_i([o_1, \ldots, o_{i-1}, x_t] W_{C,i})) \qquad
-        o_i = \mathrm{Attention}(q_i, \tilde X_i)
-
-    The first layer has no :math:`W_C`: its query is :math:`\mathrm{LN}(\mathrm{SwiGLUFFN}_1(x_t))`.
-
-    Args:
-        dim: D.
-        num_heads: H.
-        position: i, from 1; the query is fused from i inputs.
-        ffn_ratio: r, hidden width of both networks over D.
-        share_ffn: one network (and its norm) for queries and history instead of two.
-        order: of the attention, see `TargetAttention`.
-        history_group: ranks that each hold a part of every history, see `TargetAttention`.
-        eps: of the layer norms.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        position: int = 1,
-        ffn_ratio: float = 2,
-        *,
-        share_ffn: bool = False,
-        order: Order = "auto",
-        history_group: dist.ProcessGroup | None = None,
-        eps: float = 1e-5,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.history_ffn = SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
-        self.query_ffn = (
-            self.history_ffn if share_ffn else SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
-        )
-        self.w_c = _fusion(position, dim, device, dtype) if position > 1 else None
-        self.attention = TargetAttention(
-            dim, num_heads, order=order, history_group=history_group, device=device, dtype=dtype
-        )
-
-    def encode_history(self, history: Tensor) -> Tensor:
-        """History rows [N, D] -> [N, D]; a row depends on itself alone, so it can be kept for later requests."""
-        encoded: Tensor = self.history_ffn(history, self.attention.history_group)
-        return encoded
-
-    def attend(
-        self, inputs: Sequence[Tensor], encoded: Tensor, flat: Flat, history_index: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """o_i [T, D] and its lse [T, H], from [o_1, ..., o_(i-1), x_t] and the encoded history."""
-        query = inputs[0] if self.w_c is None else torch.cat(list(inputs), dim=1) @ self.w_c
-        return self.attention.attend(flat._replace(targets=self.query_ffn(query), history=encoded), history_index)
 
 
 class STCA(nn.Module):
@@ -149,7 +88,7 @@ class STCA(nn.Module):
             )
             for position in range(1, num_layers + 1)
         )
-        self.w_z = _fusion(num_layers + 1, dim, device, dtype)
+        self.w_z = fusion(num_layers + 1, dim, device, dtype)
         self.w_l = (
             nn.Parameter(nn.init.normal_(torch.empty(num_layers * num_heads, dim, device=device, dtype=dtype), std=0.1))
             if use_lse
@@ -199,12 +138,15 @@ class STCA(nn.Module):
             target_lengths,
             history_lengths,
         )
-        encodings = (self._encode(layer, flat.history) for layer in self.layers)
-        return flat.restore(self._attend(encodings, flat, history_index))
+        layers = (
+            partial(layer, history=flat.history, flat=flat, history_index=history_index, checkpoint=self.checkpoint)
+            for layer in self._layers()
+        )
+        return flat.restore(self._stack(flat, layers))
 
     def encode_history(self, history: Tensor) -> list[Tensor]:
         """Every layer's encoding of history rows [N, D]: what a server keeps per user and extends by new rows."""
-        return [layer.encode_history(history) for layer in self.layers if isinstance(layer, STCALayer)]
+        return [layer.encode_history(history) for layer in self._layers()]
 
     def attend(
         self,
@@ -226,20 +168,19 @@ class STCA(nn.Module):
                 f"STCA.attend: encoded must hold {len(self.layers)} tensors, one a layer, got {len(encoded)}"
             )
         flat = flatten("STCA.attend", targets, encoded[0], target_offsets, history_offsets, visible, None, None)
-        return self._attend(encoded, flat, history_index)
+        layers = (
+            partial(layer.attend, encoded=rows, flat=flat, history_index=history_index)
+            for layer, rows in zip(self._layers(), encoded, strict=True)
+        )
+        return self._stack(flat, layers)
 
-    def _encode(self, layer: nn.Module, history: Tensor) -> Tensor:
-        assert isinstance(layer, STCALayer)
-        if not self.checkpoint:
-            return layer.encode_history(history)
-        encoded: Tensor = recompute(layer.encode_history, history, use_reentrant=False)
-        return encoded
+    def _layers(self) -> Iterable[STCALayer]:
+        return cast("Iterable[STCALayer]", self.layers)
 
-    def _attend(self, encodings: Iterable[Tensor], flat: Flat, history_index: Tensor | None) -> Tensor:
+    def _stack(self, flat: Flat, layers: Iterable[Callable[[list[Tensor]], tuple[Tensor, Tensor]]]) -> Tensor:
         inputs, lses = [flat.targets], []
-        for layer, encoded in zip(self.layers, encodings, strict=True):
-            assert isinstance(layer, STCALayer)
-            o, lse = layer.attend(inputs, encoded, flat, history_index)
+        for layer in layers:
+            o, lse = layer(inputs)
             inputs.insert(-1, o)
             lses.append(lse)
         fused = torch.cat(inputs, dim=1) @ self.w_z
