@@ -1,8 +1,8 @@
 """Stacked target-to-history cross attention (STCA) for ranking models with very long user histories.
 
 `stca.nn` holds drop-in modules, `stca.ops` the operators under them, `stca.reference` the plain PyTorch oracle of
-every operator, `stca.batch` request-level batches, `stca.lengths` history lengths and batches by tokens. Source: "Make
-It Long, Keep It Fast", arXiv 2511.06077.
+every operator, `stca.batch` and `stca.data` request-level batches in memory and on disk, `stca.lengths` history
+lengths and batches by tokens. Source: "Make It Long, Keep It Fast", arXiv 2511.06077.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stca.batch.request_batch import RequestBatch
+from stca.batch.request_batch import RequestBatch, rows_of
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,14 @@ def to_pointwise(batch: RequestBatch) -> RequestBatch:
         >>> stca.batch.to_pointwise(batch).history["item"].tolist()
         [1, 2, 1, 2]
     """
-    visible, counts = batch.ranges(), batch.target_offsets.diff()
-    first = torch.repeat_interleave(batch.history_offsets[:-1], counts) + visible[:, 0]
-    lengths = visible[:, 1] - visible[:, 0]
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    index = torch.repeat_interleave(first - offsets[:-1], lengths)
-    index = index + torch.arange(len(index), device=index.device)
+    visible = batch.ranges()
+    first = torch.repeat_interleave(batch.history_offsets[:-1], batch.target_offsets.diff()) + visible[:, 0]
+    index, offsets = rows_of(first, visible[:, 1] - visible[:, 0])
     return RequestBatch(
         history={name: x[index] for name, x in batch.history.items()},
         history_offsets=offsets,
         targets=batch.targets,
-        target_offsets=torch.arange(len(lengths) + 1, device=offsets.device),
+        target_offsets=torch.arange(batch.T + 1, device=offsets.device),
         labels=batch.labels,
         request_offsets=batch.request_offsets,
     )

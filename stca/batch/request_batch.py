@@ -10,6 +10,18 @@ from torch import Tensor
 from stca.ops import request_gather
 
 
+def rows_of(begin: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows begin[s] to begin[s] + lengths[s] of each s, one after the other, and the offsets [S + 1] of the pieces.
+
+    Example:
+        >>> stca.batch.request_batch.rows_of(torch.tensor([5, 0]), torch.tensor([2, 3]))
+        (tensor([5, 6, 0, 1, 2]), tensor([0, 2, 5]))
+    """
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(lengths.dtype)
+    rows = torch.repeat_interleave(begin - offsets[:-1], lengths)
+    return rows + torch.arange(len(rows), device=rows.device), offsets
+
+
 @dataclass(frozen=True)
 class RequestBatch:
     """R histories, each stored once, and the T targets that look at them.
@@ -157,6 +169,34 @@ class RequestBatch:
             return self.visible
         end = request_gather(self.history_offsets.diff(), self.target_offsets, total=self.T)
         return torch.stack([torch.zeros_like(end), end], dim=1)
+
+    def requests(self) -> tuple[Tensor, Tensor]:
+        """Targets of each request that has any, and which of these requests are each history's, as offsets [R + 1]."""
+        offsets = self.target_offsets if self.request_offsets is None else self.request_offsets
+        if not torch.isin(self.target_offsets, offsets).all():
+            raise ValueError(
+                "RequestBatch: request_offsets must hold all of target_offsets, for every request has one history, got "
+                f"{offsets.tolist()} and {self.target_offsets.tolist()}"
+            )
+        sizes = offsets.diff()
+        first, sizes = offsets[:-1][sizes > 0], sizes[sizes > 0]
+        return sizes, torch.searchsorted(first.contiguous(), self.target_offsets.to(first.dtype))
+
+    def select(self, index: Tensor) -> "RequestBatch":
+        """The histories `index` [S], in that order, with their targets. Requests without targets are left out."""
+        rows, history_offsets = rows_of(self.history_offsets[:-1][index], self.history_offsets.diff()[index])
+        targets, target_offsets = rows_of(self.target_offsets[:-1][index], self.target_offsets.diff()[index])
+        sizes, of_history = self.requests()
+        requests, _ = rows_of(of_history[:-1][index], of_history.diff()[index])
+        return RequestBatch(
+            history={name: x[rows] for name, x in self.history.items()},
+            history_offsets=history_offsets,
+            targets={name: x[targets] for name, x in self.targets.items()},
+            target_offsets=target_offsets,
+            labels={name: x[targets] for name, x in self.labels.items()},
+            visible=None if self.visible is None else self.visible[targets],
+            request_offsets=torch.cat([sizes.new_zeros(1), sizes[requests].cumsum(0)]),
+        )
 
     def nested(self, name: str) -> Tensor:
         """A history feature as a jagged nested tensor [R, j, ...], without a copy."""

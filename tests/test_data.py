@@ -1,0 +1,178 @@
+"""stca.data: what is written comes back once and only once, for any reader, in bounded memory, or with an error."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accuracy import assert_bitwise_equal
+from cases import offsets
+
+from stca.batch import RequestBatch
+from stca.data import RequestDataset, write_requests
+
+
+def _batch(histories: int, seed: int = 0, longest: int = 60) -> RequestBatch:
+    """Histories of up to `longest` rows, some empty, each with up to 4 targets of 1 to 4 requests."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(high: int, count: int) -> torch.Tensor:
+        return torch.randint(high, (count,), generator=generator)
+
+    lengths, targets = integers(longest, histories), integers(4, histories) + 1
+    N, T = int(lengths.sum()), int(targets.sum())
+    own = torch.repeat_interleave(lengths, targets)
+    requests = [part for count in targets.tolist() for part in ([count] if count % 2 else [1, count - 1])]
+    return RequestBatch(
+        history={"item": integers(1000, N), "vector": torch.rand(N, 3, generator=generator), "new": integers(2, N) > 0},
+        history_offsets=offsets(lengths.tolist()),
+        targets={"item": seed * 100_000 + torch.arange(T), "price": torch.rand(T, generator=generator).double()},
+        target_offsets=offsets(targets.tolist()),
+        labels={"click": integers(2, T).float()},
+        visible=torch.stack([own // 3, own], dim=1),
+        request_offsets=offsets(requests),
+    ).validate()
+
+
+def _same(actual: RequestBatch, expected: RequestBatch) -> None:
+    assert_bitwise_equal(actual.tensors(), expected.tensors())
+
+
+def _by_history(batches: list[RequestBatch]) -> dict[int, RequestBatch]:
+    """Single histories by their first target's item, which is unique."""
+    singles = [batch.select(torch.tensor([r])) for batch in batches for r in range(batch.R)]
+    by_item = {int(single.targets["item"][0]): single for single in singles}
+    assert len(by_item) == len(singles), "a history came twice"
+    return by_item
+
+
+def test_select() -> None:
+    batch = _batch(7)
+    _same(batch.select(torch.arange(7)), batch)
+    chosen = batch.select(torch.tensor([5, 0, 5])).validate()
+    assert chosen.history_lengths == tuple(batch.history_lengths[i] for i in (5, 0, 5))
+    begin = batch.history_offsets[5]
+    assert torch.equal(
+        chosen.history["vector"][: chosen.history_lengths[0]],
+        batch.history["vector"][begin:][: chosen.history_lengths[0]],
+    )
+    assert batch.select(torch.zeros(0, dtype=torch.int64)).validate().R == 0
+    crossing = RequestBatch({}, offsets([0, 0]), {}, offsets([1, 1]), request_offsets=offsets([2]))
+    with pytest.raises(ValueError, match="request_offsets must hold all of target_offsets"):
+        crossing.requests()
+
+
+def test_written_and_read_in_order(tmp_path: Path) -> None:
+    batch = _batch(50)
+    assert write_requests(batch, tmp_path / "log.parquet", tokens=300) == 50
+    assert pq.ParquetFile(tmp_path / "log.parquet").num_row_groups > 3
+    read = list(RequestDataset(tmp_path / "log.parquet", budget=10**9, shuffle=False))
+    expected, got = _by_history([batch]), _by_history(read)
+    assert expected.keys() == got.keys()
+    for item, single in expected.items():
+        _same(got[item], single)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_any_reader_of_parquet_understands_it(tmp_path: Path) -> None:
+    batch = _batch(5)
+    write_requests([batch, _batch(3, seed=1)], tmp_path / "log.parquet")
+    table = pq.read_table(tmp_path / "log.parquet")
+    assert table.num_rows == 8
+    first = table.slice(0, 1).to_pylist()[0]
+    assert first["history_item"] == batch.history["item"][: batch.history_lengths[0]].tolist()
+    assert first["label_click"] == batch.labels["click"][: batch.target_lengths[0]].tolist()
+    assert sum(first["request_targets"]) == batch.target_lengths[0]
+    assert pq.ParquetFile(tmp_path / "log.parquet").metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (3, 0), (1, 2), (2, 2)])
+def test_every_history_comes_once(tmp_path: Path, world_size: int, workers: int) -> None:
+    parts = [_batch(40, seed) for seed in range(2)]
+    paths = [tmp_path / f"{i}.parquet" for i in range(2)]
+    for part, path in zip(parts, paths, strict=True):
+        write_requests(part, path, tokens=200)
+    read = []
+    for rank in range(world_size):
+        dataset = RequestDataset(paths, budget=150, rank=rank, world_size=world_size, seed=5)
+        read += list(torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers))
+    assert all(batch.R == 1 or batch.N <= 150 for batch in read)
+    expected, got = _by_history(parts), _by_history(read)
+    assert expected.keys() == got.keys()
+    for item, single in expected.items():
+        _same(got[item], single)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 20])
+def test_an_interrupted_epoch_goes_on(tmp_path: Path, stop: int) -> None:
+    write_requests(_batch(60), tmp_path / "log.parquet", tokens=250)
+    undisturbed, interrupted, resumed = (RequestDataset(tmp_path / "log.parquet", budget=100) for _ in range(3))
+    first, second = list(undisturbed), list(undisturbed)
+    assert [b.targets["item"].tolist() for b in first] != [b.targets["item"].tolist() for b in second]
+    stream = iter(interrupted)
+    for expected in first[:stop]:
+        _same(next(stream), expected)
+    resumed.load_state_dict(interrupted.state_dict())
+    rest = list(resumed) + list(resumed)
+    assert len(rest) == len(first) - stop + len(second)
+    for actual, expected in zip(rest, first[stop:] + second, strict=True):
+        _same(actual, expected)
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    write_requests(_batch(30), path, tokens=100)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"log.parquet: must be a whole Parquet file"):
+        RequestDataset(path, budget=100)
+    path.write_bytes(b"\0" * 100 + whole[100:-2000] + whole[-2000:])
+    with pytest.raises(ValueError, match=r"log.parquet: row group 0 cannot be read|log.parquet: must be a whole"):
+        list(RequestDataset(path, budget=100, shuffle=False))
+    with pytest.raises(ValueError, match=r"none.parquet: must be a whole Parquet file"):
+        RequestDataset(tmp_path / "none.parquet", budget=100)
+
+    def rewritten(**columns: Any) -> Path:
+        path.write_bytes(whole)
+        table = pq.read_table(path)
+        for name, column in columns.items():
+            table = table.drop([name])
+            if column is not None:
+                table = table.append_column(name, column)
+        pq.write_table(table, tmp_path / "other.parquet")
+        return tmp_path / "other.parquet"
+
+    with pytest.raises(
+        ValueError, match=r"other.parquet: column request_targets is missing, so write_requests did not"
+    ):
+        RequestDataset(rewritten(request_targets=None), budget=100)
+    with pytest.raises(ValueError, match=r"other.parquet: column target_price of .*log.parquet is missing"):
+        RequestDataset([path, rewritten(target_price=None)], budget=100)
+    with pytest.raises(ValueError, match=r"other.parquet: column history_item must be a list, got int64"):
+        RequestDataset(rewritten(history_item=pa.array(range(30))), budget=100)
+    with_nulls = pa.array([None, *[[1]] * 29], pa.large_list(pa.int64()))
+    with pytest.raises(ValueError, match=r"other.parquet: column history_item must not have empty values"):
+        list(RequestDataset(rewritten(history_item=with_nulls), budget=100))
+    short = pa.array([[1]] * 30, pa.large_list(pa.int64()))
+    with pytest.raises(ValueError, match=r"other.parquet: column history_item must have lists as long as the other"):
+        list(RequestDataset(rewritten(history_item=short), budget=100))
+
+
+def test_bad_writes_leave_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    write_requests(_batch(3), path)
+    before = path.read_bytes()
+    half = _batch(3).map(lambda x: x.bfloat16() if x.dtype == torch.float32 else x)
+    with pytest.raises(
+        ValueError, match=r"column history_vector must be .* dtype that Parquet has, got torch.bfloat16"
+    ):
+        write_requests(half, path)
+    other = RequestBatch({}, offsets([0]), {}, offsets([1]))
+    with pytest.raises(ValueError, match="write_requests: every batch must have the columns of the first"):
+        write_requests([_batch(3), other], path)
+    with pytest.raises(ValueError, match="write_requests: batches must hold at least one batch, got none"):
+        write_requests([], path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["log.parquet"]
