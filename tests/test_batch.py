@@ -1,5 +1,6 @@
 """stca.batch: what is shared is exactly what was there, nobody sees the future, and losses are the point-wise ones."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ def test_sizes_and_bytes() -> None:
     assert batch.to("cpu").history_lengths == batch.history_lengths
     assert batch.map(torch.clone).validate().nbytes() == batch.nbytes()
     assert batch.to("meta").T == 5  # lengths are on the host
+    assert replace(batch, history_offsets=offsets([1, 1, 1])).history_lengths == (1, 1, 1)
     assert torch.equal(_batch(visible=None).ranges(), torch.tensor([[0, 4], [0, 4], [0, 0], [0, 2], [0, 2]]))
     assert [len(x) for x in batch.nested("action").unbind()] == [4, 0, 2]
 

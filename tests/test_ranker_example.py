@@ -167,6 +167,26 @@ def test_an_interrupted_training_goes_on_unchanged(tmp_path: Path) -> None:
     assert 0 <= evaluate(resumed.model, log, split.test, 50, config, "test")["auc"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("times", "label", "message"),
+    [
+        (
+            [100] * 30,
+            0,
+            r"the validation part, times in \(100.0, 100.0\], must hold events of both labels, got 0 events",
+        ),
+        (range(30), 1, r"the training part, times in \(-inf, .*\], must hold events of both labels, got 25 events"),
+        ([100, 200, 300], 0, "the validation part"),
+    ],
+)
+def test_a_log_that_cannot_be_split(times: list[int], label: int, message: str) -> None:
+    time = np.array(times)
+    labels = np.arange(len(time)) % 2 if label == 0 else np.ones(len(time))
+    log = make_log(np.zeros_like(time), np.arange(len(time)), time, labels.astype(np.float64))
+    with pytest.raises(ValueError, match=f"split_by_time: {message}"):
+        split_by_time(log)
+
+
 def test_auc_counts_ties_half() -> None:
     label = np.array([1, 0, 1, 0], dtype=np.float32)
     assert auc(label, np.array([0.9, 0.1, 0.8, 0.2])) == 1.0

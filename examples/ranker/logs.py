@@ -134,15 +134,31 @@ class Split:
 
 
 def split_by_time(log: Log, test_from: float = 0.9, validation_share: float = 0.06) -> Split:
-    """Splits requests at quantiles of the events' times; what has no history at all stays in."""
+    """Splits requests at quantiles of the events' times; what has no history at all stays in.
+
+    Raises:
+        ValueError: a part without events of both labels: nothing could be learned or measured there.
+    """
     test_time = np.quantile(log.time, test_from)
     validation_time = np.quantile(log.time, test_from * (1 - validation_share))
     time = log.request_time
-    return Split(
+    split = Split(
         train=np.flatnonzero(time <= validation_time),
         validation=np.flatnonzero((time > validation_time) & (time <= test_time)),
         test=np.flatnonzero(time > test_time),
     )
+    for part, low, high in (
+        ("training", -np.inf, validation_time),
+        ("validation", validation_time, test_time),
+        ("test", test_time, np.inf),
+    ):
+        labels = log.label[(log.time > low) & (log.time <= high)]
+        if len(np.unique(labels)) < 2:
+            raise ValueError(
+                f"split_by_time: the {part} part, times in ({low}, {high}], must hold events of both labels, got "
+                f"{len(labels)} events"
+            )
+    return split
 
 
 def _read_table(path: Path) -> pa.Table:

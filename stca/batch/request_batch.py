@@ -1,8 +1,8 @@
 """The request-level batch: every history once, every target with its own features and labels."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from copy import copy
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -60,13 +60,12 @@ class RequestBatch:
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     visible: Tensor | None = None
     request_offsets: Tensor | None = None
-    history_lengths: tuple[int, ...] = ()
-    target_lengths: tuple[int, ...] = ()
+    history_lengths: tuple[int, ...] = field(init=False, repr=False)
+    target_lengths: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for lengths, offsets in (("history_lengths", self.history_offsets), ("target_lengths", self.target_offsets)):
-            if len(getattr(self, lengths)) != max(offsets.numel() - 1, 0):
-                object.__setattr__(self, lengths, tuple(offsets.diff().tolist()))
+        object.__setattr__(self, "history_lengths", tuple(self.history_offsets.diff().tolist()))
+        object.__setattr__(self, "target_lengths", tuple(self.target_offsets.diff().tolist()))
 
     @property
     def R(self) -> int:  # noqa: N802
@@ -84,15 +83,15 @@ class RequestBatch:
         return sum(self.history_lengths)
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "RequestBatch":
-        """A batch with f of every tensor, which must keep its rows."""
-        changed: dict[str, Any] = {}
+        """A batch with f of every tensor, which must keep its rows; the lengths are taken over, no device is asked."""
+        mapped = copy(self)
         for each in fields(self):
             value = getattr(self, each.name)
             if isinstance(value, Tensor):
-                changed[each.name] = f(value)
+                object.__setattr__(mapped, each.name, f(value))
             elif isinstance(value, Mapping):
-                changed[each.name] = {name: f(x) for name, x in value.items()}
-        return replace(self, **changed)
+                object.__setattr__(mapped, each.name, {name: f(x) for name, x in value.items()})
+        return mapped
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "RequestBatch":
         """The batch on a device."""
