@@ -40,7 +40,8 @@ def as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _status_kb(field: str) -> int:
+def status_kb(field: str) -> int:
+    """A field of this process's status, in kB (Linux): VmRSS is the memory it holds, VmHWM the most it held."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
@@ -54,7 +55,7 @@ def _train_steps(
     model = Ranker(log.num_items, log.num_users)
     optimizer = torch.optim.AdamW(model.parameters())
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = _status_kb("VmRSS")
+    before = status_kb("VmRSS")
     targets, sent, seconds = 0, 0, 0.0
     for step, run in enumerate([runs[0], *runs]):
         start = time.perf_counter()
@@ -67,7 +68,7 @@ def _train_steps(
             seconds += time.perf_counter() - start
             targets += batch.label.numel()
             sent += batch.nbytes()
-    peak = _status_kb("VmHWM")
+    peak = status_kb("VmHWM")
     return {
         "targets_per_s": targets / seconds,
         "bytes_per_target": sent / targets,
