@@ -156,7 +156,11 @@ def table(cases: list[dict[str, Any]]) -> str:
             f"{a['peak_memory_mb']:,.0f} -> {b['peak_memory_mb']:,.0f} MB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| m | longest history in 4 GB, point-wise | request-level | times |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| m | longest history in 4 GB (extrapolated), point-wise | request-level | times |",
+        "|---|---|---|---|",
+    ]
     for m, forms in longest_histories(cases).items():
         times = forms["request-level"] / max(1, forms["point-wise"])
         lines.append(f"| {m} | {forms['point-wise']:,} | {forms['request-level']:,} | x{times:.1f} |")

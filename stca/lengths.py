@@ -123,7 +123,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
         seed: of the shuffle.
         rank: of this process.
         world_size: processes.
-        shuffle: False: packs requests in their order.
+        shuffle: False: windows of requests in their order, the batches of a window by falling tokens.
 
     Raises:
         ValueError: a budget below 1, a negative length, a rank that is none, or too few requests within the budget to

@@ -76,6 +76,20 @@ def test_written_and_read_in_order(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_row_groups_are_filled_from_many_small_batches(tmp_path: Path) -> None:
+    batch = _batch(50)
+    parts = [batch.select(torch.tensor([r])) for r in range(50)]
+    assert write_requests(parts, tmp_path / "parts.parquet", tokens=300) == 50
+    write_requests(batch, tmp_path / "whole.parquet", tokens=300)
+    parts_file, whole_file = (pq.ParquetFile(tmp_path / f"{name}.parquet") for name in ("parts", "whole"))
+    assert parts_file.read().equals(whole_file.read())
+    sizes = [
+        [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] for file in (parts_file, whole_file)
+    ]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) > 3
+
+
 def test_any_reader_of_parquet_understands_it(tmp_path: Path) -> None:
     batch = _batch(5)
     write_requests([batch, _batch(3, seed=1)], tmp_path / "log.parquet")

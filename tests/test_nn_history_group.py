@@ -1,6 +1,5 @@
 """Histories cut over ranks give what one process gives: results, gradients, and little on the wire."""
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import offsets
+from processes import run_ranks
 from torch import Tensor, nn
 
 from stca.nn import STCA, TargetAttention
@@ -48,9 +48,7 @@ def _cuts(world_size: int) -> Tensor:
     return torch.cat([torch.zeros(1, len(LENGTHS), dtype=torch.int64), inner, ROWS.diff()[None]])
 
 
-def _worker(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+def _worker(rank: int, world_size: int) -> tuple[dict[str, list[Tensor]], Tensor, list[int]]:
     cuts, results, sent = _cuts(world_size), {}, []
 
     def counted(collective: Any, *args: Any, **kwargs: Any) -> Any:
@@ -67,14 +65,12 @@ def _worker(rank: int, world_size: int, folder: str) -> None:
         low, high = begin[of_target][:, None], end[of_target][:, None]
         part = (visible.clamp(min=low, max=high) - low).contiguous()
         results[kind] = _results(model, x, rows[own], offsets((end - begin).tolist()), part, dz)
-    torch.save((results, own, sent), os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return results, own, sent
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_parts_of_histories_on_several_ranks(world_size: int, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_worker, (world_size, str(tmp_path)), nprocs=world_size)  # type: ignore[attr-defined,no-untyped-call]
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
+    ranks = run_ranks(_worker, world_size, tmp_path, world_size)
     for kind in MODELS:
         model, x, rows, dz, visible = _case(kind)
         z, dx, drows, *dweights = _results(model, x, rows, ROWS, visible, dz)

@@ -1,14 +1,13 @@
 """stca.nn modules inside what torch offers around modules: saving, compiling, exporting, autocast, many processes."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from cases import offsets
+from processes import run_ranks
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -111,43 +110,38 @@ def test_checkpoint_keeps_less_and_gives_the_same_gradients() -> None:
     assert kept[True] < kept[False]
 
 
-def _distributed_gradients(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def _rank_case(rank: int) -> tuple[STCA, tuple[Tensor, ...]]:
     torch.manual_seed(0)
-    model = STCA(16, 2, 4)
-    args = [_inputs() for _ in range(2)][rank]
-    parallel = nn.parallel.DistributedDataParallel(model)
+    return STCA(16, 2, 4), [_inputs() for _ in range(2)][rank]
+
+
+def _distributed_gradients(rank: int) -> list[Tensor | None]:
+    model, args = _rank_case(rank)
+    parallel = nn.parallel.DistributedDataParallel(model)  # must live until backward is done
     parallel(*args).square().sum().backward()
-    torch.save([p.grad for p in model.parameters()], os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return [p.grad for p in model.parameters()]
 
 
-def _sharded_gradients(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def _sharded_gradients(rank: int) -> list[Tensor]:
     mesh = init_device_mesh("cpu", (2,))
-    torch.manual_seed(0)
-    model = STCA(16, 2, 4)
-    args = [_inputs() for _ in range(2)][rank]
+    model, args = _rank_case(rank)
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     model(*args).square().sum().backward()
-    gradients = [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
-    torch.save(gradients, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("worker", [_distributed_gradients, _sharded_gradients], ids=["ddp", "fsdp2"])
-def test_many_processes(worker: Callable[[int, str], None], tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
-    torch.manual_seed(0)
-    model = STCA(16, 2, 4)
-    parts = [_gradients(model, model.parameters(), *args) for args in [_inputs() for _ in range(2)]]
-    expected = [(a + b) / 2 for a, b in zip(*parts, strict=True)]
+def test_many_processes(worker: Callable[[int], list[Tensor]], tmp_path: Path) -> None:
+    ranks = run_ranks(worker, 2, tmp_path)
+    parts = []
     for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-4, atol=1e-5)
+        model, args = _rank_case(rank)
+        parts.append(_gradients(model, model.parameters(), *args))
+    expected = [(a + b) / 2 for a, b in zip(*parts, strict=True)]
+    for gradients in ranks:
+        torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_device_and_dtype() -> None:

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -53,4 +52,4 @@ def test_the_table_says_what_was_measured() -> None:
 def test_a_step_is_measured() -> None:
     result = rlb_savings.train_steps(2, 64, pointwise=False, threads=torch.get_num_threads(), steps=1)
     assert result["targets_per_s"] > 0
-    assert result["peak_memory_mb"] == pytest.approx(result["peak_memory_mb"])  # a number
+    assert 0 <= result["peak_memory_mb"] < 1024

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ranker.batches import HISTORY_COLUMNS, Batch, group_requests, make_batch
 from ranker.logs import Integers, Log
 from ranker.model import Ranker
+from stca.batch.request_batch import rows_of
 
 Transform = Callable[[Batch], Batch]
 
@@ -22,10 +23,8 @@ def pointwise(batch: Batch) -> Batch:
     batch = batch.every_row()
     histories = batch.target_offsets.numel() - 1
     of_target = torch.repeat_interleave(torch.arange(histories), batch.target_offsets.diff())
-    begins = batch.history_offsets[of_target] + batch.visible[:, 0]
     counts = batch.visible[:, 1] - batch.visible[:, 0]
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-    rows = torch.repeat_interleave(begins - offsets[:-1], counts) + torch.arange(int(offsets[-1]))
+    rows, offsets = rows_of(batch.history_offsets[of_target] + batch.visible[:, 0], counts)
     return replace(
         batch,
         **{name: getattr(batch, name)[rows] for name in HISTORY_COLUMNS},

@@ -18,7 +18,8 @@ class RequestDataset(IterableDataset[RequestBatch]):
     """Batches by a budget of tokens from files that `write_requests` made, one row group in memory at a time.
 
     Row groups are shuffled and dealt out over ranks and the workers of a DataLoader (`batch_size=None`), so each comes
-    exactly once; within a row group batches are `TokenBudgetSampler`'s. Iterating again is the next epoch.
+    exactly once; within a row group batches are `TokenBudgetSampler`'s. Iterating again is the next epoch. Ranks may
+    get different numbers of batches: a loop over several ranks must stop when the first has none left.
 
     Args:
         paths: one file or several.
@@ -26,7 +27,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         seed: of all shuffles.
         rank: of this process.
         world_size: processes.
-        shuffle: False: files, row groups and histories in their order.
+        shuffle: False: files and row groups in their order, batches of a row group by falling tokens.
 
     Raises:
         ValueError: a file that is not whole, is no Parquet or has other columns, by file and column.

@@ -1,6 +1,6 @@
 """Request-level batches to Parquet."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,18 +46,11 @@ def write_requests(batches: RequestBatch | Iterable[RequestBatch], path: Path | 
     writer: pq.ParquetWriter | None = None
     written = 0
     try:
-        for batch in [batches] if isinstance(batches, RequestBatch) else batches:
-            table = _to_table(batch.validate())
+        for table in _row_groups([batches] if isinstance(batches, RequestBatch) else batches, tokens):
             if writer is None:
                 writer = pq.ParquetWriter(part, table.schema, compression="zstd")
-            if table.schema != writer.schema:
-                raise ValueError(
-                    f"write_requests: every batch must have the columns of the first, {writer.schema.names}, got "
-                    f"{table.schema.names} (or other types)"
-                )
-            for begin, end in _pieces(batch.history_lengths, tokens):
-                writer.write_table(table.slice(begin, end - begin), row_group_size=max(1, end - begin))
-            written += batch.R
+            writer.write_table(table, row_group_size=max(1, len(table)))
+            written += len(table)
         if writer is None:
             raise ValueError("write_requests: batches must hold at least one batch, got none")
         writer.close()
@@ -69,16 +62,28 @@ def write_requests(batches: RequestBatch | Iterable[RequestBatch], path: Path | 
     return written
 
 
-def _pieces(lengths: Sequence[int], tokens: int) -> Iterator[tuple[int, int]]:
-    """Ranges of histories with about `tokens` rows each."""
-    begin, total = 0, 0
-    for i, length in enumerate(lengths):
-        if i > begin and total + length > tokens:
-            yield begin, i
-            begin, total = i, 0
-        total += length
-    if begin < len(lengths):
-        yield begin, len(lengths)
+def _row_groups(batches: Iterable[RequestBatch], tokens: int) -> Iterator[pa.Table]:
+    """Histories one after the other, cut where more would pass `tokens` rows; one longer than that goes alone."""
+    group: list[pa.Table] = []
+    schema: pa.Schema | None = None
+    total = groups = 0
+    for batch in batches:
+        table = _to_table(batch.validate())
+        schema = schema or table.schema
+        if table.schema != schema:
+            raise ValueError(
+                f"write_requests: every batch must have the columns of the first, {schema.names}, got "
+                f"{table.schema.names} (or other types)"
+            )
+        begin = 0
+        for i, length in enumerate(batch.history_lengths):
+            if total and total + length > tokens:
+                yield pa.concat_tables([*group, table.slice(begin, i - begin)])
+                group, begin, total, groups = [], i, 0, groups + 1
+            total += length
+        group.append(table.slice(begin))
+    if group and (groups == 0 or any(len(table) for table in group)):
+        yield pa.concat_tables(group)
 
 
 def _to_table(batch: RequestBatch) -> pa.Table:

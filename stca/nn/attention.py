@@ -137,17 +137,20 @@ class TargetAttention(nn.Module):
         q = q.view(T, H, dh)
         N, P = rows.shape[0] if history_index is None else history_index.shape[0], rows.shape[0]
         group = self.history_group
-        w_k: Tensor = self.w_k
-        w_v: Tensor = self.w_v
         if group is not None:
             N = P = _ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
         reordered = self.chosen_order(T, N, R, P) == "reordered"
         if reordered:
-            q = torch.einsum("thd,khd->thk", q, w_k.view(D, H, dh))
-        if group is not None:
-            q, *projections = sum_gradients(group, q, *(() if reordered else (w_k, w_v)))
-            w_k, w_v = (w_k, w_v) if reordered else projections
-        k, v = (rows[:, None], None) if reordered else ((rows @ w_k).view(-1, H, dh), (rows @ w_v).view(-1, H, dh))
+            q = torch.einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
+            if group is not None:
+                (q,) = sum_gradients(group, q)
+            k, v = rows[:, None], None
+        else:
+            w_k: Tensor = self.w_k
+            w_v: Tensor = self.w_v
+            if group is not None:
+                q, w_k, w_v = sum_gradients(group, q, w_k, w_v)
+            k, v = (rows @ w_k).view(-1, H, dh), (rows @ w_v).view(-1, H, dh)
         out, lse = ops.target_attention(
             q,
             k,

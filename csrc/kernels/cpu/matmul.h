@@ -2,7 +2,7 @@
 //
 // The inner kernel keeps a block of c in registers and adds up outer products: an element of a, from anywhere, times
 // a few contiguous vectors of b. So a may be read along rows or columns without packing; only b's rows must be
-// contiguous, in panels of kPanel columns. Sums run over k in order, kChain terms at a time: the result never depends
+// contiguous, in panels of kPanel columns. Sums run over k in order, `chain` terms at a time: the result never depends
 // on memory addresses.
 #pragma once
 
@@ -23,8 +23,10 @@ constexpr int kBlockRows = 12;
 #else
 constexpr int kBlockRows = 6;
 #endif
-constexpr int64_t kDepth = 256;    // of k at a time: a panel then takes half of a first-level cache of 32 KB
-constexpr int64_t kChain = 64;     // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
+constexpr int64_t kDepth = 256;  // of k at a time: a panel then takes half of a first-level cache of 32 KB
+constexpr int64_t kChain = 64;   // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
+constexpr int64_t kFineChain =
+    32;                            // the same where gradients feel it, out and dp: a tenth slower, half the error of dq
 constexpr int64_t kPackRows = 32;  // with more rows of c, a panel is copied once to be read without stride
 
 // Element (i, k) is at data[i * row + k * column].
@@ -91,15 +93,15 @@ inline void multiply_block(int64_t depth, Strided<A> a, const A* b, int64_t b_ro
   }
 }
 
-// The same for a number of rows known at run time only, 1 to R, and any depth, as sums of kChain terms.
+// The same for a number of rows known at run time only, 1 to R, and any depth, as sums of `chain` terms.
 template <class A, int R, int W>
 inline void multiply_rows(int64_t rows, int64_t depth, Strided<A> a, const A* b, int64_t b_row, A* c, int64_t c_row,
-                          int64_t columns, bool accumulate) {
+                          int64_t columns, bool accumulate, int64_t chain) {
   if constexpr (R > 1) {
-    if (rows < R) return multiply_rows<A, R - 1, W>(rows, depth, a, b, b_row, c, c_row, columns, accumulate);
+    if (rows < R) return multiply_rows<A, R - 1, W>(rows, depth, a, b, b_row, c, c_row, columns, accumulate, chain);
   }
-  for (int64_t k = 0; k < depth; k += kChain) {
-    multiply_block<A, R, W>(min(kChain, depth - k), {a.data + k * a.column, a.row, a.column}, b + k * b_row, b_row, c,
+  for (int64_t k = 0; k < depth; k += chain) {
+    multiply_block<A, R, W>(min(chain, depth - k), {a.data + k * a.column, a.row, a.column}, b + k * b_row, b_row, c,
                             c_row, columns, accumulate || k > 0);
   }
 }
@@ -107,11 +109,11 @@ inline void multiply_rows(int64_t rows, int64_t depth, Strided<A> a, const A* b,
 // All rows of one panel, in blocks of nearly equal height.
 template <class A, int R, int W>
 void multiply_panel(int64_t rows, int64_t depth, Strided<A> a, const A* b, int64_t b_row, A* c, int64_t c_row,
-                    int64_t columns, bool accumulate) {
+                    int64_t columns, bool accumulate, int64_t chain) {
   for (int64_t i = 0; i < rows;) {
     const int64_t height = divide_up(rows - i, divide_up(rows - i, R));
     multiply_rows<A, R, W>(height, depth, {a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row,
-                           columns, accumulate);
+                           columns, accumulate, chain);
     i += height;
   }
 }
@@ -133,7 +135,7 @@ void copy_panel(const A* from, int64_t stride, int64_t rows, int64_t columns, A*
 // c [rows, columns] (+)= a [rows, depth] b [depth, columns]; with padded panels columns may be whole_lanes().
 template <class A>
 void multiply(int64_t rows, int64_t columns, int64_t depth, Strided<A> a, Panels<A> b, A* c, int64_t c_row,
-              bool accumulate) {
+              bool accumulate, int64_t chain = kChain) {
   alignas(64) A packed[kDepth * kPanel<A>];
   for (int64_t k = 0; k < depth; k += kDepth) {
     const int64_t part = min(kDepth, depth - k);
@@ -149,9 +151,9 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, Strided<A> a, Panels
       }
       const Strided<A> left{a.data + k * a.column, a.row, a.column};
       if (width > kLanes<A>) {
-        multiply_panel<A, kBlockRows, 2>(rows, part, left, panel, panel_row, c + j, c_row, width, add);
+        multiply_panel<A, kBlockRows, 2>(rows, part, left, panel, panel_row, c + j, c_row, width, add, chain);
       } else {
-        multiply_panel<A, 2 * kBlockRows, 1>(rows, part, left, panel, panel_row, c + j, c_row, width, add);
+        multiply_panel<A, 2 * kBlockRows, 1>(rows, part, left, panel, panel_row, c + j, c_row, width, add, chain);
       }
     }
   }

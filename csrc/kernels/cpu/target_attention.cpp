@@ -146,7 +146,7 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
         }
         // sum [count, Dv] += transposed scores [count, height] values [height, Dv]
         multiply<A>(count, p.value_dim, height, {scores, 1, stride},
-                    plain_rows(values.at(seen.begin, j), values.row_stride), sum, p.value_dim, true);
+                    plain_rows(values.at(seen.begin, j), values.row_stride), sum, p.value_dim, true, kFineChain);
       }
     });
   }

@@ -47,7 +47,7 @@ void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begi
   vec_t<A> total{};
   for (int64_t d = 0; d < p.value_dim;) {
     vec_t<A> chain{};
-    for (const int64_t end = min(d + kChain, p.value_dim); d < end; ++d) {
+    for (const int64_t end = min(d + kFineChain, p.value_dim); d < end; ++d) {
       vec_t<A> out;
       for (int64_t c = 0; c < kLanes<A>; ++c) out[c] = widen(outs[c][d]);
       chain += out * load(dout + d * kPanel<A>);
@@ -196,7 +196,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
                         stride, false);
             multiply<A>(height, whole_lanes<A>(count), p.value_dim, {v, values.row_stride, 1},
                         padded_panels(run.dout_panels + j * panels_size<A>(count, p.value_dim), p.value_dim), dp,
-                        stride, false);
+                        stride, false, kFineChain);
             for (int64_t c = 0; c < count; c += kLanes<A>) {
               differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, row + c, A(p.scale));
             }
