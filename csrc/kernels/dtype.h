@@ -57,6 +57,11 @@ void visit_dtype(Dtype dtype, F f) {
   }
 }
 
+constexpr const char* dtype_name(Dtype dtype) {
+  constexpr const char* kNames[] = {"float64", "float32", "bfloat16", "float16"};
+  return kNames[int(dtype)];
+}
+
 constexpr int64_t accumulator_size(Dtype dtype) { return dtype == Dtype::kFloat64 ? sizeof(double) : sizeof(float); }
 
 }  // namespace stca

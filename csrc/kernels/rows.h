@@ -32,4 +32,7 @@ struct SegmentSumParams {
 STCA_DECLARE_CPU_KERNEL(segment_sum, const SegmentSumParams& params, int64_t begin, int64_t end, int64_t column_begin,
                         int64_t column_end)
 
+// All segments, on a cudaStream_t; `offsets` is on the device too. nullptr, or the message of the CUDA error.
+const char* segment_sum_cuda(const SegmentSumParams& params, int64_t segments, void* stream);
+
 }  // namespace stca

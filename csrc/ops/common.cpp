@@ -1,5 +1,8 @@
 #include "common.h"
 
+#include <cstdlib>
+#include <cstring>
+
 namespace stca {
 
 Dtype checked_dtype(const char* op, const char* name, const at::Tensor& tensor) {
@@ -29,14 +32,29 @@ void check_same(const char* op, const char* name, const at::Tensor& tensor, cons
              model.device(), ", got ", tensor.device());
 }
 
+std::optional<at::Tensor> values_to_check(const at::Tensor& integers) {
+  if (!runs_on_cuda(integers)) return integers;
+  const char* debug = std::getenv("STCA_DEBUG");
+  if (debug == nullptr || std::strcmp(debug, "1") != 0) return std::nullopt;
+  return integers.to(at::kCPU);
+}
+
+at::Tensor checked_integers(const char* op, const char* name, const at::Tensor& tensor, const char* rows_name,
+                            const at::Tensor& rows) {
+  STCA_CHECK(tensor.scalar_type() == at::kInt || tensor.scalar_type() == at::kLong, op, name,
+             " must be int32 or int64, got ", tensor.scalar_type());
+  STCA_CHECK(tensor.device() == rows.device(), op, name, " must be on the device of ", rows_name, ", ", rows.device(),
+             ", got ", tensor.device());
+  return tensor.to(at::kLong).contiguous();
+}
+
 at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, std::optional<int64_t> total,
-                           const char* rows_name) {
-  STCA_CHECK(offsets.scalar_type() == at::kInt || offsets.scalar_type() == at::kLong, op, name,
-             " must be int32 or int64, got ", offsets.scalar_type());
+                           const char* rows_name, const at::Tensor& rows) {
   STCA_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1, op, name, " must be [R + 1], got ", offsets.sizes());
-  STCA_CHECK(offsets.is_cpu(), op, name, " must be on the device of ", rows_name, ", cpu, got ", offsets.device());
-  const at::Tensor checked = offsets.to(at::kLong).contiguous();
-  const int64_t* at = checked.const_data_ptr<int64_t>();
+  const at::Tensor checked = checked_integers(op, name, offsets, rows_name, rows);
+  const std::optional<at::Tensor> values = values_to_check(checked);
+  if (!values.has_value()) return checked;
+  const int64_t* at = values->const_data_ptr<int64_t>();
   const int64_t last = checked.size(0) - 1;
   STCA_CHECK(at[0] == 0, op, name, " must start at 0, got ", at[0]);
   for (int64_t i = 0; i < last; ++i) {

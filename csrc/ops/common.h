@@ -20,10 +20,21 @@ void check_dims(const char* op, const char* name, const at::Tensor& tensor, cons
 void check_same(const char* op, const char* name, const at::Tensor& tensor, const char* model_name,
                 const at::Tensor& model);
 
-// Offsets [R + 1] as contiguous int64 on the CPU: integers that start at 0, never decrease and end at `total`, the
-// number of rows of `rows_name`; with no total, at any number.
+// True where the op's CUDA kernels take the tensor. (tests/simt, which runs them on the CPU, answers for itself.)
+bool runs_on_cuda(const at::Tensor& tensor);
+
+// Integers whose values are to be checked, on the CPU; nothing where looking at them would wait for a GPU, which is
+// done with STCA_DEBUG=1 in the environment only.
+std::optional<at::Tensor> values_to_check(const at::Tensor& integers);
+
+// An int32 or int64 tensor on the device of `rows`, as contiguous int64.
+at::Tensor checked_integers(const char* op, const char* name, const at::Tensor& tensor, const char* rows_name,
+                            const at::Tensor& rows);
+
+// Offsets [R + 1] as contiguous int64 on the device of `rows`: integers that start at 0, never decrease and end at
+// `total`, the number of rows of `rows_name`; with no total, at any number.
 at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, std::optional<int64_t> total,
-                           const char* rows_name);
+                           const char* rows_name, const at::Tensor& rows);
 
 // float64 for float64, float32 for everything else.
 at::ScalarType accumulation_type(const at::Tensor& tensor);

@@ -18,7 +18,7 @@ struct Selection {
   Tensor rows, offsets;
 };
 
-Tensor checked_integers(const char* name, const Tensor& tensor, const char* shape, int64_t size) {
+Tensor checked_list(const char* name, const Tensor& tensor, const char* shape, int64_t size) {
   STCA_CHECK(tensor.scalar_type() == at::kInt || tensor.scalar_type() == at::kLong, kOp, name,
              " must be int32 or int64, got ", tensor.scalar_type());
   STCA_CHECK(tensor.dim() == 1 && (size < 0 || tensor.size(0) == size), kOp, name, " must be ", shape, ", got ",
@@ -31,11 +31,11 @@ Selection select(const Tensor& values, const Tensor& offsets, const Tensor& inde
                  optional<int64_t> total) {
   STCA_CHECK(values.dim() >= 1, kOp, "values must be [N, ...], got ", values.sizes());
   STCA_CHECK(values.is_cpu(), kOp, "values must be on the cpu, got ", values.device());
-  const Tensor from = checked_offsets(kOp, "offsets", offsets, values.size(0), "values");
-  const Tensor chosen = checked_integers("index", index, "[S]", -1);
+  const Tensor from = checked_offsets(kOp, "offsets", offsets, values.size(0), "values", values);
+  const Tensor chosen = checked_list("index", index, "[S]", -1);
   const int64_t count = chosen.size(0), requests = from.size(0) - 1;
   Tensor kept;
-  if (keep.has_value()) kept = checked_integers("keep", *keep, "[S] like index", count);
+  if (keep.has_value()) kept = checked_list("keep", *keep, "[S] like index", count);
 
   const int64_t* starts = from.const_data_ptr<int64_t>();
   const int64_t* request = chosen.const_data_ptr<int64_t>();

@@ -15,7 +15,8 @@ std::vector<at::Tensor> request_gather(at::TensorList xs, const at::Tensor& targ
   STCA_CHECK(target_offsets.dim() == 1 && target_offsets.size(0) >= 1, kOp, "target_offsets must be [R + 1], got ",
              target_offsets.sizes());
   const int64_t requests = target_offsets.size(0) - 1;
-  const at::Tensor checked = checked_offsets(kOp, "target_offsets", target_offsets, total, "the result (total)");
+  const at::Tensor checked =
+      checked_offsets(kOp, "target_offsets", target_offsets, total, "the result (total)", target_offsets);
   const int64_t* offsets = checked.const_data_ptr<int64_t>();
   const int64_t targets = offsets[requests];
   std::vector<at::Tensor> results;

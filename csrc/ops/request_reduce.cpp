@@ -11,7 +11,7 @@ constexpr const char* kOp = "request_reduce";
 at::Tensor request_reduce(const at::Tensor& x, const at::Tensor& target_offsets, bool mean) {
   STCA_CHECK(x.dim() >= 1, kOp, "x must be [T, ...], got ", x.sizes());
   STCA_CHECK(x.is_cpu(), kOp, "x must be on the device of target_offsets, cpu, got ", x.device());
-  const at::Tensor offsets = checked_offsets(kOp, "target_offsets", target_offsets, x.size(0), "x");
+  const at::Tensor offsets = checked_offsets(kOp, "target_offsets", target_offsets, x.size(0), "x", x);
   return launch_segment_sum(x, nullptr, offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, mean,
                             checked_dtype(kOp, "x", x));
 }

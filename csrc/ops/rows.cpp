@@ -1,8 +1,15 @@
 #include "rows.h"
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
 
 #include <vector>
+
+#if defined(STCA_WITH_CUDA)
+#include "cuda.h"
+#endif
 
 namespace stca {
 
@@ -21,6 +28,13 @@ at::Tensor launch_segment_sum(const at::Tensor& rows, const int64_t* order, cons
   const int64_t width = row_width(rows);
   const SegmentSumParams params{dtype,   width, contiguous.const_data_ptr(), order,
                                 offsets, mean,  sums.mutable_data_ptr()};
+#if defined(STCA_WITH_CUDA)
+  if (runs_on_cuda(rows)) {
+    const CudaCall call(rows);
+    call.check("segment_sum", segment_sum_cuda(params, segments, call.stream()));
+    return sums;
+  }
+#endif
   const auto kernel = STCA_SELECT_CPU_KERNEL(segment_sum);
   // One long segment still feeds all threads, by pieces of columns; whole rows stream better where segments are many.
   const int64_t threads = at::get_num_threads();
@@ -39,6 +53,10 @@ at::Tensor launch_segment_sum(const at::Tensor& rows, const int64_t* order, cons
 }
 
 Places places_of(const at::Tensor& index, int64_t count) {
+  if (runs_on_cuda(index)) {
+    const auto [values, order] = at::sort(index, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+    return {order, at::searchsorted(values, at::arange(count + 1, index.options()))};
+  }
   const int64_t* values = index.const_data_ptr<int64_t>();
   Places places{at::empty({index.size(0)}, at::kLong), at::zeros({count + 1}, at::kLong)};
   int64_t* offsets = places.offsets.mutable_data_ptr<int64_t>();

@@ -1,5 +1,5 @@
-// target_attention: tensors to plain structs. Formula and shapes: ../kernels/target_attention.h.
-#include "../kernels/target_attention.h"
+// target_attention: tensors to plain structs, for the CPU and for CUDA. Formula and shapes: ../kernels/target_attention.h.
+#include "target_attention_launch.h"
 
 #include <torch/library.h>
 
@@ -22,23 +22,17 @@ struct Inputs {
   TargetAttentionParams params;
 };
 
-// An int32 or int64 tensor on q's device, as contiguous int64.
-Tensor checked_integers(const char* name, const Tensor& tensor, const Tensor& q) {
-  STCA_CHECK(tensor.scalar_type() == at::kInt || tensor.scalar_type() == at::kLong, kOp, name,
-             " must be int32 or int64, got ", tensor.scalar_type());
-  STCA_CHECK(tensor.device() == q.device(), kOp, name, " must be on the device of q, ", q.device(), ", got ",
-             tensor.device());
-  return tensor.to(at::kLong).contiguous();
-}
-
 Tensor checked_visible(const Tensor& visible, const Tensor& q, const Tensor& target_offsets,
                        const Tensor& history_offsets) {
   STCA_CHECK(visible.dim() == 2 && visible.size(0) == q.size(0) && visible.size(1) == 2, kOp,
              "visible must be [T, 2] = [", q.size(0), ", 2], got ", visible.sizes());
-  const Tensor checked = checked_integers("visible", visible, q);
-  const int64_t* ranges = checked.const_data_ptr<int64_t>();
-  const int64_t* targets = target_offsets.const_data_ptr<int64_t>();
-  const int64_t* rows = history_offsets.const_data_ptr<int64_t>();
+  const Tensor checked = checked_integers(kOp, "visible", visible, "q", q);
+  const optional<Tensor> values = values_to_check(checked);
+  if (!values.has_value()) return checked;
+  const Tensor target_values = target_offsets.cpu(), history_values = history_offsets.cpu();
+  const int64_t* ranges = values->const_data_ptr<int64_t>();
+  const int64_t* targets = target_values.const_data_ptr<int64_t>();
+  const int64_t* rows = history_values.const_data_ptr<int64_t>();
   for (int64_t r = 0; r + 1 < target_offsets.size(0); ++r) {
     const int64_t length = rows[r + 1] - rows[r];
     for (int64_t t = targets[r]; t < targets[r + 1]; ++t) {
@@ -52,8 +46,10 @@ Tensor checked_visible(const Tensor& visible, const Tensor& q, const Tensor& tar
 
 Tensor checked_history_index(const Tensor& history_index, const Tensor& q, const Tensor& k) {
   STCA_CHECK(history_index.dim() == 1, kOp, "history_index must be [N], got ", history_index.sizes());
-  const Tensor checked = checked_integers("history_index", history_index, q);
-  const int64_t* index = checked.const_data_ptr<int64_t>();
+  const Tensor checked = checked_integers(kOp, "history_index", history_index, "q", q);
+  const optional<Tensor> values = values_to_check(checked);
+  if (!values.has_value()) return checked;
+  const int64_t* index = values->const_data_ptr<int64_t>();
   for (int64_t n = 0; n < checked.size(0); ++n) {
     STCA_CHECK(0 <= index[n] && index[n] < k.size(0), kOp, "history_index[", n, "] must be a row of k in [0, ",
                k.size(0), "), got ", index[n]);
@@ -84,11 +80,11 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   in.q = with_contiguous_rows(q);
   in.k = with_contiguous_rows(k);
   in.v = v.has_value() ? with_contiguous_rows(*v) : in.k;
-  in.target_offsets = checked_offsets(kOp, "target_offsets", target_offsets, q.size(0), "q");
+  in.target_offsets = checked_offsets(kOp, "target_offsets", target_offsets, q.size(0), "q", q);
   if (history_index.has_value()) in.history_index = checked_history_index(*history_index, q, k);
   p.num_rows = history_index.has_value() ? in.history_index.size(0) : k.size(0);
   in.history_offsets = checked_offsets(kOp, "history_offsets", history_offsets, p.num_rows,
-                                       history_index.has_value() ? "history_index" : "k");
+                                       history_index.has_value() ? "history_index" : "k", q);
   STCA_CHECK(in.target_offsets.size(0) == in.history_offsets.size(0), kOp,
              "target_offsets and history_offsets must have the same length R + 1, got ", in.target_offsets.size(0),
              " and ", in.history_offsets.size(0));
@@ -121,19 +117,6 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   return in;
 }
 
-// Runs all items of a plan, then its merges.
-template <class Item, class Merge>
-void launch(const TargetAttentionPlan& plan, Dtype dtype, const Item& run_item, const Merge& run_merge) {
-  const int64_t element = accumulator_size(dtype);
-  const Tensor partials = at::empty({plan.partial_count * plan.partial_size * element}, at::kByte);
-  char* memory = static_cast<char*>(partials.mutable_data_ptr());
-  for_each_item(plan.items.size(), plan.scratch_size * element, [&](int64_t i, void* scratch) {
-    const TargetAttentionItem& item = plan.items[i];
-    run_item(item, scratch, item.partial < 0 ? nullptr : memory + item.partial * plan.partial_size * element);
-  });
-  for_each_item(plan.merges.size(), 0, [&](int64_t i, void*) { run_merge(plan.merges[i], memory); });
-}
-
 std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, const optional<Tensor>& v,
                                                     const Tensor& target_offsets, const Tensor& history_offsets,
                                                     const optional<Tensor>& visible,
@@ -147,15 +130,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tenso
   p.lse = lse.mutable_data_ptr();
   p.softmax = softmax.mutable_data_ptr();
 
-  const TargetAttentionPlan plan = plan_target_attention(p, at::get_num_threads());
-  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_item);
-  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_merge);
-  launch(
-      plan, p.dtype,
-      [&](const TargetAttentionItem& item, void* scratch, void* partial) {
-        item_kernel(p, plan.tiling, item, scratch, partial);
-      },
-      [&](const TargetAttentionMerge& merge, void* partials) { merge_kernel(p, merge, partials, plan.partial_size); });
+  launch_target_attention(p, q);
   return {out, lse, softmax};
 }
 
@@ -191,15 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   p.dk = dk.mutable_data_ptr();
   p.dv = v.has_value() ? dv.mutable_data_ptr() : nullptr;
 
-  const TargetAttentionPlan plan = plan_target_attention_backward(p.forward, at::get_num_threads());
-  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_item);
-  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_merge);
-  launch(
-      plan, p.forward.dtype,
-      [&](const TargetAttentionItem& item, void* scratch, void* partial) {
-        item_kernel(p, plan.tiling, item, scratch, partial);
-      },
-      [&](const TargetAttentionMerge& merge, void* partials) { merge_kernel(p, merge, partials, plan.partial_size); });
+  launch_target_attention_backward(p, q);
   if (!history_index.has_value()) return {dq, dk, dv};
   // A row of k and v gets the sum over the history rows that it stands for, in their order.
   const Places places = places_of(in.history_index, k.size(0));
@@ -216,5 +183,11 @@ TORCH_LIBRARY_IMPL(stca, CPU, m) {
   m.impl("target_attention", &target_attention);
   m.impl("target_attention_backward", &target_attention_backward);
 }
+#if defined(STCA_WITH_CUDA)
+TORCH_LIBRARY_IMPL(stca, CUDA, m) {
+  m.impl("target_attention", &target_attention);
+  m.impl("target_attention_backward", &target_attention_backward);
+}
+#endif
 
 }  // namespace stca

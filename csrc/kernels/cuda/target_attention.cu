@@ -1,0 +1,271 @@
+// Forward pass of target_attention on CUDA (formula and shapes: ../target_attention.h; source: mission.md section 1).
+//
+// A block holds a tile of query rows in shared memory and streams its split of the history through it: scores of a tile
+// of history rows, online softmax, weights times values. Scores never leave the block. When v is k, one tile serves
+// both products. Two tiles are in flight: the next is copied while this one is used.
+#include "target_attention.cuh"
+
+namespace stca {
+namespace cuda {
+namespace {
+
+template <class T, int kCap, bool kShared>
+struct Forward : Columns<T, kCap> {
+  using Columns<T, kCap>::kSlices;
+  using Columns<T, kCap>::kPitch;
+  using Columns<T, kCap>::kWarpColumns;
+  static constexpr bool kHalf = sizeof(T) == 2;
+  static constexpr int kRowWarps = kSlices <= 2 ? 4 : 8 / kSlices;
+  static constexpr int kM = kHalf && kCap >= 512 ? 2 : 1;      // 16-row fragments of a warp
+  static constexpr int kRows = 16 * kM * kRowWarps;            // query rows of a tile
+  static constexpr int kColumns = kHalf && kCap < 512 ? 32 : 16;  // history rows of a tile
+  static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
+  static constexpr int kThreads = kWarp * kRowWarps * kSlices;
+  static constexpr int kRowThreads = kThreads / kRows;  // that share the softmax of a row
+  static constexpr int kSumPitch = kColumns + 4;
+  static constexpr int kWeightPitch = kColumns + 16 / int(sizeof(T));
+
+  // Shared memory, in bytes from its start.
+  static constexpr int kTile = kColumns * kPitch * int(sizeof(T));
+  static constexpr int kKeys = kRows * kPitch * int(sizeof(T));
+  static constexpr int kValues = kKeys + kStages * kTile;
+  static constexpr int kSums = kValues + (kShared ? 0 : kStages * kTile);
+  static constexpr int kWeights = kSums + kSlices * kRows * kSumPitch * 4;
+  static constexpr int kRanges = kWeights + kRows * kWeightPitch * int(sizeof(T));
+  static constexpr int kFactors = kRanges + kRows * 16;
+  static constexpr int kBytes = kFactors + kRows * 4;
+  static_assert(kBytes <= kSharedBytes);
+  static_assert(kRowThreads <= kColumns && kWarp % kRowThreads == 0);
+};
+
+struct Partials {
+  float* sums;     // [partials, rows of a tile, Dv]
+  float* softmax;  // [partials, rows of a tile, 2]
+};
+
+// softmax and lse of a query row from its largest score (in units of log 2) and its sum of weights.
+STCA_DEVICE void write_softmax(const TargetAttentionParams& p, QueryRow at, float most, float weights) {
+  const int64_t row = at.target * p.heads + at.head;
+  static_cast<float*>(p.softmax)[2 * row] = most;
+  static_cast<float*>(p.softmax)[2 * row + 1] = weights;
+  static_cast<float*>(p.lse)[row] = weights == 0 ? -infinity() : kLn2 * (most + log2(weights));
+}
+
+STCA_DEVICE float inverse(float weights) { return weights == 0 ? 0.0f : 1 / weights; }
+
+template <class T, int kCap, bool kShared>
+__global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
+    attend(const TargetAttentionParams p, const Cut cut, const Work work, const Partials partials,
+           const Aligned aligned) {
+  using F = Forward<T, kCap, kShared>;
+  char* memory = shared_memory();
+  T* queries = reinterpret_cast<T*>(memory);
+  float* sums = reinterpret_cast<float*>(memory + F::kSums);
+  T* weights = reinterpret_cast<T*>(memory + F::kWeights);
+  int64_t* ranges = reinterpret_cast<int64_t*>(memory + F::kRanges);
+  float* factors = reinterpret_cast<float*>(memory + F::kFactors);
+  auto stage = [&](int start, int64_t tile) {
+    return reinterpret_cast<T*>(memory + start + int(tile % F::kStages) * F::kTile);
+  };
+  const int warp = int(threadIdx.x) / kWarp, slice = warp % F::kSlices, first_row = warp / F::kSlices * 16 * F::kM;
+  const int column = slice * F::kWarpColumns;
+  const int depth = max(0, min(F::kWarpColumns, round_up(int(p.key_dim), 16) - column));
+  const int width = max(0, min(F::kWarpColumns, int(p.value_dim) - column));
+  const int own_row = int(threadIdx.x) / F::kRowThreads, own_column = int(threadIdx.x) % F::kRowThreads;
+  const float scale = float(p.scale) * kLog2E;
+
+  const int64_t items = work.item_begin[p.num_requests];
+  for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
+    const Item item = item_of(p, cut, work, number);
+    const int first = item.tile * F::kRows;
+    sync_block();  // everyone is done with the item before
+    int64_t begin, end;
+    seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges, begin, end);
+    const int64_t sees_from = ranges[2 * own_row], sees_to = ranges[2 * own_row + 1];
+    const int64_t tiles = (end - begin + F::kColumns - 1) / F::kColumns;
+
+    auto load_tile = [&](int64_t tile) {
+      const int64_t from = begin + tile * F::kColumns;
+      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), p, item, from, end, p.k, p.k_row_stride,
+                                                        p.k_head_stride, p.key_dim, aligned.k);
+      if constexpr (!kShared) {
+        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), p, item, from, end, p.v,
+                                                          p.v_row_stride, p.v_head_stride, p.value_dim, aligned.v);
+      }
+      commit_copies();
+    };
+    load_query_rows<kCap, F::kRows, F::kThreads>(queries, p, item, first, p.q, p.q_target_stride, p.q_head_stride,
+                                                 p.key_dim, aligned.q);
+    commit_copies();
+    if (tiles > 0) load_tile(0);
+
+    float most = -infinity(), weight = 0;  // of own_row
+    float out[F::kM][F::kWarpColumns / 8][4];
+    clear(out);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      wait_copies<0>();
+      sync_block();
+      if (F::kStages > 1 && tile + 1 < tiles) load_tile(tile + 1);
+
+      float scores[F::kM][F::kColumns / 8][4];
+      clear(scores);
+      warp_product<false, false>(scores, queries + first_row * F::kPitch + column, F::kPitch,
+                                 stage(F::kKeys, tile) + column, F::kPitch, depth);
+      for_each_element(scores, [&](int row, int n, float value) {
+        sums[(slice * F::kRows + first_row + row) * F::kSumPitch + n] = value;
+      });
+      sync_block();
+
+      const int64_t from = begin + tile * F::kColumns;
+      float own[F::kColumns / F::kRowThreads];
+      float largest = -infinity();
+#pragma unroll
+      for (int i = 0; i < F::kColumns / F::kRowThreads; ++i) {
+        const int n = own_column + i * F::kRowThreads;
+        const bool seen = sees_from <= from + n && from + n < sees_to;
+        own[i] = seen ? scale * sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, own_row, n) : -infinity();
+        largest = own[i] > largest ? own[i] : largest;
+      }
+      for (int by = 1; by < F::kRowThreads; by *= 2) {
+        const float other = shuffle_xor(largest, by);
+        largest = other > largest ? other : largest;
+      }
+      largest = most > largest ? most : largest;
+      const float shift = largest == -infinity() ? 0.0f : largest;
+      float added = 0;
+#pragma unroll
+      for (int i = 0; i < F::kColumns / F::kRowThreads; ++i) {
+        const float w = exp2(own[i] - shift);
+        added += w;
+        narrow(w, weights[own_row * F::kWeightPitch + own_column + i * F::kRowThreads]);
+      }
+      for (int by = 1; by < F::kRowThreads; by *= 2) added += shuffle_xor(added, by);
+      const float factor = exp2(most - shift);
+      weight = weight * factor + added;
+      most = largest;
+      if (own_column == 0) factors[own_row] = factor;
+      sync_block();
+
+      for_each_element(out, [&](int row, int, float& value) { value *= factors[first_row + row]; });
+      warp_product<false, true>(out, weights + first_row * F::kWeightPitch, F::kWeightPitch,
+                                stage(kShared ? F::kKeys : F::kValues, tile) + column, F::kPitch, F::kColumns, width);
+      if (F::kStages == 1 && tile + 1 < tiles) {
+        sync_block();
+        load_tile(tile + 1);
+      }
+    }
+    wait_copies<0>();
+
+    if (own_column == 0 && first + own_row < item.query_rows) {
+      if (item.partial < 0) {
+        write_softmax(p, query_row(p, item, first + own_row), most, weight);
+      } else {
+        float* softmax = partials.softmax + 2 * (item.partial * F::kRows + own_row);
+        softmax[0] = most;
+        softmax[1] = weight;
+      }
+    }
+    sync_block();
+    if (own_column == 0) factors[own_row] = item.partial < 0 ? inverse(weight) : 1.0f;
+    sync_block();
+    for_each_element(out, [&](int row, int d, float value) {
+      const int query = first + first_row + row;
+      if (query >= item.query_rows || d >= width) return;
+      value *= factors[first_row + row];
+      if (item.partial < 0) {
+        const QueryRow at = query_row(p, item, query);
+        narrow(value, static_cast<T*>(p.out)[(at.target * p.heads + at.head) * p.value_dim + column + d]);
+      } else {
+        partials.sums[(item.partial * F::kRows + first_row + row) * p.value_dim + column + d] = value;
+      }
+    });
+  }
+}
+
+constexpr int kMergeWarps = 4;
+
+// One warp for each (target, head) whose request was split: its partial results, weighted, in order of splits.
+template <class T>
+__global__ void __launch_bounds__(kMergeWarps* kWarp)
+    merge(const TargetAttentionParams p, const Cut cut, const Work work, const Partials partials) {
+  const int lane = int(threadIdx.x) % kWarp;
+  const int64_t at = int64_t(blockIdx.x) * kMergeWarps + int(threadIdx.x) / kWarp;
+  if (at >= p.num_targets * p.heads) return;
+  const SplitRow row = split_row(p, cut, work, at);
+  if (row.splits == 1) return;
+  float most = -infinity(), weight = 0;
+  for (int64_t s = 0; s < row.splits; ++s) most = max(most, partials.softmax[2 * (row.first + s * cut.tile_rows)]);
+  const float shift = most == -infinity() ? 0.0f : most;
+  for (int64_t s = 0; s < row.splits; ++s) {
+    const float* softmax = partials.softmax + 2 * (row.first + s * cut.tile_rows);
+    weight += softmax[1] * exp2(softmax[0] - shift);
+  }
+  for (int64_t d = lane; d < p.value_dim; d += kWarp) {
+    float sum = 0;
+    for (int64_t s = 0; s < row.splits; ++s) {
+      const int64_t partial = row.first + s * cut.tile_rows;
+      sum += partials.sums[partial * p.value_dim + d] * exp2(partials.softmax[2 * partial] - shift);
+    }
+    narrow(sum * inverse(weight), static_cast<T*>(p.out)[at * p.value_dim + d]);
+  }
+  if (lane == 0) write_softmax(p, {at / p.heads, at % p.heads}, most, weight);
+}
+
+template <class F>
+Cut cut_of(const CudaDevice& device) {
+  return {F::kRows, F::kColumns, slots_of(device, F::kBytes), false};
+}
+
+template <class F>
+int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
+  const int64_t rows = most_partials(cut_of<F>(device).slots) * F::kRows;
+  return aligned_bytes(work_bytes(p.num_requests)) + rows * (p.value_dim + 2) * int64_t(sizeof(float));
+}
+
+template <class T, int kCap, bool kShared>
+const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
+  using F = Forward<T, kCap, kShared>;
+  const Cut cut = cut_of<F>(device);
+  const Work work = work_at(workspace, p.num_requests);
+  float* sums = reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests)));
+  const Partials partials{sums, sums + most_partials(cut.slots) * F::kRows * p.value_dim};
+  if (const char* error = launch_work(p, cut, work, stream)) return error;
+  const char* error =
+      launch("target_attention", &attend<T, kCap, kShared>, min(int64_t(cut.slots), most_items(p, cut)), F::kThreads,
+             F::kBytes, stream, p, cut, work, partials, aligned_tensors(p, nullptr));
+  if (error != nullptr) return error;
+  return launch("target_attention merge", &merge<T>, divide_up(p.num_targets * p.heads, kMergeWarps),
+                kMergeWarps * kWarp, 0, stream, p, cut, work, partials);
+}
+
+}  // namespace
+}  // namespace cuda
+
+const char* target_attention_cuda_refusal(const TargetAttentionParams& p, const CudaDevice& device, bool backward) {
+  if (p.dtype == Dtype::kFloat64) return "float32, bfloat16 or float16";
+  if (p.shared && p.key_dim > 1024) return "a width of at most 1024 when v is None";
+  if (!p.shared && cuda::max(p.key_dim, p.value_dim) > 256) return "widths of at most 256 when v is given";
+  if (backward && p.dtype == Dtype::kFloat32 && p.key_dim > 512 && device.shared_bytes < cuda::kLargeSharedBytes) {
+    return "gradients of float32 up to a width of 512 (more needs the shared memory of sm_90)";
+  }
+  return nullptr;
+}
+
+int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
+  return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return cuda::workspace_of<cuda::Forward<T, decltype(width)::value, decltype(shared)::value>>(params, device);
+  });
+}
+
+const char* target_attention_cuda(const TargetAttentionParams& params, const CudaDevice& device, void* workspace,
+                                  void* stream) {
+  if (params.num_targets == 0) return nullptr;
+  return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return cuda::enqueue<T, decltype(width)::value, decltype(shared)::value>(params, device, workspace,
+                                                                            static_cast<cuda::Stream>(stream));
+  });
+}
+
+}  // namespace stca

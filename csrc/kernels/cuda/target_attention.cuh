@@ -1,0 +1,146 @@
+// What the forward and the backward kernels of target_attention share.
+#pragma once
+
+#include <type_traits>
+
+#include "../target_attention_cuda.h"
+#include "work.cuh"
+
+namespace stca {
+namespace cuda {
+
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.69314718055994531f;
+constexpr int kSharedBytes = 163 * 1024;       // of one block, on sm_80
+constexpr int kLargeSharedBytes = 227 * 1024;  // on sm_90 and sm_100
+
+#if defined(STCA_SIMT)
+STCA_DEVICE float infinity() { return HUGE_VALF; }
+#else
+STCA_DEVICE float infinity() { return __int_as_float(0x7f800000); }
+#endif
+
+// Which tensors have all their rows at multiples of 16 bytes.
+struct Aligned {
+  bool q, k, v, dout;
+};
+
+inline bool rows_aligned(const void* data, int64_t element, int64_t stride, int64_t other_stride) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * element % 16 == 0 && other_stride * element % 16 == 0;
+}
+
+inline Aligned aligned_tensors(const TargetAttentionParams& p, const void* dout) {
+  const int64_t size = p.dtype == Dtype::kFloat32 ? 4 : 2;
+  return {rows_aligned(p.q, size, p.q_target_stride, p.q_head_stride),
+          rows_aligned(p.k, size, p.k_row_stride, p.k_head_stride),
+          rows_aligned(p.v, size, p.v_row_stride, p.v_head_stride),
+          rows_aligned(dout, size, p.heads * p.value_dim, p.value_dim)};
+}
+
+// Target and head of query row `row` of an item, in [0, m * G).
+struct QueryRow {
+  int64_t target, head;
+};
+STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item, int row) {
+  const int group = int(p.heads / p.kv_heads);
+  return {item.target_begin + row / group, int64_t(item.kv_head) * group + row % group};
+}
+
+// The part of [begin, end), history rows from the request's first, that a target sees.
+STCA_DEVICE void clip_to_visible(const TargetAttentionParams& p, int64_t target, int64_t& begin, int64_t& end) {
+  if (p.visible == nullptr) return;
+  begin = max(begin, p.visible[2 * target]);
+  end = min(end, p.visible[2 * target + 1]);
+}
+
+// kRows query rows of a tile of q, or of a contiguous [T, H, width] tensor, to shared memory.
+template <int kCap, int kRows, int kThreads, class T>
+STCA_DEVICE void load_query_rows(T* to, const TargetAttentionParams& p, const Item& item, int first, const void* tensor,
+                                 int64_t target_stride, int64_t head_stride, int64_t width, bool aligned) {
+  load_rows<kCap, kRows, kThreads>(to, item.query_rows - first, int(width), aligned, [&](int row) {
+    const QueryRow at = query_row(p, item, first + row);
+    return static_cast<const T*>(tensor) + at.target * target_stride + at.head * head_stride;
+  });
+}
+
+// kRows rows of k or v from row `first` of the request's history, as far as `end`, to shared memory.
+template <int kCap, int kRows, int kThreads, class T>
+STCA_DEVICE void load_history_rows(T* to, const TargetAttentionParams& p, const Item& item, int64_t first, int64_t end,
+                                   const void* tensor, int64_t row_stride, int64_t head_stride, int64_t width,
+                                   bool aligned) {
+  load_rows<kCap, kRows, kThreads>(to, int(min(int64_t(kRows), end - first)), int(width), aligned, [&](int row) {
+    const int64_t n = item.row_begin + first + row;
+    const int64_t at = p.history_index == nullptr ? n : p.history_index[n];
+    return static_cast<const T*>(tensor) + at * row_stride + item.kv_head * head_stride;
+  });
+}
+
+// The history rows [begin, end) of an item's split that any of its kRows query rows from `first` on sees. `ranges` is
+// shared memory for 2 kRows numbers, and holds what each row sees afterwards.
+template <int kRows, int kThreads>
+STCA_DEVICE void seen_by_tile(const TargetAttentionParams& p, const Item& item, int first, int64_t* ranges,
+                              int64_t& begin, int64_t& end) {
+  begin = item.split_begin;
+  end = item.split_end;
+  for (int row = int(threadIdx.x); row < kRows; row += kThreads) {
+    int64_t from = begin, to = end;
+    if (first + row < item.query_rows) {
+      clip_to_visible(p, query_row(p, item, first + row).target, from, to);
+    } else {
+      to = from;
+    }
+    ranges[2 * row] = from;
+    ranges[2 * row + 1] = max(from, to);
+  }
+  sync_block();
+  if (p.visible == nullptr) return;
+  int64_t first_seen = end, last_seen = begin;
+  for (int row = 0; row < kRows; ++row) {
+    if (ranges[2 * row] >= ranges[2 * row + 1]) continue;
+    first_seen = min(first_seen, ranges[2 * row]);
+    last_seen = max(last_seen, ranges[2 * row + 1]);
+  }
+  begin = first_seen;
+  end = max(first_seen, last_seen);
+}
+
+// Adds up the slices' partial sums [kSlices, kRows, kPitch] of one element, in order.
+template <int kSlices, int kRows, int kPitch>
+STCA_DEVICE float sum_of_slices(const float* sums, int row, int column) {
+  float total = 0;
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice) total += sums[(slice * kRows + row) * kPitch + column];
+  return total;
+}
+
+constexpr int64_t aligned_bytes(int64_t bytes) { return divide_up(bytes, 256) * 256; }
+
+// Blocks of `shared_bytes` each that run at once.
+inline int slots_of(const CudaDevice& device, int shared_bytes) {
+  return device.multiprocessors * max(1, min(4, device.shared_bytes / shared_bytes));
+}
+
+// Calls f(Element<T>(), capacity, shared), the last two as types with a value, for the call's element type and widths.
+template <class F>
+auto visit_case(const TargetAttentionParams& p, F f) {
+  auto with_type = [&](auto type) {
+    const int64_t width = max(p.key_dim, p.value_dim);
+    if (p.shared) {
+      constexpr std::true_type kShared;
+      if (width <= 128) return f(type, std::integral_constant<int, 128>(), kShared);
+      if (width <= 256) return f(type, std::integral_constant<int, 256>(), kShared);
+      if (width <= 512) return f(type, std::integral_constant<int, 512>(), kShared);
+      return f(type, std::integral_constant<int, 1024>(), kShared);
+    }
+    constexpr std::false_type kShared;
+    if (width <= 64) return f(type, std::integral_constant<int, 64>(), kShared);
+    if (width <= 128) return f(type, std::integral_constant<int, 128>(), kShared);
+    return f(type, std::integral_constant<int, 256>(), kShared);
+  };
+  if (p.dtype == Dtype::kFloat32) return with_type(Element<float>());
+  if (p.dtype == Dtype::kBFloat16) return with_type(Element<bfloat16>());
+  return with_type(Element<float16>());
+}
+
+}  // namespace cuda
+}  // namespace stca

@@ -1,0 +1,56 @@
+// What the two backward kernels of target_attention share: weights and their gradients from scores, and the workspace.
+#pragma once
+
+#include "target_attention.cuh"
+
+namespace stca {
+namespace cuda {
+
+// What turns the scores of a query row into weights and their gradients; sees no row where it is none.
+struct Row {
+  float most, inverse, delta;  // p = 2^(score in units of log 2 - most) * inverse
+  int64_t from, to;            // history rows that it sees, from the request's first
+};
+
+// kRows of them from query row `first` of the item on, to shared memory.
+template <int kRows, int kThreads>
+STCA_DEVICE void load_rows_info(Row* to, const TargetAttentionParams& p, const Item& item, int first,
+                                const float* delta) {
+  for (int row = int(threadIdx.x); row < kRows; row += kThreads) {
+    Row info{0, 0, 0, 0, 0};
+    if (first + row < item.query_rows) {
+      const QueryRow at = query_row(p, item, first + row);
+      const int64_t index = at.target * p.heads + at.head;
+      const float* softmax = static_cast<const float*>(p.softmax) + 2 * index;
+      info = {softmax[0], softmax[1] == 0 ? 0.0f : 1 / softmax[1], delta[index], 0, item.history_rows};
+      clip_to_visible(p, at.target, info.from, info.to);
+    }
+    to[row] = info;
+  }
+}
+
+struct Weights {
+  float p, ds;
+};
+
+// p and scale * ds of a query row and history row n of its request; 0 where it does not see n, or n is not below `end`.
+STCA_DEVICE Weights weights_of(const Row& row, int64_t n, int64_t end, float scale, float score, float dp) {
+  if (n < row.from || n >= min(row.to, end) || row.inverse == 0) return {0, 0};
+  const float weight = exp2(scale * kLog2E * score - row.most) * row.inverse;
+  return {weight, weight * (dp - row.delta) * scale};
+}
+
+// Workspace: how the call is cut, delta [T, H], then what the gradients of q need.
+inline float* delta_at(void* workspace, const TargetAttentionParams& p) {
+  return reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests)));
+}
+inline int64_t delta_bytes(const TargetAttentionParams& p) {
+  return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(float)));
+}
+
+// Gradients of k and v, from delta; and delta, then the gradients of q.
+const char* launch_backward_of_history(const TargetAttentionBackwardParams& params, const CudaDevice& device,
+                                       void* workspace, Stream stream);
+
+}  // namespace cuda
+}  // namespace stca

@@ -1,0 +1,230 @@
+// Gradient of q of target_attention on CUDA, and the order of the backward kernels.
+//
+// As in the forward pass a block holds a tile of query rows, with dout, and streams its split of the history through:
+// scores and dp, from them ds, then dq += ds k in registers. Splits write partial sums, added up in order.
+#include "target_attention_backward.cuh"
+
+namespace stca {
+namespace cuda {
+namespace {
+
+template <class T, int kCap, bool kShared>
+struct BackwardQueries : Columns<T, kCap> {
+  using Columns<T, kCap>::kSlices;
+  using Columns<T, kCap>::kPitch;
+  static constexpr bool kHalf = sizeof(T) == 2;
+  static constexpr int kRowWarps = kSlices == 1 || (kHalf && kSlices == 2) ? 4 : kSlices == 2 || (kHalf && kSlices == 4) ? 2 : 1;
+  static constexpr int kRows = 16 * kRowWarps;                    // query rows of a tile
+  static constexpr int kColumns = kHalf && kCap < 512 ? 32 : 16;  // history rows of a tile
+  static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
+  static constexpr int kThreads = kWarp * kRowWarps * kSlices;
+  static constexpr int kElements = kRows * kColumns / kThreads;  // scores of a tile that a thread turns into ds
+  static constexpr int kSumPitch = kColumns + 4;
+  static constexpr int kDsPitch = kColumns + 16 / int(sizeof(T));
+
+  static constexpr int kTile = kColumns * kPitch * int(sizeof(T));
+  static constexpr int kDouts = kRows * kPitch * int(sizeof(T));
+  static constexpr int kKeys = 2 * kDouts;
+  static constexpr int kValues = kKeys + (kShared ? 0 : kStages * kTile);
+  static constexpr int kSums = kValues + kStages * kTile;
+  static constexpr int kDs = kSums + kSlices * kRows * kSumPitch * 4;
+  static constexpr int kRanges = kDs + kRows * kDsPitch * int(sizeof(T));
+  static constexpr int kInfo = kRanges + kRows * 16;
+  static constexpr int kBytes = kInfo + kRows * int(sizeof(Row));
+  static_assert(kBytes <= (kHalf || kCap < 1024 ? kSharedBytes : kLargeSharedBytes));
+  static_assert(kRows * kColumns % kThreads == 0);
+};
+
+template <class T, int kCap, bool kShared>
+__global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads)
+    differentiate_queries(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* delta,
+                          float* partials, const Aligned aligned) {
+  using F = BackwardQueries<T, kCap, kShared>;
+  const TargetAttentionParams& p = b.forward;
+  char* memory = shared_memory();
+  T* queries = reinterpret_cast<T*>(memory);
+  T* douts = reinterpret_cast<T*>(memory + F::kDouts);
+  float* sums = reinterpret_cast<float*>(memory + F::kSums);
+  T* ds = reinterpret_cast<T*>(memory + F::kDs);
+  int64_t* ranges = reinterpret_cast<int64_t*>(memory + F::kRanges);
+  Row* rows = reinterpret_cast<Row*>(memory + F::kInfo);
+  auto stage = [&](int start, int64_t tile) {
+    return reinterpret_cast<T*>(memory + start + int(tile % F::kStages) * F::kTile);
+  };
+  const int warp = int(threadIdx.x) / kWarp, slice = warp % F::kSlices, first_row = warp / F::kSlices * 16;
+  const int column = slice * F::kWarpColumns;
+  const int key_width = max(0, min(F::kWarpColumns, int(p.key_dim) - column));
+  const int value_width = max(0, min(F::kWarpColumns, int(p.value_dim) - column));
+
+  const int64_t items = work.item_begin[p.num_requests];
+  for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
+    const Item item = item_of(p, cut, work, number);
+    const int first = item.tile * F::kRows;
+    sync_block();  // everyone is done with the item before
+    int64_t begin, end;
+    seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges, begin, end);
+    load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, delta);
+    const int64_t tiles = (end - begin + F::kColumns - 1) / F::kColumns;
+
+    auto load_tile = [&](int64_t tile) {
+      const int64_t from = begin + tile * F::kColumns;
+      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), p, item, from, end, p.k, p.k_row_stride,
+                                                        p.k_head_stride, p.key_dim, aligned.k);
+      if constexpr (!kShared) {
+        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), p, item, from, end, p.v,
+                                                          p.v_row_stride, p.v_head_stride, p.value_dim, aligned.v);
+      }
+      commit_copies();
+    };
+    load_query_rows<kCap, F::kRows, F::kThreads>(queries, p, item, first, p.q, p.q_target_stride, p.q_head_stride,
+                                                 p.key_dim, aligned.q);
+    load_query_rows<kCap, F::kRows, F::kThreads>(douts, p, item, first, b.dout, p.heads * p.value_dim, p.value_dim,
+                                                 p.value_dim, aligned.dout);
+    commit_copies();
+    if (tiles > 0) load_tile(0);
+
+    float dq[1][F::kWarpColumns / 8][4];
+    clear(dq);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      wait_copies<0>();
+      sync_block();
+      if (F::kStages > 1 && tile + 1 < tiles) load_tile(tile + 1);
+
+      auto contract = [&](const T* left, const T* right, int width) {
+        float c[1][F::kColumns / 8][4];
+        clear(c);
+        warp_product<false, false>(c, left + first_row * F::kPitch + column, F::kPitch, right + column, F::kPitch,
+                                   round_up(width, 16));
+        for_each_element(c, [&](int row, int n, float value) {
+          sums[(slice * F::kRows + first_row + row) * F::kSumPitch + n] = value;
+        });
+      };
+      float score[F::kElements];
+      contract(queries, stage(F::kKeys, tile), key_width);
+      sync_block();
+#pragma unroll
+      for (int i = 0; i < F::kElements; ++i) {
+        const int at = int(threadIdx.x) + i * F::kThreads;
+        score[i] = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, at / F::kColumns, at % F::kColumns);
+      }
+      sync_block();
+      contract(douts, stage(F::kValues, tile), value_width);
+      sync_block();
+#pragma unroll
+      for (int i = 0; i < F::kElements; ++i) {
+        const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kColumns, n = at % F::kColumns;
+        const float dp = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, row, n);
+        const int64_t history_row = begin + tile * F::kColumns + n;
+        narrow(weights_of(rows[row], history_row, end, float(p.scale), score[i], dp).ds, ds[row * F::kDsPitch + n]);
+      }
+      sync_block();
+      warp_product<false, true>(dq, ds + first_row * F::kDsPitch, F::kDsPitch, stage(F::kKeys, tile) + column,
+                                F::kPitch, F::kColumns, key_width);
+      if (F::kStages == 1 && tile + 1 < tiles) {
+        sync_block();
+        load_tile(tile + 1);
+      }
+    }
+    wait_copies<0>();
+
+    for_each_element(dq, [&](int row, int d, float value) {
+      const int query = first + first_row + row;
+      if (query >= item.query_rows || d >= key_width) return;
+      if (item.partial < 0) {
+        const QueryRow at = query_row(p, item, query);
+        narrow(value, static_cast<T*>(b.dq)[(at.target * p.heads + at.head) * p.key_dim + column + d]);
+      } else {
+        partials[(item.partial * F::kRows + first_row + row) * p.key_dim + column + d] = value;
+      }
+    });
+  }
+}
+
+constexpr int kWarps = 4;
+
+// delta[t, h] = dout . out - dlse, one warp each.
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    dot_with_output(const TargetAttentionBackwardParams b, float* delta) {
+  const TargetAttentionParams& p = b.forward;
+  const int lane = int(threadIdx.x) % kWarp;
+  const int64_t at = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
+  if (at >= p.num_targets * p.heads) return;
+  float sum = 0;
+  for (int64_t d = lane; d < p.value_dim; d += kWarp) {
+    const int64_t i = at * p.value_dim + d;
+    sum += widen(static_cast<const T*>(b.dout)[i]) * widen(static_cast<const T*>(p.out)[i]);
+  }
+  for (int by = 1; by < kWarp; by *= 2) sum += shuffle_xor(sum, by);
+  if (lane == 0) delta[at] = sum - (b.dlse == nullptr ? 0.0f : static_cast<const float*>(b.dlse)[at]);
+}
+
+// One warp for each (target, head) whose request was split: its partial dq in order of splits.
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    merge(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* partials) {
+  const TargetAttentionParams& p = b.forward;
+  const int64_t at = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
+  if (at >= p.num_targets * p.heads) return;
+  const SplitRow row = split_row(p, cut, work, at);
+  if (row.splits == 1) return;
+  for (int64_t d = int(threadIdx.x) % kWarp; d < p.key_dim; d += kWarp) {
+    float sum = 0;
+    for (int64_t s = 0; s < row.splits; ++s) sum += partials[(row.first + s * cut.tile_rows) * p.key_dim + d];
+    narrow(sum, static_cast<T*>(b.dq)[at * p.key_dim + d]);
+  }
+}
+
+template <class F>
+Cut cut_of(const CudaDevice& device) {
+  return {F::kRows, F::kColumns, slots_of(device, F::kBytes), false};
+}
+
+template <class T, int kCap, bool kShared>
+const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace, Stream stream) {
+  using F = BackwardQueries<T, kCap, kShared>;
+  const TargetAttentionParams& p = b.forward;
+  const Cut cut = cut_of<F>(device);
+  const Work work = work_at(workspace, p.num_requests);
+  float* delta = delta_at(workspace, p);
+  float* partials = delta + delta_bytes(p) / int64_t(sizeof(float));
+  const int64_t blocks = divide_up(p.num_targets * p.heads, kWarps);
+  const char* error = launch("target_attention delta", &dot_with_output<T>, blocks, kWarps * kWarp, 0, stream, b, delta);
+  if (error == nullptr) error = launch_backward_of_history(b, device, workspace, stream);
+  if (error == nullptr) error = launch_work(p, cut, work, stream);  // in the place of the one before, which is done
+  if (error == nullptr) {
+    error = launch("target_attention backward of q", &differentiate_queries<T, kCap, kShared>,
+                   min(int64_t(cut.slots), most_items(p, cut)), F::kThreads, F::kBytes, stream, b, cut, work, delta,
+                   partials, aligned_tensors(p, b.dout));
+  }
+  if (error != nullptr) return error;
+  return launch("target_attention merge of dq", &merge<T>, blocks, kWarps * kWarp, 0, stream, b, cut, work, partials);
+}
+
+template <class F>
+int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
+  const int64_t rows = most_partials(cut_of<F>(device).slots) * F::kRows;
+  return aligned_bytes(work_bytes(p.num_requests)) + delta_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
+}
+
+}  // namespace
+}  // namespace cuda
+
+int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
+  return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return cuda::workspace_of<cuda::BackwardQueries<T, decltype(width)::value, decltype(shared)::value>>(params,
+                                                                                                        device);
+  });
+}
+
+const char* target_attention_backward_cuda(const TargetAttentionBackwardParams& params, const CudaDevice& device,
+                                           void* workspace, void* stream) {
+  return cuda::visit_case(params.forward, [&](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return cuda::enqueue<T, decltype(width)::value, decltype(shared)::value>(params, device, workspace,
+                                                                            static_cast<cuda::Stream>(stream));
+  });
+}
+
+}  // namespace stca

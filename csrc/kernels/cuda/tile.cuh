@@ -1,0 +1,139 @@
+// Tiles in shared memory and the products of one warp with them.
+//
+// Rows of up to kCap elements are cut into column slices of at most 128, one for each of kSlices warps side by side.
+// A warp holds its part of an output of that width in registers, and contracts over its own slice where the width is
+// summed over; those sums are then added up over slices through shared memory.
+#pragma once
+
+#include "ptx.cuh"
+
+namespace stca {
+namespace cuda {
+
+template <class A>
+__host__ STCA_DEVICE A min(A a, A b) {
+  return a < b ? a : b;
+}
+template <class A>
+__host__ STCA_DEVICE A max(A a, A b) {
+  return a > b ? a : b;
+}
+__host__ STCA_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ STCA_DEVICE constexpr int round_up(int a, int b) { return (a + b - 1) / b * b; }
+
+template <class T, int kCap>
+struct Columns {
+  static constexpr int kWarpColumns = kCap < 128 ? kCap : 128;
+  static constexpr int kSlices = kCap / kWarpColumns;
+  static constexpr int kPitch = kCap + 16 / int(sizeof(T));  // rows start 16 bytes apart among the banks
+  static constexpr int kChunk = 16 / int(sizeof(T));         // elements of a 16-byte copy
+};
+
+// c [16 M, 8 N] += a [16 M, depth] b [depth, 8 N] by one warp, from shared memory; depth is a multiple of 16. Element
+// (m, k) of a is a[m * lda + k], or a[k * lda + m] where transposed; (k, n) of b is b[n * ldb + k], or b[k * ldb + n].
+// Columns from `columns` on are left out, 16 at a time. c[m][n] is a fragment of mma (see ptx.cuh), for float too.
+template <bool kTransposedA, bool kTransposedB, class T, int M, int N>
+STCA_DEVICE void warp_product(float (&c)[M][N][4], const T* a, int lda, const T* b, int ldb, int depth,
+                              int columns = 8 * N) {
+  const int lane = int(threadIdx.x) % kWarp;
+  if constexpr (sizeof(T) == 2) {
+    static_assert(N % 2 == 0);
+    const int half = lane / 16, odd = lane / 8 % 2, in8 = lane % 8;
+    for (int k = 0; k < depth; k += 16) {
+      uint32_t left[M][4];
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        load_matrices<kTransposedA>(left[m], kTransposedA ? a + (k + in8 + 8 * half) * lda + 16 * m + 8 * odd
+                                                          : a + (16 * m + lane % 16) * lda + k + 8 * half);
+      }
+#pragma unroll
+      for (int n = 0; n < N; n += 2) {
+        if (8 * n >= columns) continue;
+        uint32_t right[4];
+        load_matrices<kTransposedB>(right, kTransposedB ? b + (k + in8 + 8 * odd) * ldb + 8 * n + 8 * half
+                                                        : b + (8 * n + in8 + 8 * half) * ldb + k + 8 * odd);
+        const uint32_t first[2] = {right[0], right[1]}, second[2] = {right[2], right[3]};
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+          mma<T>(c[m][n], left[m], first);
+          mma<T>(c[m][n + 1], left[m], second);
+        }
+      }
+    }
+  } else {
+    const int g = lane / 4, q = lane % 4;
+    for (int k = 0; k < depth; ++k) {
+      float left[M][2];
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int row = 16 * m + g + 8 * i;
+          left[m][i] = kTransposedA ? a[k * lda + row] : a[row * lda + k];
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if (8 * n >= columns) continue;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = 8 * n + 2 * q + i;
+          const float right = kTransposedB ? b[k * ldb + column] : b[column * ldb + k];
+#pragma unroll
+          for (int m = 0; m < M; ++m) {
+            c[m][n][i] += left[m][0] * right;
+            c[m][n][i + 2] += left[m][1] * right;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Calls f(row, column, value) for each element of a fragment array that this lane holds.
+template <int M, int N, class F>
+STCA_DEVICE void for_each_element(float (&c)[M][N][4], F f) {
+  const int lane = int(threadIdx.x) % kWarp;
+#pragma unroll
+  for (int m = 0; m < M; ++m) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) f(16 * m + lane / 4 + i / 2 * 8, 8 * n + 2 * (lane % 4) + i % 2, c[m][n][i]);
+    }
+  }
+}
+
+template <int M, int N>
+STCA_DEVICE void clear(float (&c)[M][N][4]) {
+  for_each_element(c, [](int, int, float& value) { value = 0; });
+}
+
+// Copies kRows rows to shared memory, rows `valid` and up as zeros, columns `width` and up as zeros to a multiple of 16.
+// row_of(i) is where row i starts. Asynchronous where all rows start at multiples of 16 bytes (`aligned`).
+template <int kCap, int kRows, int kThreads, class T, class RowOf>
+STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of) {
+  using C = Columns<T, kCap>;
+  constexpr int kChunks = kCap / C::kChunk;
+  for (int i = int(threadIdx.x); i < kRows * kChunks; i += kThreads) {
+    const int row = i / kChunks, column = i % kChunks * C::kChunk;
+    if (column >= round_up(width, 16)) continue;
+    T* target = to + row * C::kPitch + column;
+    const int count = row < valid ? max(0, min(C::kChunk, width - column)) : 0;
+    const T* source = count > 0 ? row_of(row) + column : nullptr;
+    if (aligned) {
+      copy_async(target, count > 0 ? source : row_of(0), count * int(sizeof(T)));
+    } else {
+      for (int e = 0; e < C::kChunk; ++e) {
+        if (e < count) {
+          target[e] = source[e];
+        } else {
+          narrow(0.0f, target[e]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace stca

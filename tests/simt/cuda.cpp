@@ -1,0 +1,57 @@
+// In place of csrc/ops/cuda.cpp: every tensor is on the emulated device, and every allocation known to it.
+#include "../../csrc/ops/cuda.h"
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "simt.h"
+
+namespace {
+
+void release(void* memory) {
+  simt::remove_memory(memory);
+  std::free(memory);
+}
+
+// What kernels may touch: exactly what torch asked for. New memory is NaN in every format.
+struct Allocator final : at::Allocator {
+  at::DataPtr allocate(size_t bytes) override {
+    void* memory = nullptr;
+    if (bytes > 0) {
+      TORCH_CHECK(posix_memalign(&memory, 64, bytes) == 0, "simt: no memory for ", bytes, " bytes");
+      std::memset(memory, 0xff, bytes);
+      simt::add_memory(memory, bytes);
+    }
+    return {memory, memory, &release, at::kCPU};
+  }
+  at::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
+};
+
+Allocator allocator;
+at::Allocator* before = nullptr;
+
+}  // namespace
+
+namespace stca {
+
+bool runs_on_cuda(const at::Tensor&) { return true; }
+
+// Small, so that short histories are split too; as much shared memory as sm_90 has.
+CudaCall::CudaCall(const at::Tensor& like)
+    : options_(like.options().dtype(at::kByte)), device_{3, 227 * 1024}, stream_(nullptr) {}
+
+}  // namespace stca
+
+extern "C" {
+// From now on, until simt_stop: torch's CPU memory is what emulated kernels may touch.
+void simt_start(unsigned seed) {
+  simt::set_seed(seed);
+  before = c10::GetCPUAllocator();
+  c10::SetCPUAllocator(&allocator, /*priority=*/255);
+}
+void simt_stop() { c10::SetCPUAllocator(before, /*priority=*/255); }
+}
