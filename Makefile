@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt')
+NATIVE := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name 'CMakeLists.txt')
 
 .PHONY: demo test bench lint doctest kernels clean
 

@@ -1,4 +1,4 @@
-// target_attention: tensors to plain structs, for the CPU and for CUDA. Formula and shapes: ../kernels/target_attention.h.
+// target_attention: tensors to plain structs, for the CPU and CUDA. Formula and shapes: ../kernels/target_attention.h.
 #include "target_attention_launch.h"
 
 #include <torch/library.h>

@@ -162,13 +162,13 @@ void check_shared(uintptr_t offset, size_t bytes, bool writes) {
   const Touch now{thread, block->barriers, current().syncs};
   for (size_t g = offset / kGranule; g <= (offset + bytes - 1) / kGranule; ++g) {
     Shadow& s = block->shadow[g];
-    const Touch* other = !ordered(s.write, thread)                     ? &s.write
-                         : writes && !ordered(s.read, thread)          ? &s.read
-                         : writes && !ordered(s.other_read, thread)    ? &s.other_read
-                                                                       : nullptr;
+    const Touch* other = !ordered(s.write, thread)                  ? &s.write
+                         : writes && !ordered(s.read, thread)       ? &s.read
+                         : writes && !ordered(s.other_read, thread) ? &s.other_read
+                                                                    : nullptr;
     if (other != nullptr) {
       fail_with((writes ? "writes" : "reads") + std::string(" byte ") + std::to_string(g * kGranule) +
-           " of shared memory with no barrier since thread " + std::to_string(other->thread) + " did (race)");
+                " of shared memory with no barrier since thread " + std::to_string(other->thread) + " did (race)");
     }
     if (writes) {
       s.write = now;
@@ -198,7 +198,8 @@ void check_access(const void* pointer, size_t bytes, bool writes) {
   const auto stack = reinterpret_cast<uintptr_t>(current().stack.get());
   if (stack <= begin && end <= stack + kStackBytes) return;
   const auto shared = reinterpret_cast<uintptr_t>(block->shared);
-  if (shared <= begin && end <= shared + block->launch->shared_bytes) return check_shared(begin - shared, bytes, writes);
+  if (shared <= begin && end <= shared + block->launch->shared_bytes)
+    return check_shared(begin - shared, bytes, writes);
   if (last_hit.first <= begin && end <= last_hit.second) return;
   {
     const std::lock_guard<std::mutex> lock(memory_mutex);
@@ -209,8 +210,9 @@ void check_access(const void* pointer, size_t bytes, bool writes) {
     }
   }
   if (in_program(begin)) return;
-  fail_with(std::string(writes ? "writes " : "reads ") + std::to_string(bytes) + " bytes outside of every tensor and of its " +
-       std::to_string(block->launch->shared_bytes) + " bytes of shared memory");
+  fail_with(std::string(writes ? "writes " : "reads ") + std::to_string(bytes) +
+            " bytes outside of every tensor and of its " + std::to_string(block->launch->shared_bytes) +
+            " bytes of shared memory");
 }
 
 void check(const void* pointer, size_t bytes, bool writes) {
@@ -335,8 +337,8 @@ void remove_memory(const void* begin) {
 
 // What the compiler calls before every access of an instrumented file.
 extern "C" {
-#define SIMT_ACCESS(size)                                                                          \
-  void __asan_load##size##_noabort(void* p) { simt::check(p, size, false); }                       \
+#define SIMT_ACCESS(size)                                                    \
+  void __asan_load##size##_noabort(void* p) { simt::check(p, size, false); } \
   void __asan_store##size##_noabort(void* p) { simt::check(p, size, true); }
 SIMT_ACCESS(1)
 SIMT_ACCESS(2)

@@ -8,7 +8,8 @@
 // misaligned ldmatrix or cp.async. Shared memory starts as NaN.
 //
 // Accesses are seen because the compiler calls a function before each one (-fsanitize=kernel-address, outlined), which
-// simt.cpp defines. This header has no standard templates in it: the linker could give simt.cpp their instrumented copies.
+// simt.cpp defines. This header has no standard templates in it: the linker could give simt.cpp their instrumented
+// copies.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The instructions that the kernels use, each as one function, and how a kernel is launched. The same kernels run on the
-// CPU where STCA_SIMT is defined (tests/simt): these functions are then the emulator's.
+// The instructions that the kernels use, each as one function, and how a kernel is launched. The same kernels run on
+// the CPU where STCA_SIMT is defined (tests/simt): these functions are then the emulator's.
 //
 // Fragments of mma, by lane, with g = lane / 4 and c = lane % 4 (PTX manual, "Matrix Fragments for mma.m16n8k16"):
 //   a[0..3]  pairs at (row, k) = (g, 2c), (g + 8, 2c), (g, 2c + 8), (g + 8, 2c + 8) of A [16, 16]
@@ -138,9 +138,10 @@ const char* launch(const char* name, void (*kernel)(Parameters...), int64_t grid
     Known(const void* begin, size_t bytes) : memory(begin) { simt::add_memory(begin, bytes); }
     ~Known() { simt::remove_memory(memory); }
   } known(&call, sizeof(call));
-  simt::run({name, int(grid), block, shared_bytes}, [](const void* it) {
-    std::apply(static_cast<const Call*>(it)->kernel, static_cast<const Call*>(it)->arguments);
-  }, &call);
+  simt::run(
+      {name, int(grid), block, shared_bytes},
+      [](const void* it) { std::apply(static_cast<const Call*>(it)->kernel, static_cast<const Call*>(it)->arguments); },
+      &call);
   return kNoError;
 }
 
@@ -200,13 +201,13 @@ STCA_DEVICE void narrow(float x, float16& out) { asm("cvt.rn.f16.f32 %0, %1;" : 
 template <class T>
 STCA_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
-#define STCA_MMA(type, name)                                                                                  \
-  template <>                                                                                                 \
+#define STCA_MMA(type, name)                                                                                 \
+  template <>                                                                                                \
   __device__ __forceinline__ void mma<type>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                      \
-                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                       \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                             \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                         \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                      \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                            \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                        \
   }
 STCA_MMA(bfloat16, "bf16")
 STCA_MMA(float16, "f16")
@@ -227,15 +228,15 @@ STCA_DEVICE void wait_copies() {
 
 // nullptr, or what went wrong.
 template <class... Parameters, class... Arguments>
-const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int block, int shared_bytes,
-                   Stream stream, const Arguments&... arguments) {
+const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int block, int shared_bytes, Stream stream,
+                   const Arguments&... arguments) {
   if (grid == 0) return kNoError;
   cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 * 1024) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   }
   if (error == cudaSuccess) {
-    kernel<<<dim3(unsigned(grid)), dim3(unsigned(block)), size_t(shared_bytes), stream>>>(Parameters(arguments)...);
+    kernel<<<dim3(unsigned(grid)), dim3(unsigned(block)), size_t(shared_bytes), stream> > >(Parameters(arguments)...);
     error = cudaGetLastError();
   }
   return error == cudaSuccess ? kNoError : cudaGetErrorString(error);

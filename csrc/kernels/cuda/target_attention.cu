@@ -9,6 +9,12 @@ namespace stca {
 namespace cuda {
 namespace {
 
+// Of a query row, in shared memory: registers are scarce.
+struct Softmax {
+  float most, weight;  // the largest score in units of log 2, and the sum of 2^(score - most)
+  float factor;        // of what was added up before the last tile
+};
+
 template <class T, int kCap, bool kShared>
 struct Forward : Columns<T, kCap> {
   using Columns<T, kCap>::kSlices;
@@ -16,9 +22,9 @@ struct Forward : Columns<T, kCap> {
   using Columns<T, kCap>::kWarpColumns;
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr int kRowWarps = kSlices <= 2 ? 4 : 8 / kSlices;
-  static constexpr int kM = kHalf && kCap >= 512 ? 2 : 1;      // 16-row fragments of a warp
-  static constexpr int kRows = 16 * kM * kRowWarps;            // query rows of a tile
-  static constexpr int kColumns = kHalf && kCap < 512 ? 32 : 16;  // history rows of a tile
+  static constexpr int kM = kHalf && kCap == 1024 ? 2 : 1;         // 16-row fragments of a warp
+  static constexpr int kRows = 16 * kM * kRowWarps;                // query rows of a tile
+  static constexpr int kColumns = kHalf && kCap < 1024 ? 32 : 16;  // history rows of a tile
   static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   static constexpr int kRowThreads = kThreads / kRows;  // that share the softmax of a row
@@ -32,8 +38,9 @@ struct Forward : Columns<T, kCap> {
   static constexpr int kSums = kValues + (kShared ? 0 : kStages * kTile);
   static constexpr int kWeights = kSums + kSlices * kRows * kSumPitch * 4;
   static constexpr int kRanges = kWeights + kRows * kWeightPitch * int(sizeof(T));
-  static constexpr int kFactors = kRanges + kRows * 16;
-  static constexpr int kBytes = kFactors + kRows * 4;
+  static constexpr int kStates = kRanges + kRows * int(sizeof(Range));
+  static constexpr int kItem = kStates + kRows * int(sizeof(Softmax));
+  static constexpr int kBytes = kItem + int(sizeof(Item));
   static_assert(kBytes <= kSharedBytes);
   static_assert(kRowThreads <= kColumns && kWarp % kRowThreads == 0);
 };
@@ -54,7 +61,7 @@ STCA_DEVICE void write_softmax(const TargetAttentionParams& p, QueryRow at, floa
 STCA_DEVICE float inverse(float weights) { return weights == 0 ? 0.0f : 1 / weights; }
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
+__global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
     attend(const TargetAttentionParams p, const Cut cut, const Work work, const Partials partials,
            const Aligned aligned) {
   using F = Forward<T, kCap, kShared>;
@@ -62,11 +69,10 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
   T* queries = reinterpret_cast<T*>(memory);
   float* sums = reinterpret_cast<float*>(memory + F::kSums);
   T* weights = reinterpret_cast<T*>(memory + F::kWeights);
-  int64_t* ranges = reinterpret_cast<int64_t*>(memory + F::kRanges);
-  float* factors = reinterpret_cast<float*>(memory + F::kFactors);
-  auto stage = [&](int start, int64_t tile) {
-    return reinterpret_cast<T*>(memory + start + int(tile % F::kStages) * F::kTile);
-  };
+  Range* ranges = reinterpret_cast<Range*>(memory + F::kRanges);
+  Softmax* states = reinterpret_cast<Softmax*>(memory + F::kStates);
+  Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
+  auto stage = [&](int start, int tile) { return reinterpret_cast<T*>(memory + start + tile % F::kStages * F::kTile); };
   const int warp = int(threadIdx.x) / kWarp, slice = warp % F::kSlices, first_row = warp / F::kSlices * 16 * F::kM;
   const int column = slice * F::kWarpColumns;
   const int depth = max(0, min(F::kWarpColumns, round_up(int(p.key_dim), 16) - column));
@@ -76,16 +82,14 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
 
   const int64_t items = work.item_begin[p.num_requests];
   for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
-    const Item item = item_of(p, cut, work, number);
+    load_item(&item, p, cut, work, number);
     const int first = item.tile * F::kRows;
-    sync_block();  // everyone is done with the item before
-    int64_t begin, end;
-    seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges, begin, end);
-    const int64_t sees_from = ranges[2 * own_row], sees_to = ranges[2 * own_row + 1];
-    const int64_t tiles = (end - begin + F::kColumns - 1) / F::kColumns;
+    const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
+    const int begin = seen.begin, end = seen.end;
+    const int tiles = (end - begin + F::kColumns - 1) / F::kColumns;
 
-    auto load_tile = [&](int64_t tile) {
-      const int64_t from = begin + tile * F::kColumns;
+    auto load_tile = [&](int tile) {
+      const int from = begin + tile * F::kColumns;
       load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), p, item, from, end, p.k, p.k_row_stride,
                                                         p.k_head_stride, p.key_dim, aligned.k);
       if constexpr (!kShared) {
@@ -99,10 +103,10 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
     commit_copies();
     if (tiles > 0) load_tile(0);
 
-    float most = -infinity(), weight = 0;  // of own_row
+    if (own_column == 0) states[own_row] = {-infinity(), 0, 1};
     float out[F::kM][F::kWarpColumns / 8][4];
     clear(out);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
       wait_copies<0>();
       sync_block();
       if (F::kStages > 1 && tile + 1 < tiles) load_tile(tile + 1);
@@ -116,13 +120,14 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
       });
       sync_block();
 
-      const int64_t from = begin + tile * F::kColumns;
+      const int from = begin + tile * F::kColumns;
+      const Range sees = ranges[own_row];
       float own[F::kColumns / F::kRowThreads];
       float largest = -infinity();
 #pragma unroll
       for (int i = 0; i < F::kColumns / F::kRowThreads; ++i) {
         const int n = own_column + i * F::kRowThreads;
-        const bool seen = sees_from <= from + n && from + n < sees_to;
+        const bool seen = sees.begin <= from + n && from + n < sees.end;
         own[i] = seen ? scale * sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, own_row, n) : -infinity();
         largest = own[i] > largest ? own[i] : largest;
       }
@@ -130,6 +135,7 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
         const float other = shuffle_xor(largest, by);
         largest = other > largest ? other : largest;
       }
+      const float most = states[own_row].most;
       largest = most > largest ? most : largest;
       const float shift = largest == -infinity() ? 0.0f : largest;
       float added = 0;
@@ -140,13 +146,14 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
         narrow(w, weights[own_row * F::kWeightPitch + own_column + i * F::kRowThreads]);
       }
       for (int by = 1; by < F::kRowThreads; by *= 2) added += shuffle_xor(added, by);
-      const float factor = exp2(most - shift);
-      weight = weight * factor + added;
-      most = largest;
-      if (own_column == 0) factors[own_row] = factor;
+      sync_warp();  // all lanes of the row have read its state
+      if (own_column == 0) {
+        const float factor = exp2(most - shift);
+        states[own_row] = {largest, states[own_row].weight * factor + added, factor};
+      }
       sync_block();
 
-      for_each_element(out, [&](int row, int, float& value) { value *= factors[first_row + row]; });
+      for_each_element(out, [&](int row, int, float& value) { value *= states[first_row + row].factor; });
       warp_product<false, true>(out, weights + first_row * F::kWeightPitch, F::kWeightPitch,
                                 stage(kShared ? F::kKeys : F::kValues, tile) + column, F::kPitch, F::kColumns, width);
       if (F::kStages == 1 && tile + 1 < tiles) {
@@ -155,23 +162,26 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads)
       }
     }
     wait_copies<0>();
+    sync_block();
 
-    if (own_column == 0 && first + own_row < item.query_rows) {
-      if (item.partial < 0) {
-        write_softmax(p, query_row(p, item, first + own_row), most, weight);
-      } else {
-        float* softmax = partials.softmax + 2 * (item.partial * F::kRows + own_row);
-        softmax[0] = most;
-        softmax[1] = weight;
+    if (own_column == 0) {
+      Softmax& own = states[own_row];
+      own.factor = item.partial < 0 ? inverse(own.weight) : 1.0f;
+      if (first + own_row < item.query_rows) {
+        if (item.partial < 0) {
+          write_softmax(p, query_row(p, item, first + own_row), own.most, own.weight);
+        } else {
+          float* softmax = partials.softmax + 2 * (item.partial * F::kRows + own_row);
+          softmax[0] = own.most;
+          softmax[1] = own.weight;
+        }
       }
     }
-    sync_block();
-    if (own_column == 0) factors[own_row] = item.partial < 0 ? inverse(weight) : 1.0f;
     sync_block();
     for_each_element(out, [&](int row, int d, float value) {
       const int query = first + first_row + row;
       if (query >= item.query_rows || d >= width) return;
-      value *= factors[first_row + row];
+      value *= states[first_row + row].factor;
       if (item.partial < 0) {
         const QueryRow at = query_row(p, item, query);
         narrow(value, static_cast<T*>(p.out)[(at.target * p.heads + at.head) * p.value_dim + column + d]);
@@ -230,9 +240,8 @@ const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, vo
   float* sums = reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests)));
   const Partials partials{sums, sums + most_partials(cut.slots) * F::kRows * p.value_dim};
   if (const char* error = launch_work(p, cut, work, stream)) return error;
-  const char* error =
-      launch("target_attention", &attend<T, kCap, kShared>, min(int64_t(cut.slots), most_items(p, cut)), F::kThreads,
-             F::kBytes, stream, p, cut, work, partials, aligned_tensors(p, nullptr));
+  const char* error = launch("target_attention", &attend<T, kCap, kShared>, min(int64_t(cut.slots), most_items(p, cut)),
+                             F::kThreads, F::kBytes, stream, p, cut, work, partials, aligned_tensors(p, nullptr));
   if (error != nullptr) return error;
   return launch("target_attention merge", &merge<T>, divide_up(p.num_targets * p.heads, kMergeWarps),
                 kMergeWarps * kWarp, 0, stream, p, cut, work, partials);
@@ -264,7 +273,7 @@ const char* target_attention_cuda(const TargetAttentionParams& params, const Cud
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
     return cuda::enqueue<T, decltype(width)::value, decltype(shared)::value>(params, device, workspace,
-                                                                            static_cast<cuda::Stream>(stream));
+                                                                             static_cast<cuda::Stream>(stream));
   });
 }
 

@@ -47,10 +47,10 @@ STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item,
 }
 
 // The part of [begin, end), history rows from the request's first, that a target sees.
-STCA_DEVICE void clip_to_visible(const TargetAttentionParams& p, int64_t target, int64_t& begin, int64_t& end) {
+STCA_DEVICE void clip_to_visible(const TargetAttentionParams& p, int64_t target, int& begin, int& end) {
   if (p.visible == nullptr) return;
-  begin = max(begin, p.visible[2 * target]);
-  end = min(end, p.visible[2 * target + 1]);
+  begin = int(max(int64_t(begin), p.visible[2 * target]));
+  end = int(min(int64_t(end), p.visible[2 * target + 1]));
 }
 
 // kRows query rows of a tile of q, or of a contiguous [T, H, width] tensor, to shared memory.
@@ -65,43 +65,43 @@ STCA_DEVICE void load_query_rows(T* to, const TargetAttentionParams& p, const It
 
 // kRows rows of k or v from row `first` of the request's history, as far as `end`, to shared memory.
 template <int kCap, int kRows, int kThreads, class T>
-STCA_DEVICE void load_history_rows(T* to, const TargetAttentionParams& p, const Item& item, int64_t first, int64_t end,
+STCA_DEVICE void load_history_rows(T* to, const TargetAttentionParams& p, const Item& item, int first, int end,
                                    const void* tensor, int64_t row_stride, int64_t head_stride, int64_t width,
                                    bool aligned) {
-  load_rows<kCap, kRows, kThreads>(to, int(min(int64_t(kRows), end - first)), int(width), aligned, [&](int row) {
+  load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned, [&](int row) {
     const int64_t n = item.row_begin + first + row;
     const int64_t at = p.history_index == nullptr ? n : p.history_index[n];
     return static_cast<const T*>(tensor) + at * row_stride + item.kv_head * head_stride;
   });
 }
 
-// The history rows [begin, end) of an item's split that any of its kRows query rows from `first` on sees. `ranges` is
-// shared memory for 2 kRows numbers, and holds what each row sees afterwards.
+// What a query row sees of its item's split.
+struct Range {
+  int begin, end;
+};
+
+// The history rows of an item's split that any of its kRows query rows from `first` on sees, and to shared memory what
+// each row sees.
 template <int kRows, int kThreads>
-STCA_DEVICE void seen_by_tile(const TargetAttentionParams& p, const Item& item, int first, int64_t* ranges,
-                              int64_t& begin, int64_t& end) {
-  begin = item.split_begin;
-  end = item.split_end;
+STCA_DEVICE Range seen_by_tile(const TargetAttentionParams& p, const Item& item, int first, Range* ranges) {
   for (int row = int(threadIdx.x); row < kRows; row += kThreads) {
-    int64_t from = begin, to = end;
+    Range seen{item.split_begin, item.split_end};
     if (first + row < item.query_rows) {
-      clip_to_visible(p, query_row(p, item, first + row).target, from, to);
+      clip_to_visible(p, query_row(p, item, first + row).target, seen.begin, seen.end);
     } else {
-      to = from;
+      seen.end = seen.begin;
     }
-    ranges[2 * row] = from;
-    ranges[2 * row + 1] = max(from, to);
+    ranges[row] = seen;
   }
   sync_block();
-  if (p.visible == nullptr) return;
-  int64_t first_seen = end, last_seen = begin;
+  if (p.visible == nullptr) return {item.split_begin, item.split_end};
+  Range seen{item.split_end, item.split_begin};
   for (int row = 0; row < kRows; ++row) {
-    if (ranges[2 * row] >= ranges[2 * row + 1]) continue;
-    first_seen = min(first_seen, ranges[2 * row]);
-    last_seen = max(last_seen, ranges[2 * row + 1]);
+    if (ranges[row].begin >= ranges[row].end) continue;
+    seen.begin = min(seen.begin, ranges[row].begin);
+    seen.end = max(seen.end, ranges[row].end);
   }
-  begin = first_seen;
-  end = max(first_seen, last_seen);
+  return {seen.begin, max(seen.begin, seen.end)};
 }
 
 // Adds up the slices' partial sums [kSlices, kRows, kPitch] of one element, in order.

@@ -1,4 +1,5 @@
-// Gradients of k and v of target_attention on CUDA (formula: ../target_attention.h; symbols: cpu/target_attention_backward.cpp).
+// Gradients of k and v of target_attention on CUDA (formula: ../target_attention.h; symbols:
+// cpu/target_attention_backward.cpp).
 //
 // A block holds a tile of history rows, so that each row's gradient has one owner, and meets all query rows of its
 // request, tile by tile: scores and dp = dout . v again, from them the weights p and ds, then dk += ds^T q and
@@ -15,9 +16,9 @@ struct BackwardRows : Columns<T, kCap> {
   using Columns<T, kCap>::kPitch;
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr int kRowWarps = kSlices == 1 || (kHalf && kSlices == 2) ? 4 : kSlices == 8 ? 1 : 2;
-  static constexpr int kM = kHalf && kCap >= 512 ? 2 : 1;
-  static constexpr int kColumns = 16 * kM * kRowWarps;            // history rows of a tile
-  static constexpr int kRows = kHalf && kCap < 512 ? 32 : 16;     // query rows of a tile
+  static constexpr int kM = kHalf && kCap == 1024 ? 2 : 1;                      // 16-row fragments of a warp
+  static constexpr int kColumns = 16 * kM * kRowWarps;                          // history rows of a tile
+  static constexpr int kRows = kHalf && (kCap < 256 || kCap == 512) ? 32 : 16;  // query rows of a tile
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   static constexpr int kElements = kRows * kColumns / kThreads;  // scores of a tile that a thread turns into p and ds
   static constexpr int kSumPitch = kColumns + 4;
@@ -32,13 +33,14 @@ struct BackwardRows : Columns<T, kCap> {
   static constexpr int kWeights = kSums + kSlices * kRows * kSumPitch * 4;
   static constexpr int kDs = kWeights + kRows * kWeightPitch * int(sizeof(T));
   static constexpr int kInfo = kDs + kRows * kWeightPitch * int(sizeof(T));
-  static constexpr int kBytes = kInfo + kRows * int(sizeof(Row));
+  static constexpr int kItem = kInfo + kRows * int(sizeof(Row));
+  static constexpr int kBytes = kItem + int(sizeof(Item));
   static_assert(kBytes <= (kHalf || kCap < 1024 ? kSharedBytes : kLargeSharedBytes));
   static_assert(kRows * kColumns % kThreads == 0);
 };
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads)
+__global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
     differentiate_rows(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* delta,
                        const Aligned aligned) {
   using F = BackwardRows<T, kCap, kShared>;
@@ -52,6 +54,7 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads)
   T* weights = reinterpret_cast<T*>(memory + F::kWeights);
   T* ds = reinterpret_cast<T*>(memory + F::kDs);
   Row* rows = reinterpret_cast<Row*>(memory + F::kInfo);
+  Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
   const int warp = int(threadIdx.x) / kWarp, slice = warp % F::kSlices, first_row = warp / F::kSlices * 16 * F::kM;
   const int column = slice * F::kWarpColumns;
   const int key_width = max(0, min(F::kWarpColumns, int(p.key_dim) - column));
@@ -59,8 +62,7 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads)
 
   const int64_t items = work.item_begin[p.num_requests];
   for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
-    const Item item = item_of(p, cut, work, number);
-    sync_block();  // everyone is done with the item before
+    load_item(&item, p, cut, work, number);
     load_history_rows<kCap, F::kColumns, F::kThreads>(keys, p, item, item.split_begin, item.split_end, p.k,
                                                       p.k_row_stride, p.k_head_stride, p.key_dim, aligned.k);
     if constexpr (!kShared) {
@@ -127,7 +129,7 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads)
 
     auto write = [&](auto& c, void* to, int64_t dim, int width) {
       for_each_element(c, [&](int row, int d, float value) {
-        const int64_t n = item.split_begin + first_row + row;
+        const int n = item.split_begin + first_row + row;
         if (n >= item.split_end || d >= width) return;
         narrow(value, static_cast<T*>(to)[((item.row_begin + n) * p.kv_heads + item.kv_head) * dim + column + d]);
       });

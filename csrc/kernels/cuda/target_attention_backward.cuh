@@ -9,7 +9,7 @@ namespace cuda {
 // What turns the scores of a query row into weights and their gradients; sees no row where it is none.
 struct Row {
   float most, inverse, delta;  // p = 2^(score in units of log 2 - most) * inverse
-  int64_t from, to;            // history rows that it sees, from the request's first
+  int from, to;                // history rows that it sees, from the request's first
 };
 
 // kRows of them from query row `first` of the item on, to shared memory.
@@ -34,7 +34,7 @@ struct Weights {
 };
 
 // p and scale * ds of a query row and history row n of its request; 0 where it does not see n, or n is not below `end`.
-STCA_DEVICE Weights weights_of(const Row& row, int64_t n, int64_t end, float scale, float score, float dp) {
+STCA_DEVICE Weights weights_of(const Row& row, int n, int end, float scale, float score, float dp) {
   if (n < row.from || n >= min(row.to, end) || row.inverse == 0) return {0, 0};
   const float weight = exp2(scale * kLog2E * score - row.most) * row.inverse;
   return {weight, weight * (dp - row.delta) * scale};

@@ -13,7 +13,9 @@ struct BackwardQueries : Columns<T, kCap> {
   using Columns<T, kCap>::kSlices;
   using Columns<T, kCap>::kPitch;
   static constexpr bool kHalf = sizeof(T) == 2;
-  static constexpr int kRowWarps = kSlices == 1 || (kHalf && kSlices == 2) ? 4 : kSlices == 2 || (kHalf && kSlices == 4) ? 2 : 1;
+  static constexpr int kRowWarps = kSlices == 1 || (kHalf && kSlices == 2)   ? 4
+                                   : kSlices == 2 || (kHalf && kSlices == 4) ? 2
+                                                                             : 1;
   static constexpr int kRows = 16 * kRowWarps;                    // query rows of a tile
   static constexpr int kColumns = kHalf && kCap < 512 ? 32 : 16;  // history rows of a tile
   static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
@@ -29,14 +31,15 @@ struct BackwardQueries : Columns<T, kCap> {
   static constexpr int kSums = kValues + kStages * kTile;
   static constexpr int kDs = kSums + kSlices * kRows * kSumPitch * 4;
   static constexpr int kRanges = kDs + kRows * kDsPitch * int(sizeof(T));
-  static constexpr int kInfo = kRanges + kRows * 16;
-  static constexpr int kBytes = kInfo + kRows * int(sizeof(Row));
+  static constexpr int kInfo = kRanges + kRows * int(sizeof(Range));
+  static constexpr int kItem = kInfo + kRows * int(sizeof(Row));
+  static constexpr int kBytes = kItem + int(sizeof(Item));
   static_assert(kBytes <= (kHalf || kCap < 1024 ? kSharedBytes : kLargeSharedBytes));
   static_assert(kRows * kColumns % kThreads == 0);
 };
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads)
+__global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1)
     differentiate_queries(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* delta,
                           float* partials, const Aligned aligned) {
   using F = BackwardQueries<T, kCap, kShared>;
@@ -46,11 +49,10 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads)
   T* douts = reinterpret_cast<T*>(memory + F::kDouts);
   float* sums = reinterpret_cast<float*>(memory + F::kSums);
   T* ds = reinterpret_cast<T*>(memory + F::kDs);
-  int64_t* ranges = reinterpret_cast<int64_t*>(memory + F::kRanges);
+  Range* ranges = reinterpret_cast<Range*>(memory + F::kRanges);
   Row* rows = reinterpret_cast<Row*>(memory + F::kInfo);
-  auto stage = [&](int start, int64_t tile) {
-    return reinterpret_cast<T*>(memory + start + int(tile % F::kStages) * F::kTile);
-  };
+  Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
+  auto stage = [&](int start, int tile) { return reinterpret_cast<T*>(memory + start + tile % F::kStages * F::kTile); };
   const int warp = int(threadIdx.x) / kWarp, slice = warp % F::kSlices, first_row = warp / F::kSlices * 16;
   const int column = slice * F::kWarpColumns;
   const int key_width = max(0, min(F::kWarpColumns, int(p.key_dim) - column));
@@ -58,16 +60,15 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads)
 
   const int64_t items = work.item_begin[p.num_requests];
   for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
-    const Item item = item_of(p, cut, work, number);
+    load_item(&item, p, cut, work, number);
     const int first = item.tile * F::kRows;
-    sync_block();  // everyone is done with the item before
-    int64_t begin, end;
-    seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges, begin, end);
+    const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
+    const int begin = seen.begin, end = seen.end;
     load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, delta);
-    const int64_t tiles = (end - begin + F::kColumns - 1) / F::kColumns;
+    const int tiles = (end - begin + F::kColumns - 1) / F::kColumns;
 
-    auto load_tile = [&](int64_t tile) {
-      const int64_t from = begin + tile * F::kColumns;
+    auto load_tile = [&](int tile) {
+      const int from = begin + tile * F::kColumns;
       load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), p, item, from, end, p.k, p.k_row_stride,
                                                         p.k_head_stride, p.key_dim, aligned.k);
       if constexpr (!kShared) {
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads)
 
     float dq[1][F::kWarpColumns / 8][4];
     clear(dq);
-    for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
       wait_copies<0>();
       sync_block();
       if (F::kStages > 1 && tile + 1 < tiles) load_tile(tile + 1);
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads)
       for (int i = 0; i < F::kElements; ++i) {
         const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kColumns, n = at % F::kColumns;
         const float dp = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, row, n);
-        const int64_t history_row = begin + tile * F::kColumns + n;
+        const int history_row = begin + tile * F::kColumns + n;
         narrow(weights_of(rows[row], history_row, end, float(p.scale), score[i], dp).ds, ds[row * F::kDsPitch + n]);
       }
       sync_block();
@@ -144,8 +145,7 @@ constexpr int kWarps = 4;
 
 // delta[t, h] = dout . out - dlse, one warp each.
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp)
-    dot_with_output(const TargetAttentionBackwardParams b, float* delta) {
+__global__ void __launch_bounds__(kWarps* kWarp) dot_with_output(const TargetAttentionBackwardParams b, float* delta) {
   const TargetAttentionParams& p = b.forward;
   const int lane = int(threadIdx.x) % kWarp;
   const int64_t at = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
@@ -189,7 +189,8 @@ const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& de
   float* delta = delta_at(workspace, p);
   float* partials = delta + delta_bytes(p) / int64_t(sizeof(float));
   const int64_t blocks = divide_up(p.num_targets * p.heads, kWarps);
-  const char* error = launch("target_attention delta", &dot_with_output<T>, blocks, kWarps * kWarp, 0, stream, b, delta);
+  const char* error =
+      launch("target_attention delta", &dot_with_output<T>, blocks, kWarps * kWarp, 0, stream, b, delta);
   if (error == nullptr) error = launch_backward_of_history(b, device, workspace, stream);
   if (error == nullptr) error = launch_work(p, cut, work, stream);  // in the place of the one before, which is done
   if (error == nullptr) {
@@ -214,7 +215,7 @@ int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& pa
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
     return cuda::workspace_of<cuda::BackwardQueries<T, decltype(width)::value, decltype(shared)::value>>(params,
-                                                                                                        device);
+                                                                                                         device);
   });
 }
 
@@ -223,7 +224,7 @@ const char* target_attention_backward_cuda(const TargetAttentionBackwardParams& 
   return cuda::visit_case(params.forward, [&](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
     return cuda::enqueue<T, decltype(width)::value, decltype(shared)::value>(params, device, workspace,
-                                                                            static_cast<cuda::Stream>(stream));
+                                                                             static_cast<cuda::Stream>(stream));
   });
 }
 

@@ -62,6 +62,7 @@ STCA_DEVICE void warp_product(float (&c)[M][N][4], const T* a, int lda, const T*
     }
   } else {
     const int g = lane / 4, q = lane % 4;
+#pragma unroll 1
     for (int k = 0; k < depth; ++k) {
       float left[M][2];
 #pragma unroll
@@ -109,12 +110,13 @@ STCA_DEVICE void clear(float (&c)[M][N][4]) {
   for_each_element(c, [](int, int, float& value) { value = 0; });
 }
 
-// Copies kRows rows to shared memory, rows `valid` and up as zeros, columns `width` and up as zeros to a multiple of 16.
-// row_of(i) is where row i starts. Asynchronous where all rows start at multiples of 16 bytes (`aligned`).
+// Copies kRows rows to shared memory, rows `valid` and up as zeros, columns `width` and up as zeros to a multiple
+// of 16. row_of(i) is where row i starts. Asynchronous where all rows start at multiples of 16 bytes (`aligned`).
 template <int kCap, int kRows, int kThreads, class T, class RowOf>
 STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of) {
   using C = Columns<T, kCap>;
   constexpr int kChunks = kCap / C::kChunk;
+#pragma unroll 1  // more would hold more addresses than there are registers
   for (int i = int(threadIdx.x); i < kRows * kChunks; i += kThreads) {
     const int row = i / kChunks, column = i % kChunks * C::kChunk;
     if (column >= round_up(width, 16)) continue;

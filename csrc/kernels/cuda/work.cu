@@ -20,6 +20,7 @@ STCA_DEVICE int64_t scan(int64_t value, int64_t* sums, int64_t& total) {
   sync_block();
   int64_t before = 0;
   total = 0;
+#pragma unroll 1
   for (int w = 0; w < kThreads / kWarp; ++w) {
     if (w < warp) before += sums[w];
     total += sums[w];

@@ -20,9 +20,9 @@ struct Work {
 
 // What is cut: query rows by history splits, or history rows alone (each item then meets all query rows).
 struct Cut {
-  int tile_rows;      // query rows of a tile; history rows where `history`
-  int column_rows;    // history rows that an item takes at a time
-  int slots;          // items that run at once
+  int tile_rows;    // query rows of a tile; history rows where `history`
+  int column_rows;  // history rows that an item takes at a time
+  int slots;        // items that run at once
   bool history;
 };
 
@@ -47,13 +47,14 @@ inline Work work_at(void* memory, int64_t requests) {
 
 const char* launch_work(const TargetAttentionParams& params, const Cut& cut, const Work& work, void* stream);
 
+// In shared memory: registers are scarce. Rows of one request are counted by int, rows of all requests by int64_t.
 struct Item {
-  int64_t request, target_begin, row_begin;  // the request's first target and history row
-  int query_rows;                            // m * G
-  int64_t history_rows;                      // L
-  int kv_head, tile, splits;
-  int64_t split_begin, split_end;  // history rows, from the request's first
-  int64_t partial;                 // where its partial result goes; -1: results
+  int64_t target_begin, row_begin;  // the request's first target and history row
+  int64_t partial;                  // where its partial result goes; -1: results
+  int query_rows;                   // m * G
+  int history_rows;                 // L
+  int kv_head, tile;
+  int split_begin, split_end;  // history rows, from the request's first
 };
 
 // The last r in [0, count) with begin[r] <= value.
@@ -68,26 +69,31 @@ STCA_DEVICE int64_t find(const int64_t* begin, int64_t count, int64_t value) {
 
 STCA_DEVICE int64_t splits_of(int64_t rows, int64_t chunk) { return max(int64_t(1), (rows + chunk - 1) / chunk); }
 
-STCA_DEVICE Item item_of(const TargetAttentionParams& p, const Cut& cut, const Work& work, int64_t number) {
-  Item item;
-  const int64_t r = find(work.item_begin, p.num_requests, number);
-  item.request = r;
-  item.target_begin = p.target_offsets[r];
-  item.row_begin = p.history_offsets[r];
-  item.query_rows = int((p.target_offsets[r + 1] - item.target_begin) * (p.heads / p.kv_heads));
-  item.history_rows = p.history_offsets[r + 1] - item.row_begin;
-  const int64_t chunk = cut.history ? cut.tile_rows : *work.chunk;
-  const int64_t splits = splits_of(item.history_rows, chunk);
-  const int64_t tiles = cut.history ? splits : (item.query_rows + cut.tile_rows - 1) / cut.tile_rows;
-  item.splits = cut.history ? 1 : int(splits);
-  const int64_t local = number - work.item_begin[r];
-  item.tile = int(local / item.splits % tiles);
-  const int64_t split = cut.history ? item.tile : local % item.splits;
-  item.kv_head = int(local / item.splits / tiles);
-  item.split_begin = split * chunk;
-  item.split_end = min(item.history_rows, item.split_begin + chunk);
-  item.partial = item.splits > 1 ? work.partial_begin[r] + local : -1;
-  return item;
+// Item `number` to shared memory, when all threads are done with the one before.
+STCA_DEVICE void load_item(Item* item, const TargetAttentionParams& p, const Cut& cut, const Work& work,
+                           int64_t number) {
+  sync_block();
+  if (threadIdx.x == 0) {
+    const int64_t r = find(work.item_begin, p.num_requests, number), local = number - work.item_begin[r];
+    const int64_t targets = p.target_offsets[r + 1] - p.target_offsets[r];
+    const int64_t rows = p.history_offsets[r + 1] - p.history_offsets[r];
+    const int64_t query_rows = targets * (p.heads / p.kv_heads);
+    const int64_t chunk = cut.history ? cut.tile_rows : *work.chunk;
+    const int64_t splits = cut.history ? 1 : splits_of(rows, chunk);
+    const int64_t tiles = ((cut.history ? rows : query_rows) + cut.tile_rows - 1) / cut.tile_rows;
+    const int64_t tile = local / splits % tiles;
+    const int64_t begin = (cut.history ? tile : local % splits) * chunk;
+    item->target_begin = p.target_offsets[r];
+    item->row_begin = p.history_offsets[r];
+    item->partial = splits > 1 ? work.partial_begin[r] + local : -1;
+    item->query_rows = int(query_rows);
+    item->history_rows = int(rows);
+    item->kv_head = int(local / splits / tiles);
+    item->tile = int(tile);
+    item->split_begin = int(begin);
+    item->split_end = int(min(rows, begin + chunk));
+  }
+  sync_block();
 }
 
 // Of query row `at` = target * H + head: in how many splits its history was cut, and which row of the partial results,
