@@ -236,8 +236,12 @@ const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   }
   if (error == cudaSuccess) {
-    kernel<<<dim3(unsigned(grid)), dim3(unsigned(block)), size_t(shared_bytes), stream> > >(Parameters(arguments)...);
-    error = cudaGetLastError();
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(unsigned(grid));
+    config.blockDim = dim3(unsigned(block));
+    config.dynamicSmemBytes = size_t(shared_bytes);
+    config.stream = stream;
+    error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   }
   return error == cudaSuccess ? kNoError : cudaGetErrorString(error);
 }
