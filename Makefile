@@ -1,22 +1,34 @@
 # make demo   a ranker learns from a generated log, here and now
 # make test   the fast test suite
 # make bench  every operator against its peers, on this machine
+# make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+CUDA_VENV ?= .venv-cuda
+CUDA_TORCH ?= torch==2.11.0
+# This machine's nvcc, or, where it has none, the one of the Python package index.
+CUDACXX ?= $(or $(shell command -v nvcc),$(VENV)/cuda/bin/nvcc)
 
 BIN := $(VENV)/bin
+CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
-NATIVE := $(shell find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name 'CMakeLists.txt')
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name 'CMakeLists.txt')
 
-.PHONY: demo test bench lint doctest kernels clean
+SIMT := build/simt
+
+# Installs into the environment $(1) what pyproject.toml lists under $(2).
+listed = $(1)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(2), sep='\n')" \
+  | xargs -d '\n' $(1)/bin/python -m pip install --quiet
+
+.PHONY: demo test bench lint doctest simt kernels cuda-build clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
 
-test: $(INSTALLED)
+test: $(INSTALLED) simt
 	$(BIN)/python -m pytest
 
 bench: $(INSTALLED)
@@ -26,26 +38,44 @@ lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt,$(NATIVE))
+	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt,$(NATIVE)) $(wildcard tests/simt/*.cpp tests/simt/*.h)
 
 doctest: $(INSTALLED)
 	$(BIN)/python -m pytest --doctest-modules stca
 
-# The kernels alone, without torch and Python.
-kernels: $(INSTALLED)
-	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -S csrc/kernels -B build/kernels
+# The CUDA kernels for the emulator of tests/simt, which runs them on the CPU.
+simt: $(INSTALLED)
+	$(CMAKE) -S tests/simt -B $(SIMT) \
+	  -DSTCA_TORCH_DIR=$$($(BIN)/python -c "import torch; print(*torch.__path__)") --log-level=WARNING
+	$(BIN)/cmake --build $(SIMT)
+
+# The kernels alone, without torch and Python: for every instruction set and every CUDA architecture.
+kernels: $(INSTALLED) $(CUDACXX)
+	CUDACXX=$(abspath $(CUDACXX)) $(CMAKE) -S csrc/kernels -B build/kernels -DSTCA_CUDA=ON
 	$(BIN)/cmake --build build/kernels
+
+cuda-build: | $(CUDA_VENV)/bin/python
+	$(MAKE) VENV=$(CUDA_VENV) $(CUDA_VENV)/cuda/bin/nvcc
+	$(call listed,$(CUDA_VENV),['build-system']['requires'])
+	$(CUDA_VENV)/bin/pip install --quiet $(CUDA_TORCH)
+	CUDA_HOME=$(abspath $(CUDA_VENV)/cuda) STCA_CMAKE_ARGS=-DSTCA_CUDA=ON \
+	  $(CUDA_VENV)/bin/pip install --quiet --no-build-isolation .
+	cd tests && ../$(CUDA_VENV)/bin/python cuda_build.py
 
 clean:
 	rm -rf build dist *.egg-info stca/*.so $(INSTALLED)
 
-$(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+%/bin/python:
+	$(PYTHON) -m venv $*
 
-# What the build needs is listed in pyproject.toml alone.
+%/cuda/bin/nvcc: | %/bin/python
+	$(call listed,$*,['project']['optional-dependencies']['nvcc'])
+	ln -sfn $$($*/bin/python -c "import nvidia; print(*nvidia.__path__)")/cu13 $*/cuda
+	ln -sfn lib $*/cuda/lib64
+	ln -sf libcudart.so.13 $*/cuda/lib/libcudart.so
+
 $(INSTALLED): pyproject.toml setup.py CMakeLists.txt $(NATIVE) | $(BIN)/python
-	$(BIN)/python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires']))" \
-	  | xargs -d '\n' $(BIN)/python -m pip install --quiet
+	$(call listed,$(VENV),['build-system']['requires'])
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
 	touch $@

@@ -17,7 +17,7 @@ if importlib.util.find_spec("torch") is None:
 
 
 class CMakeBuild(build_ext):
-    """Builds the extension by CMake in a folder per interpreter, kept for the next build."""
+    """Builds the extension by CMake in a folder per interpreter and torch, kept for the next build."""
 
     def build_extension(self, ext: Extension) -> None:
         """Configures, builds and installs beside the package's Python files."""
@@ -25,7 +25,7 @@ class CMakeBuild(build_ext):
         import torch
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-torch-{torch.__version__}"
         configure = [
             "cmake",
             "-G",
@@ -42,8 +42,11 @@ class CMakeBuild(build_ext):
             f"-DSTCA_VERSION={VERSION}",
             *os.environ.get("STCA_CMAKE_ARGS", "").split(),
         ]
-        # The interpreter's own cmake and ninja first, where they are installed beside it.
-        env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+        # First the interpreter's own cmake and ninja, where they are installed beside it, and CUDA_HOME's nvcc.
+        first = [str(Path(sys.executable).parent)]
+        if cuda := os.environ.get("CUDA_HOME"):
+            first.append(str(Path(cuda) / "bin"))
+        env = {**os.environ, "PATH": os.pathsep.join([*first, os.environ["PATH"]])}
         for command in (configure, ["cmake", "--build", str(build)], ["cmake", "--install", str(build)]):
             subprocess.run(command, check=True, env=env)
 

@@ -27,6 +27,17 @@ py::list compiled_isas() {
   return names;
 }
 
+// "80-real 90a-real 100" as 80, 90a, 100.
+py::list cuda_archs() {
+  py::list names;
+#if defined(STCA_WITH_CUDA)
+  for (const py::handle arch : py::str(STCA_CUDA_ARCHS).attr("split")()) {
+    names.append(arch.attr("removesuffix")("-real"));
+  }
+#endif
+  return names;
+}
+
 std::string active_isa() { return stca::cpu_isa_name(stca::cpu_isa()); }
 
 void set_isa(const std::string& who, const std::string& name) {
@@ -45,7 +56,7 @@ py::dict build_info() {
   info["cpu_isas"] = compiled_isas();
   info["cpu_isas_supported"] = supported_isas();
   info["cpu_isa"] = active_isa();
-  info["cuda_archs"] = py::list();
+  info["cuda_archs"] = cuda_archs();
   return info;
 }
 

@@ -1,7 +1,7 @@
 #include "cuda.h"
 
 #if defined(STCA_WITH_CUDA)
-#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAStream.h>
 #endif
 
 namespace stca {
@@ -11,9 +11,10 @@ namespace stca {
 bool runs_on_cuda(const at::Tensor& tensor) { return tensor.is_cuda(); }
 
 CudaCall::CudaCall(const at::Tensor& like)
-    : guard_(like.device()), options_(like.options().dtype(at::kByte)), stream_(at::cuda::getCurrentCUDAStream()) {
-  const cudaDeviceProp* properties = at::cuda::getCurrentDeviceProperties();
-  device_ = {properties->multiProcessorCount, int(properties->sharedMemPerBlockOptin)};
+    : guard_(like.device()), options_(like.options().dtype(at::kByte)), stream_(c10::cuda::getCurrentCUDAStream()) {
+  const int index = like.get_device();
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.multiprocessors, cudaDevAttrMultiProcessorCount, index));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
 }
 
 #else

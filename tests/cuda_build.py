@@ -1,0 +1,96 @@
+"""Looks at a build against a torch with CUDA, no GPU needed: what is registered, and the machine code. `make cuda-build`."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+import stca
+
+OPS = sorted(schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("stca::"))
+
+
+def cuobjdump() -> str:
+    """The toolkit's, or the one that comes with Triton."""
+    spec = find_spec("triton")
+    inside = [] if spec is None or spec.origin is None else list(Path(spec.origin).parent.rglob("cuobjdump"))
+    found = shutil.which("cuobjdump") or next(map(str, inside), None)
+    if found is None:
+        sys.exit("no cuobjdump here, neither a toolkit's nor Triton's")
+    return found
+
+
+def machine_code(library: str, arch: str) -> dict[str, Counter[str]]:
+    """How often each instruction occurs, by kernel."""
+    command = [cuobjdump(), "--dump-sass", "--gpu-architecture", f"sm_{arch}", library]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    kernels: dict[str, Counter[str]] = {}
+    for line in text.splitlines():
+        if function := re.search(r"Function : (\S+)", line):
+            kernels[function[1]] = Counter()
+        elif instruction := re.search(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][\w.]*)", line):
+            kernels[function_name(kernels)][instruction[1]] += 1
+    return kernels
+
+
+def function_name(kernels: dict[str, Counter[str]]) -> str:
+    """The one whose lines are read."""
+    return next(reversed(kernels))
+
+
+def count(kernel: Counter[str], *starts: str) -> int:
+    """Instructions that start with one of `starts`."""
+    return sum(n for name, n in kernel.items() if name.startswith(starts))
+
+
+class Report:
+    """What holds and what does not, printed as it is found."""
+
+    failures = 0
+
+    def check(self, condition: bool, what: str) -> None:
+        """Prints one line."""
+        print(("ok   " if condition else "FAIL ") + what)
+        self.failures += not condition
+
+
+def main() -> None:
+    """Prints what was found; exits with 1 where something is missing."""
+    report = Report()
+    check = report.check
+    info = stca.build_info()
+    print(info)
+    check(torch.version.cuda is not None, f"torch {torch.__version__} has CUDA {torch.version.cuda}")
+    check(info["cuda_archs"] == ["80", "90a", "100"], "CUDA kernels for 80, 90a and 100 are linked")
+    for op in OPS:
+        check(torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), f"{op} is registered for CUDA")
+    if not torch.cuda.is_available():
+        try:
+            torch.zeros(1, device="cuda")
+        except RuntimeError as error:
+            print(f"     no GPU here: {error}")
+    for arch in info["cuda_archs"]:
+        kernels = machine_code(stca._C.__file__, arch)
+        check(len(kernels) > 0, f"sm_{arch}: {len(kernels)} kernels")
+        local = [name for name, kernel in kernels.items() if count(kernel, "LDL", "STL")]
+        check(not local, f"sm_{arch}: none uses local memory{''.join(f' {name}' for name in local)}")
+        attention = {n: k for n, k in kernels.items() if re.search(r"attend|differentiate", n)}
+        half = {n: k for n, k in attention.items() if "float16" in n}
+        check(
+            len(half) > 0 and all(count(k, "HMMA.16816.F32") for k in half.values()),
+            f"sm_{arch}: {len(half)} kernels of 16-bit types use tensor cores (HMMA.16816.F32)",
+        )
+        check(
+            all(count(k, "LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.LTC128B.128") for k in attention.values()),
+            f"sm_{arch}: all {len(attention)} copy 16 bytes at a time, past the registers (LDGSTS 128)",
+        )
+    sys.exit(report.failures > 0)
+
+
+if __name__ == "__main__":
+    main()
