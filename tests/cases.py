@@ -48,6 +48,18 @@ class TargetAttentionInputs:
         floating = {n: x for n, x in values.items() if isinstance(x, Tensor) and x.is_floating_point()}
         return self.but(**{name: f(x) for name, x in floating.items()})
 
+    def on(self, move: Callable[[torch.UntypedStorage], torch.UntypedStorage]) -> "TargetAttentionInputs":
+        """A copy whose tensors lie where `move` puts their storage, at the same offsets and strides."""
+
+        def moved(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            storage = move(x.untyped_storage())
+            place = storage.device, x.storage_offset(), x.shape, x.stride()
+            return torch.empty(0, dtype=x.dtype, device=place[0]).set_(storage, *place[1:])
+
+        return self.but(**{each.name: moved(getattr(self, each.name)) for each in fields(self)})
+
     def but(self, **changes: Any) -> "TargetAttentionInputs":
         return replace(self, **changes)
 

@@ -1,4 +1,4 @@
-"""Looks at a build against a torch with CUDA, no GPU needed: what is registered, and the machine code. `make cuda-build`."""
+"""Looks at a build against a torch with CUDA: what is registered, and its machine code. Needs no GPU."""
 
 import re
 import shutil

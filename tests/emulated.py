@@ -18,8 +18,10 @@ _LIBRARY = Path(__file__).parents[1] / "build" / "simt" / "libstca_simt.so"
 def _library() -> ctypes.CDLL:
     if not _LIBRARY.exists():
         raise FileNotFoundError(f"{_LIBRARY} is missing: run `make simt`, or `make test`, which does")
-    torch.ops.load_library(_LIBRARY)
-    return ctypes.CDLL(str(_LIBRARY))
+    torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
+    library = ctypes.CDLL(str(_LIBRARY))
+    library.simt_fault.restype = ctypes.c_char_p
+    return library
 
 
 @contextmanager
@@ -35,12 +37,20 @@ def emulated_device(seed: int = 1) -> Iterator[Any]:
         _library().simt_stop()
 
 
-def emulated_results(inputs: TargetAttentionInputs, seed: int = 1) -> dict[str, Tensor]:
+def emulated_fault(name: str) -> tuple[str, Tensor]:
+    """Runs a kernel of tests/simt/faults.cpp; what the emulator says, and the 256 floats that the kernel had."""
+    memory = torch.arange(256.0)
+    message = _library().simt_fault(name.encode(), ctypes.c_void_p(memory.data_ptr()))
+    assert message is not None, f"{name} is not in faults.cpp"
+    return message.decode(), memory
+
+
+def emulated_target_attention(inputs: TargetAttentionInputs, seed: int = 1) -> dict[str, Tensor]:
     """What `TargetAttentionInputs.results` gives, by the CUDA kernels: out, lse, dq, dk and, where v is given, dv."""
     with emulated_device(seed) as ops:
-        *tensors, scale = (x.clone() if isinstance(x, Tensor) else x for x in inputs.arguments())
+        moved = inputs.on(lambda storage: torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage))
+        *tensors, scale = moved.arguments()
         out, lse, softmax = ops.target_attention(*tensors, scale)
-        dlse = inputs.dlse.to(lse.dtype, copy=True)
-        dq, dk, dv = ops.target_attention_backward(inputs.dout.clone(), dlse, *tensors, out, softmax, scale)
+        dq, dk, dv = ops.target_attention_backward(moved.dout, moved.dlse.to(lse.dtype), *tensors, out, softmax, scale)
         results = {"out": out, "lse": lse, "dq": dq, "dk": dk} | ({} if inputs.v is None else {"dv": dv})
     return {name: x.clone() for name, x in results.items()}

@@ -1,10 +1,11 @@
 """The operators as one would write them in eager PyTorch, and what they give beside the oracles."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
-from cases import TargetAttentionInputs, accumulation
+from cases import TARGET_ATTENTION, TargetAttentionInputs, accumulation
 from torch import Tensor
 
 import stca
@@ -21,6 +22,12 @@ def target_attention_references(
     plain["lse"] = inputs.to(accumulation(inputs.q.dtype)).call(plain_target_attention)[1]
     torch.set_num_threads(threads)
     return {name: (expected[name], plain[name]) for name in expected}
+
+
+@cache  # the same for every instruction set and device
+def references_of_case(name: str, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
+    """`target_attention_references` of a case of `TARGET_ATTENTION`."""
+    return target_attention_references(next(case for case in TARGET_ATTENTION if case.name == name).build(dtype))
 
 
 def plain_target_attention(

@@ -1,13 +1,12 @@
 """target_attention agrees with its oracle, forward and backward, for every dtype and instruction set."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
 from accuracy import assert_all_as_accurate
 from cases import DTYPES, TARGET_ATTENTION, TARGET_ATTENTION_SMALL, TargetAttentionCase
-from plain import target_attention_references
+from plain import references_of_case, target_attention_references
 from torch import Tensor
 
 import stca
@@ -15,11 +14,6 @@ import stca
 
 def largest_lse(results: dict[str, Tensor]) -> float:
     return float(results["lse"].masked_fill(~results["lse"].isfinite(), 0).abs().max())
-
-
-@cache  # the same for every instruction set
-def references_of_case(name: str, dtype: torch.dtype) -> dict[str, tuple[Tensor, Tensor]]:
-    return target_attention_references(next(case for case in TARGET_ATTENTION if case.name == name).build(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

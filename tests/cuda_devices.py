@@ -1,0 +1,36 @@
+"""Where the CUDA kernels run: the emulator, on any machine, and a GPU, where there is one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cases import TargetAttentionCase, TargetAttentionInputs
+from emulated import emulated_target_attention
+from torch import Tensor
+
+# A machine that has a GPU must run these tests: a driver or a build that does not work is a failure, not a skip.
+HAS_GPU = Path("/dev/nvidiactl").exists() or torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+
+DEVICES = ["emulator", *(["gpu"] if HAS_GPU else [])]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def target_attention_on(device: str, inputs: TargetAttentionInputs) -> dict[str, Tensor]:
+    """What `TargetAttentionInputs.results` gives, by the CUDA kernels."""
+    if device == "emulator":
+        return emulated_target_attention(inputs)
+    results = inputs.on(on_gpu).results()
+    return {name: x.cpu() for name, x in results.items()}
+
+
+def on_gpu(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    """A copy in the GPU's memory."""
+    return torch.empty(len(storage), dtype=torch.uint8, device="cuda").untyped_storage().copy_(storage)
+
+
+def supported(case: TargetAttentionCase) -> bool:
+    """Whether the CUDA kernels take the case's widths."""
+    if case.value_dim is None:
+        return case.key_dim <= 1024
+    return max(case.key_dim, case.value_dim) <= 256

@@ -1,0 +1,137 @@
+// Kernels with one fault each, which the emulator must report (tests/test_simt.py), and one without.
+#include <cstring>
+
+#include "../../csrc/kernels/cuda/ptx.cuh"
+
+namespace {
+
+using namespace stca::cuda;
+
+constexpr int kThreads = 64, kBytes = kThreads * int(sizeof(Chunk));
+
+struct Fault {
+  const char* name;
+  void (*kernel)(float* memory);  // [kThreads * 4] floats, [i] = i
+};
+
+int* shared_ints() { return reinterpret_cast<int*>(shared_memory()); }
+int thread() { return int(threadIdx.x); }
+
+// Reverses the memory through shared memory: what the others do wrong, right.
+void none(float* memory) {
+  Chunk* chunks = reinterpret_cast<Chunk*>(shared_memory());
+  copy_async(chunks + thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  wait_copies<0>();
+  sync_block();
+  const float* floats = reinterpret_cast<const float*>(chunks);
+  for (int i = 0; i < 4; ++i) memory[4 * thread() + i] = floats[4 * kThreads - 1 - (4 * thread() + i)];
+}
+
+void no_barrier(float* memory) {
+  shared_ints()[thread()] = thread();
+  memory[thread()] = float(shared_ints()[kThreads - 1 - thread()]);
+}
+
+void no_warp_barrier(float* memory) {
+  shared_ints()[thread()] = thread();
+  memory[thread()] = float(shared_ints()[thread() ^ 1]);
+}
+
+void overwritten_too_early(float* memory) {
+  shared_ints()[thread()] = thread();
+  sync_block();
+  memory[thread()] = float(shared_ints()[kThreads - 1 - thread()]);
+  shared_ints()[thread()] = 0;
+}
+
+void barrier_for_some(float*) {
+  if (thread() < kWarp) sync_block();
+}
+
+void shuffle_for_some(float* memory) {
+  if (thread() != 5) memory[thread()] = shuffle_xor(1.0f, 1);
+}
+
+void warp_at_two_instructions(float* memory) {
+  memory[thread()] = thread() % 2 == 0 ? shuffle_xor(1.0f, 1) : float(any_in_warp(true));
+}
+
+void read_past_the_end(float* memory) { memory[thread()] = memory[4 * thread() + 4]; }
+
+void write_before_the_begin(float* memory) { memory[thread() - 1] = 0; }
+
+void write_past_shared_memory(float*) { shared_ints()[4 * thread() + 4] = 0; }
+
+void copy_past_the_end(float* memory) {
+  copy_async(shared_memory() + 16 * thread(), memory + 4 * thread() + 4, 16);
+  commit_copies();
+  wait_copies<0>();
+}
+
+void copy_of_odd_address(float* memory) { copy_async(shared_memory() + 16 * thread(), memory + 1, 16); }
+
+void copy_without_wait(float* memory) {
+  copy_async(shared_memory() + 16 * thread(), memory + 4 * thread(), 16);
+  commit_copies();
+}
+
+void copy_used_before_its_wait(float* memory) {
+  copy_async(shared_memory() + 16 * thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  memory[4 * thread()] = reinterpret_cast<const float*>(shared_memory())[4 * thread()];
+  wait_copies<0>();
+}
+
+void copy_by_another_thread(float* memory) {
+  copy_async(shared_memory() + 16 * thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  wait_copies<0>();
+  memory[thread()] = reinterpret_cast<const float*>(shared_memory())[4 * (kThreads - 1 - thread())];
+}
+
+void matrix_of_odd_address(float* memory) {
+  shared_ints()[thread()] = 0;
+  uint32_t fragment[4];
+  load_matrices<false>(fragment, shared_memory() + 8);
+  memory[thread()] = float(fragment[0]);
+}
+
+constexpr Fault kFaults[] = {
+    {"none", &none},
+    {"no_barrier", &no_barrier},
+    {"no_warp_barrier", &no_warp_barrier},
+    {"overwritten_too_early", &overwritten_too_early},
+    {"barrier_for_some", &barrier_for_some},
+    {"shuffle_for_some", &shuffle_for_some},
+    {"warp_at_two_instructions", &warp_at_two_instructions},
+    {"read_past_the_end", &read_past_the_end},
+    {"write_before_the_begin", &write_before_the_begin},
+    {"write_past_shared_memory", &write_past_shared_memory},
+    {"copy_past_the_end", &copy_past_the_end},
+    {"copy_of_odd_address", &copy_of_odd_address},
+    {"copy_without_wait", &copy_without_wait},
+    {"copy_used_before_its_wait", &copy_used_before_its_wait},
+    {"copy_by_another_thread", &copy_by_another_thread},
+    {"matrix_of_odd_address", &matrix_of_odd_address},
+};
+
+}  // namespace
+
+// The emulator's error, "" if there was none, nullptr for an unknown name. `memory` holds 256 floats.
+extern "C" const char* simt_fault(const char* name, float* memory) {
+  static char message[1000];
+  for (const Fault& fault : kFaults) {
+    if (std::strcmp(fault.name, name) != 0) continue;
+    message[0] = 0;
+    simt::add_memory(memory, kBytes);
+    try {
+      launch(fault.name, fault.kernel, 1, kThreads, kBytes, nullptr, memory);
+    } catch (const std::exception& error) {
+      std::strncpy(message, error.what(), sizeof(message) - 1);
+    }
+    simt::remove_memory(memory);
+    return message;
+  }
+  return nullptr;
+}
