@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
-from cases import DTYPES
+from cases import DTYPES, ISAS
 from torch import Tensor
 
 import stca
@@ -98,6 +99,34 @@ def test_two_runs_are_bitwise_equal(threads: Callable[[int], None], count: int) 
     threads(count)
     inputs, dy = _inputs(1000, 64, 96, 2, torch.float32), torch.randn(1000, 64)
     assert_bitwise_equal(_results(stca.ops.swiglu_ffn_norm, inputs, dy), _results(stca.ops.swiglu_ffn_norm, inputs, dy))
+
+
+@pytest.mark.skipif(len(ISAS) < 2, reason="the CPU has one instruction set")
+def test_another_thread_chooses_an_instruction_set_meanwhile() -> None:
+    """A call stays with the set it began with: its kernels hand each other panels as wide as their vectors."""
+    inputs, dy = _inputs(96, 33, 70, 2, torch.float32), torch.randn(96, 33)
+    before, done = stca.cpu_isa(), threading.Event()
+    expected = []
+    for name in ISAS:
+        stca.set_cpu_isa(name)
+        expected.append(_results(stca.ops.swiglu_ffn_norm, inputs, dy))
+
+    def choose() -> None:
+        while not done.is_set():
+            for name in ISAS:
+                stca.set_cpu_isa(name)
+
+    chooser = threading.Thread(target=choose)
+    chooser.start()
+    try:
+        for _ in range(500):
+            for name, x in _results(stca.ops.swiglu_ffn_norm, inputs, dy).items():
+                closest = min(float((x - each[name]).abs().max()) for each in expected)
+                assert closest <= 1e-3 * float(x.abs().max()), name
+    finally:
+        done.set()
+        chooser.join()
+        stca.set_cpu_isa(before)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
