@@ -10,6 +10,8 @@ import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import DTYPES, ISAS
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import stca
@@ -37,12 +39,31 @@ def _results(f: Callable[..., Tensor], inputs: dict[str, Any], dy: Tensor) -> di
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_accuracy(isa: str, shape: tuple[int, int, int], dtype: torch.dtype, norm: int) -> None:
+    _judge(shape, dtype, norm)
+
+
+def _judge(shape: tuple[int, int, int], dtype: torch.dtype, norm: int) -> None:
     inputs = _inputs(*shape, norm, dtype)
     dy = torch.randn(shape[:2]).to(dtype)
     exact = _results(stca.reference.swiglu_ffn_norm, {n: x.double() for n, x in inputs.items()}, dy)
     plain = _results(stca.reference.swiglu_ffn_norm, inputs, dy)
     ours = _results(stca.ops.swiglu_ffn_norm, inputs, dy)
     assert_all_as_accurate(ours, {name: (exact[name], plain[name]) for name in exact})
+
+
+@given(
+    shape=st.tuples(st.integers(0, 300), st.integers(1, 80), st.integers(1, 80)),
+    dtype=st.sampled_from(DTYPES),
+    norm=st.integers(0, 2),
+    isa=st.sampled_from(ISAS),
+)
+def test_drawn_shapes(shape: tuple[int, int, int], dtype: torch.dtype, norm: int, isa: str) -> None:
+    before = stca.cpu_isa()
+    stca.set_cpu_isa(isa)
+    try:
+        _judge(shape, dtype, norm)
+    finally:
+        stca.set_cpu_isa(before)
 
 
 @pytest.mark.parametrize("f", [stca.ops.swiglu_ffn_norm, stca.reference.swiglu_ffn_norm])
@@ -139,6 +160,19 @@ def test_rows_do_not_touch_each_other(uninitialized_is_nan: None, poison: float)
     assert torch.equal(poisoned[others], y[others])
     assert poisoned[50].isnan().all()
     assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_backward_reads_no_uninitialized_memory(uninitialized_is_nan: None, isa: str, dtype: torch.dtype) -> None:
+    """And the poisoned gradient of a row stays in that row of dx."""
+    inputs, dy = _inputs(100, 9, 13, 2, dtype), torch.randn(100, 9)
+    clean = _results(stca.ops.swiglu_ffn_norm, inputs, dy)
+    assert all(x.isfinite().all() for x in clean.values())
+    dy[50] = torch.nan
+    dx = _results(stca.ops.swiglu_ffn_norm, inputs, dy)["dx"]
+    others = torch.arange(100) != 50
+    assert torch.equal(dx[others], clean["dx"][others])
+    assert dx[50].isnan().all()
 
 
 def test_large_gates_do_not_overflow() -> None:
