@@ -112,6 +112,9 @@ def test_bad_arguments() -> None:
         TargetAttention(8, 4, order="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="SwiGLUFFN: dim and ffn_ratio"):
         SwiGLUFFN(4, 0)
+    for x in (torch.randn(4, 6), torch.randn(2, 24), torch.randn(())):
+        with pytest.raises(ValueError, match=r"SwiGLUFFN: x must be \[\.\.\., D\] with D = 12, got \["):
+            SwiGLUFFN(12)(x)
 
 
 def test_swiglu_ffn_takes_leading_dimensions_and_keeps_variance() -> None:

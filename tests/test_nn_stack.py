@@ -71,6 +71,15 @@ def test_flat_padded_and_nested_agree() -> None:
         torch.testing.assert_close(other, grads[0])
 
 
+def test_nested_with_holes_is_refused() -> None:
+    """`torch.nested.narrow` takes a part of every row of a padded batch; its offsets may fit all the same."""
+    model, rows = STCA(D, 2, 3), torch.randn(3, 7, D)
+    history = torch.nested.narrow(rows, 1, torch.zeros(3).long(), torch.tensor([4, 1, 7]), layout=torch.jagged)
+    targets = torch.nested.nested_tensor_from_jagged(torch.randn(5, D), offsets([2, 0, 3]))
+    with pytest.raises(ValueError, match="STCA: nested history must have no holes between its rows"):
+        model(targets, history)
+
+
 def test_padded_without_lengths_and_with_visible() -> None:
     model = STCA(D, 2, 3, dtype=torch.float64)
     x, rows = torch.randn(2, 3, D, dtype=torch.float64), torch.randn(2, 7, D, dtype=torch.float64)
@@ -98,6 +107,20 @@ def test_wrong_forms() -> None:
         ),
         ((x, rows[:1]), {}, r"STCA: history must be padded \[B, L, D\] with B = 2, got \[1, 7, 12\]"),
         ((x, rows), {"history_lengths": torch.tensor([7])}, r"STCA: history_lengths must be \[B\] = \[2\], got \[1\]"),
+        ((x, rows), {"history_lengths": torch.tensor([7.5, 1])}, "STCA: history_lengths must be int32 or int64, got "),
+        (
+            (x, rows),
+            {"target_lengths": torch.tensor([True, False])},
+            "STCA: target_lengths must be int32 or int64, got",
+        ),
+        ((x, rows), {"visible": torch.zeros(3, 2, 2).long()}, r"STCA: visible must be \[B, m, 2\] = \[2, 3, 2\], got"),
+        ((x, rows), {"history_index": torch.zeros(14).long()}, "STCA: history_index must be None unless rows are flat"),
+        ((x[..., :6], rows), {}, r"STCA: targets must have rows of width D = 12, got \[2, 3, 6\]"),
+        ((x, rows.view(2, 14, 6)), {}, r"STCA: history must have rows of width D = 12, got \[2, 14, 6\]"),
+        # Twice as wide and half as many: the rows would fit the offsets.
+        ((x[0], torch.randn(4, 24), offsets([3]), offsets([8])), {}, "STCA: history must have rows of width D = 12"),
+        ((nested.mT, nested.mT), {}, r"STCA: targets must have rows of width D = 12, got \[2, 12, j\d+\]"),
+        ((nested, torch.nested.nested_tensor([x[0]] * 2)), {}, "STCA: nested history must have layout torch.jagged"),
     ]
     for args, options, message in bad:
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from stca.nn import STCA, RankMixer, STCALayer
+from stca.nn import STCA, RankMixer, STCALayer, TargetAttention
 
 TARGETS, ROWS = offsets([3, 1, 2]), offsets([9, 0, 14])
 
@@ -67,12 +67,15 @@ def test_padded_form_compiles_into_one_graph() -> None:
 
 
 def test_exports_for_any_number_of_rows() -> None:
-    model, args = STCA(16, 2, 4, order="reordered").eval(), _inputs()
+    model, args = STCA(16, 2, 4).eval(), _inputs()
     dim = torch.export.Dim.DYNAMIC
     program = torch.export.export(model, args, dynamic_shapes=({0: dim}, {0: dim}, {0: dim}, {0: dim}))
-    other = torch.randn(5, 16), torch.randn(31, 16), offsets([2, 1, 0, 2]), offsets([9, 0, 14, 8])
-    torch.testing.assert_close(program.module()(*args), model(*args))
-    torch.testing.assert_close(program.module()(*other), model(*other))
+    few = torch.randn(5, 16), torch.randn(31, 16), offsets([2, 1, 0, 2]), offsets([9, 0, 14, 8])
+    many = torch.randn(300, 16), torch.randn(31, 16), offsets([300]), offsets([31])
+    attention = TargetAttention(16, 4)
+    assert [attention.chosen_order(m, 31, 1) for m in (2, 300)] == ["reordered", "projected"]
+    for each in (args, few, many):
+        torch.testing.assert_close(program.module()(*each), model(*each))
 
 
 def test_autocast() -> None:
@@ -87,6 +90,14 @@ def test_autocast() -> None:
     assert all(
         p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
     )
+
+
+def test_autocast_of_a_float64_model() -> None:
+    """As everywhere in torch, autocast is for what is float32."""
+    model, (x, rows, *rest) = STCA(16, 2, 4, dtype=torch.float64), _inputs()
+    expected = model(x.double(), rows.double(), *rest)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(x.double(), rows.double(), *rest), expected)
 
 
 def test_checkpoint_keeps_less_and_gives_the_same_gradients() -> None:

@@ -35,6 +35,17 @@ def test_several_tensors_in_one_call() -> None:
     assert grad.tolist() == COUNTS
 
 
+def test_features_of_several_dtypes_in_one_call() -> None:
+    """Integers, and what needs no gradient, go along; only what needs one gets one."""
+    x, frozen, ids = torch.randn(7, 4, requires_grad=True), torch.randn(7, 2), torch.arange(7)
+    y, frozen_y, ids_y = request_gather([x, frozen, ids], OFFSETS)
+    assert torch.equal(ids_y, torch.repeat_interleave(ids, OFFSETS.diff()))
+    (y.sum() + frozen_y.sum()).backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert torch.equal(x.grad, OFFSETS.diff().float()[:, None].expand(7, 4))
+    assert frozen.grad is None
+
+
 def test_gradient_of_many_targets_is_not_rounded_on_the_way() -> None:
     x = torch.ones(1, 3, dtype=torch.bfloat16, requires_grad=True)
     request_gather(x, offsets([1000])).sum().backward()  # type: ignore[no-untyped-call]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from accuracy import assert_all_as_accurate
+from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import DTYPES, TARGET_ATTENTION, TARGET_ATTENTION_SMALL, TargetAttentionCase
 from plain import references_of_case, target_attention_references
 from torch import Tensor
@@ -100,6 +100,16 @@ def test_autocast_converts_the_inputs(dtype: torch.dtype) -> None:
     assert (out.dtype, lse.dtype) == (dtype, torch.float32)
     assert torch.equal(out, converted_out)
     assert torch.equal(lse, converted_lse)
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    inputs = TARGET_ATTENTION_SMALL[1].build(torch.float64)
+    expected = inputs.results()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_bitwise_equal(inputs.results(), expected)
+        integers = inputs.but(q=inputs.q.long())
+        with pytest.raises(ValueError, match=r"target_attention: q must be float64, .* got Long"):
+            integers.call(stca.ops.target_attention)
 
 
 def test_out_alone_is_returned_unless_lse_is_asked_for() -> None:

@@ -46,12 +46,15 @@ bool cpu_supports(CpuIsa isa);
 #define STCA_DECLARE_CPU_KERNEL_X86(name, ...)
 #endif
 
-// The copy of `name` for the set in use, as a function pointer.
+// The copy of `name` for the set `isa`, as a function pointer. Kernels of one call that agree on a layout must be of
+// one set: another thread may choose a new one at any time.
 #if defined(__x86_64__)
-#define STCA_SELECT_CPU_KERNEL(name)                                   \
-  (::stca::cpu_isa() == ::stca::CpuIsa::avx512 ? &::stca::avx512::name \
-   : ::stca::cpu_isa() == ::stca::CpuIsa::avx2 ? &::stca::avx2::name   \
-                                               : &::stca::baseline::name)
+#define STCA_CPU_KERNEL(isa, name)                         \
+  ((isa) == ::stca::CpuIsa::avx512 ? &::stca::avx512::name \
+   : (isa) == ::stca::CpuIsa::avx2 ? &::stca::avx2::name   \
+                                   : &::stca::baseline::name)
 #else
-#define STCA_SELECT_CPU_KERNEL(name) (&::stca::baseline::name)
+#define STCA_CPU_KERNEL(isa, name) ((void)(isa), &::stca::baseline::name)
 #endif
+// For the set in use.
+#define STCA_SELECT_CPU_KERNEL(name) STCA_CPU_KERNEL(::stca::cpu_isa(), name)

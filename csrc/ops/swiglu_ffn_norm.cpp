@@ -20,6 +20,7 @@ constexpr const char* kOp = "swiglu_ffn_norm";
 // The checked inputs and what is packed from them, kept alive while `params` points into them.
 struct Inputs {
   Tensor x, w_u, w_v, w_o, norm_weight, norm_bias;
+  CpuIsa isa = cpu_isa();  // panels are as wide as its vectors
   std::vector<Tensor> packed;
   SwigluFfnNormParams params;
 };
@@ -31,7 +32,7 @@ const void* pack(Inputs& in, const Tensor& matrix, bool transposed) {
   const int64_t bytes = accumulator_size(in.params.dtype);
   in.packed.push_back(at::empty({panels_capacity(rows, columns) * bytes}, at::kByte));
   void* to = in.packed.back().mutable_data_ptr();
-  const auto kernel = STCA_SELECT_CPU_KERNEL(pack_panels);
+  const auto kernel = STCA_CPU_KERNEL(in.isa, pack_panels);
   const int64_t panels = (columns + kWidestPanel - 1) / kWidestPanel;
   at::parallel_for(0, panels, (1 << 15) / (rows * kWidestPanel) + 1, [&](int64_t begin, int64_t end) {
     kernel(in.params.dtype, matrix.const_data_ptr(), rows, columns, row_stride, column_stride, begin * kWidestPanel,
@@ -93,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor
   p.y = y.mutable_data_ptr();
   p.mean = mean.mutable_data_ptr();
   p.rstd = rstd.mutable_data_ptr();
-  const auto kernel = STCA_SELECT_CPU_KERNEL(swiglu_ffn_norm_rows);
+  const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_rows);
   const int64_t tiles = (p.num_rows + kSwigluTileRows - 1) / kSwigluTileRows;
   for_each_item(tiles, swiglu_ffn_norm_scratch_size(p) * accumulator_size(p.dtype), [&](int64_t tile, void* scratch) {
     const int64_t begin = tile * kSwigluTileRows;
@@ -123,13 +124,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(in.params);
   const Tensor partials = at::empty({parts * at.size * bytes}, at::kByte);
   char* memory = static_cast<char*>(partials.mutable_data_ptr());
-  const auto kernel = STCA_SELECT_CPU_KERNEL(swiglu_ffn_norm_backward_rows);
+  const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_backward_rows);
   for_each_item(parts, swiglu_ffn_norm_backward_scratch_size(in.params) * bytes, [&](int64_t part, void* scratch) {
     const int64_t begin = std::min(part * part_rows, x.size(0)), end = std::min(begin + part_rows, x.size(0));
     kernel(p, begin, end, memory + part * at.size * bytes, scratch);
   });
 
-  const auto reduce = STCA_SELECT_CPU_KERNEL(sum_partials);
+  const auto reduce = STCA_CPU_KERNEL(in.isa, sum_partials);
   auto gradient = [&](int64_t offset, at::IntArrayRef sizes, bool wanted) {
     const Tensor grad = at::empty(wanted ? sizes : at::IntArrayRef{0}, x.options());
     const int64_t element = grad.element_size(), size = grad.numel();

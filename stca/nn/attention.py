@@ -29,7 +29,8 @@ class TargetAttention(nn.Module):
         dim: D, width of targets, history rows and output.
         num_heads: H, divides D.
         bias: biases of queries, values and output. A bias of keys would drop out of the softmax and is not held.
-        order: "auto" takes the order with fewer FLOPs for the shapes at hand, with m = T / R targets per request.
+        order: "auto" takes the order with fewer FLOPs for the shapes at hand, with m = T / R targets per request;
+            "reordered" under `torch.export`, since one program then serves all shapes.
         history_group: ranks that each hold a part of every request's history, and all targets. Histories, their
             offsets and `visible` are this rank's part; results and the gradients of targets and weights are whole
             and the same on every rank. What travels is of the size of the queries, whatever the history's length.
@@ -88,7 +89,7 @@ class TargetAttention(nn.Module):
                 nn.init.zeros_(bias)
 
     def chosen_order(self, T: int, N: int, R: int, P: int | None = None) -> Literal["reordered", "projected"]:
-        """The order with fewer FLOPs, unless the module fixes one.
+        """The order with fewer FLOPs, unless the module fixes one or is being exported.
 
         Args:
             T: targets of all requests.
@@ -98,6 +99,8 @@ class TargetAttention(nn.Module):
         """
         if self.order != "auto":
             return self.order
+        if torch.compiler.is_exporting():
+            return "reordered"
         D, H, pairs = self.dim, self.num_heads, N * T / max(R, 1)
         reordered = 4 * D * H * pairs + 4 * T * D * D
         projected = 4 * D * pairs + 4 * (N if P is None else P) * D * D
@@ -118,11 +121,13 @@ class TargetAttention(nn.Module):
         """Attends; see the class, and `STCA.forward` for the forms of the arguments."""
         flat = flatten(
             "TargetAttention",
+            self.dim,
             targets,
             history,
             target_offsets,
             history_offsets,
             visible,
+            history_index,
             target_lengths,
             history_lengths,
         )

@@ -25,7 +25,7 @@ class SwiGLUFFN(nn.Module):
         x [..., D] -> [..., D]
 
     Raises:
-        ValueError: dim or the hidden width below 1.
+        ValueError: dim or the hidden width below 1, or an x of another width.
 
     Source:
         arXiv 2511.06077, section 3.2.
@@ -71,6 +71,8 @@ class SwiGLUFFN(nn.Module):
 
     def forward(self, x: Tensor, history_group: dist.ProcessGroup | None = None) -> Tensor:
         """x [..., D] -> [..., D]; with a group, x is this rank's part of all rows (see `TargetAttention`)."""
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ValueError(f"SwiGLUFFN: x must be [..., D] with D = {self.dim}, got {list(x.shape)}")
         rows = x.reshape(-1, self.dim)
         weights: list[Tensor] = [self.w_u, self.w_v, self.w_o]
         if self.norm_weight is not None and self.norm_bias is not None:

@@ -126,15 +126,18 @@ class STCA(nn.Module):
             z in the targets' form.
 
         Raises:
-            ValueError: arguments of different forms, or what `stca.ops.target_attention` refuses.
+            ValueError: arguments of different forms, rows of another width than D, or what
+                `stca.ops.target_attention` refuses.
         """
         flat = flatten(
             "STCA",
+            self.dim,
             targets,
             history,
             target_offsets,
             history_offsets,
             visible,
+            history_index,
             target_lengths,
             history_lengths,
         )
@@ -167,7 +170,9 @@ class STCA(nn.Module):
             raise ValueError(
                 f"STCA.attend: encoded must hold {len(self.layers)} tensors, one a layer, got {len(encoded)}"
             )
-        flat = flatten("STCA.attend", targets, encoded[0], target_offsets, history_offsets, visible, None, None)
+        flat = flatten(
+            "STCA.attend", self.dim, targets, encoded[0], target_offsets, history_offsets, visible, history_index
+        )
         layers = (
             partial(layer.attend, encoded=rows, flat=flat, history_index=history_index)
             for layer, rows in zip(self._layers(), encoded, strict=True)

@@ -1,8 +1,12 @@
 """What the operators' Python halves share."""
 
+from typing import TypeVar, cast
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+_MaybeTensor = TypeVar("_MaybeTensor", bound=Tensor | None)
 
 
 def check_one_device(op: str, **tensors: Tensor | None) -> None:
@@ -21,12 +25,14 @@ def check_one_device(op: str, **tensors: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} must be on the device of {first[0]}, {first[1]}, got {tensor.device}")
 
 
-def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The dtype to which `torch.autocast` converts now on the tensor's device, None outside of it."""
+def autocast(tensor: _MaybeTensor) -> _MaybeTensor:
+    """The tensor as `torch.autocast` hands it to torch's own operators now: float64 and integers stay what they are."""
+    if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return tensor
     device = tensor.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+        return tensor
+    return cast("_MaybeTensor", tensor.to(torch.get_autocast_dtype(device)))
 
 
 def refuse_tangents(op: str, **tensors: Tensor | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import refuse_tangents
+from stca.ops._common import check_one_device, refuse_tangents
 from stca.ops.request_reduce import request_reduce
 
 
@@ -23,7 +23,8 @@ def request_gather(
     order. Targets lie grouped by request, so there is no index tensor, no sort and no atomic addition.
 
     Args:
-        x: [R, ...] of any dtype, or a sequence of such tensors, of several widths, gathered in one call.
+        x: [R, ...] of any dtype (gradients need a floating one), or a sequence of such tensors, of several widths and
+            dtypes, gathered in one call.
         target_offsets: [R + 1], int32 or int64, from 0, never decreasing: request r owns targets
             `target_offsets[r]:target_offsets[r+1]`.
         total: T, the last offset; read from `target_offsets` when None.
@@ -50,17 +51,21 @@ def request_gather(
 
 @torch.library.register_fake("stca::request_gather")
 def _fake(xs: Sequence[Tensor], target_offsets: Tensor, total: int | None) -> list[Tensor]:
+    check_one_device("request_gather", target_offsets=target_offsets, **{f"x[{i}]": x for i, x in enumerate(xs)})
     size = torch.library.get_ctx().new_dynamic_size() if total is None else total
     return [x.new_empty(size, *x.shape[1:]) for x in xs]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(inputs[1])
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     (target_offsets,) = ctx.saved_tensors
-    return [None if grad is None else request_reduce(grad, target_offsets) for grad in grads], None, None
+    needed = zip(grads, ctx.needs_input_grad[0], strict=True)
+    reduced = [request_reduce(grad, target_offsets) if grad is not None and wanted else None for grad, wanted in needed]
+    return reduced, None, None
 
 
 torch.library.register_autograd("stca::request_gather", _backward, setup_context=_setup_context)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stca.ops._common import refuse_tangents
+from stca.ops._common import check_one_device, refuse_tangents
 
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
@@ -41,6 +41,7 @@ def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "me
 
 @torch.library.register_fake("stca::request_reduce")
 def _fake(x: Tensor, target_offsets: Tensor, mean: bool) -> Tensor:
+    check_one_device("request_reduce", x=x, target_offsets=target_offsets)
     return x.new_empty(target_offsets.shape[0] - 1, *x.shape[1:])
 
 

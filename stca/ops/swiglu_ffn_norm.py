@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast_dtype, check_one_device, refuse_tangents
+from stca.ops._common import autocast, check_one_device, refuse_tangents
 
 _op = torch.ops.stca.swiglu_ffn_norm
 _backward_op = torch.ops.stca.swiglu_ffn_norm_backward
@@ -40,7 +40,8 @@ def swiglu_ffn_norm(
         eps: added to the variance of h.
 
     Returns:
-        y [N, D] in x's dtype. Under `torch.autocast` all inputs are first converted to the autocast dtype.
+        y [N, D] in x's dtype. Under `torch.autocast` all inputs are first converted to the autocast dtype, unless they
+            are float64.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or a norm_bias without a norm_weight.
@@ -55,12 +56,8 @@ def swiglu_ffn_norm(
         True
     """
     refuse_tangents("swiglu_ffn_norm", x=x, w_u=w_u, w_v=w_v, w_o=w_o, norm_weight=norm_weight, norm_bias=norm_bias)
-    dtype = autocast_dtype(x)
-    if dtype is not None:
-        x, w_u, w_v, w_o = x.to(dtype), w_u.to(dtype), w_v.to(dtype), w_o.to(dtype)
-        norm_weight = None if norm_weight is None else norm_weight.to(dtype)
-        norm_bias = None if norm_bias is None else norm_bias.to(dtype)
-    y: Tensor = _op(x, w_u, w_v, w_o, norm_weight, norm_bias, eps)[0]
+    inputs = x, w_u, w_v, w_o, norm_weight, norm_bias
+    y: Tensor = _op(*map(autocast, inputs), eps)[0]
     return y
 
 
@@ -96,6 +93,8 @@ def _backward_fake(
     mean: Tensor,
     rstd: Tensor,
 ) -> tuple[Tensor, ...]:
+    weights = {"w_u": w_u, "w_v": w_v, "w_o": w_o, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    check_one_device("swiglu_ffn_norm", x=x, dy=dy, **weights, mean=mean, rstd=rstd)
     D = x.shape[1]
     return (
         *(like.new_empty(like.shape) for like in (x, w_u, w_v, w_o)),

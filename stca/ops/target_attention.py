@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast_dtype, check_one_device, refuse_tangents
+from stca.ops._common import autocast, check_one_device, refuse_tangents
 
 _op = torch.ops.stca.target_attention
 _backward_op = torch.ops.stca.target_attention_backward
@@ -84,7 +84,7 @@ def target_attention(
         ValueError: shapes, dtypes or devices that do not fit, offsets that do not start at 0, decrease or do not end
             at T or N, a visible range outside its request's history, or an index that is no row of k.
 
-    Under `torch.autocast` q, k and v are first converted to the autocast dtype.
+    Under `torch.autocast` q, k and v are first converted to the autocast dtype, unless they are float64.
 
     Source:
         arXiv 2511.06077, section 3.2 (attention of target to history, and its reordering).
@@ -100,10 +100,9 @@ def target_attention(
     if isinstance(scale, Tensor):
         raise ValueError("target_attention: scale must be a float or None, got a Tensor (it would get no gradient)")
     refuse_tangents("target_attention", q=q, k=k, v=v)
-    dtype = autocast_dtype(q)
-    if dtype is not None:
-        q, k, v = q.to(dtype), k.to(dtype), None if v is None else v.to(dtype)
-    out, lse, _ = _op(q, k, v, target_offsets, history_offsets, visible, history_index, scale)
+    out, lse, _ = _op(
+        autocast(q), autocast(k), autocast(v), target_offsets, history_offsets, visible, history_index, scale
+    )
     return (out, lse) if return_lse else out
 
 
@@ -152,7 +151,20 @@ def _backward_fake(
     softmax: Tensor,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_one_device("target_attention", q=q, k=k, v=v, dout=dout, dlse=dlse, out=out, softmax=softmax)
+    check_one_device(
+        "target_attention",
+        q=q,
+        k=k,
+        v=v,
+        target_offsets=target_offsets,
+        history_offsets=history_offsets,
+        visible=visible,
+        history_index=history_index,
+        dout=dout,
+        dlse=dlse,
+        out=out,
+        softmax=softmax,
+    )
     return q.new_empty(q.shape), k.new_empty(k.shape), q.new_empty(0) if v is None else v.new_empty(v.shape)
 
 
