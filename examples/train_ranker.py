@@ -3,6 +3,7 @@
     python examples/train_ranker.py                        a generated log, about two minutes
     python examples/train_ranker.py --log events.csv       your own: user_id, item_id, timestamp, label (, request_id)
     python examples/train_ranker.py --log ml-100k.inter    MovieLens; a rating of 4 or more is label 1
+    python examples/train_ranker.py --log some/git/clone   which files an author touches, among those others touch
 
 Prints AUC and log loss of the ranker at growing served lengths, of a model of biases alone and of one that averages
 the history (at its best length), all on the last tenth of time; then training speed and memory, request-level against
@@ -29,7 +30,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--log", type=Path, help="event log: CSV (.gz too), Parquet or .inter; generated when not given"
+        "--log", type=Path, help="event log: CSV (.gz too), Parquet, a git clone; generated when not given"
     )
     parser.add_argument("--out", type=Path, default=Path("build/ranker"), help="folder of picture, table, checkpoints")
     parser.add_argument("--json", type=Path, help="also write the report here")
