@@ -3,13 +3,16 @@
     python examples/train_ranker.py                        a generated log, about two minutes
     python examples/train_ranker.py --log events.csv       your own: user_id, item_id, timestamp, label (, request_id)
     python examples/train_ranker.py --log ml-100k.inter    MovieLens; a rating of 4 or more is label 1
+    python examples/train_ranker.py --log some/git/clone   which files an author touches, among those others touch
+    torchrun --nproc-per-node 2 --max-restarts 3 -- examples/train_ranker.py --log events.csv      in two processes
 
 Prints AUC and log loss of the ranker at growing served lengths, of a model of biases alone and of one that averages
 the history (at its best length), all on the last tenth of time; then training speed and memory, request-level against
-point-wise. An interrupted run goes on when started again with the same arguments.
+point-wise. An interrupted run goes on when started again with the same arguments, as torchrun does if a process dies.
 """
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from ranker.generate import generate_log
 from ranker.logs import Log, Split, read_log, split_by_time
 from ranker.measure import compare
 from ranker.model import BiasOnly, MeanPooled, Ranker
+from ranker.ranks import joined, rank
 from ranker.report import Report, draw, print_report, write_json
 from ranker.train import Config, Training, evaluate
 from torch import nn
@@ -29,13 +33,14 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--log", type=Path, help="event log: CSV (.gz too), Parquet or .inter; generated when not given"
+        "--log", type=Path, help="event log: CSV (.gz too), Parquet, a git clone; generated when not given"
     )
     parser.add_argument("--out", type=Path, default=Path("build/ranker"), help="folder of picture, table, checkpoints")
     parser.add_argument("--json", type=Path, help="also write the report here")
     parser.add_argument("--epochs", type=int, help="8; 2 for 200,000 events and more")
     parser.add_argument("--average-length", type=int, default=1024, help="history rows in training")
     parser.add_argument("--max-length", type=int, help="history rows in training, at most: 4096, 16384 with a log")
+    parser.add_argument("--budget", type=int, help="history rows of a batch: 12000, 6000 with a log")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--dim", type=int, default=64, help="D")
     parser.add_argument("--heads", type=int, default=1, help="H")
@@ -45,6 +50,7 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="rows carry when they happened, not how long ago: each distinct one of a batch is encoded once",
     )
+    parser.add_argument("--save-every", type=int, default=50, help="steps from checkpoint to checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart", action="store_true", help="forget the checkpoints of an interrupted run")
     args = parser.parse_args()
@@ -56,7 +62,7 @@ def train(name: str, model: nn.Module, log: Log, split: Split, config: Config, a
     """Trains a model, or goes on with its checkpoint."""
     stem = "generated" if args.log is None else args.log.name
     checkpoint = args.out / f"{stem}-{name.replace(' ', '-')}.pt"
-    if args.restart:
+    if args.restart and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         checkpoint.unlink(missing_ok=True)
     Training(model, log, split, config, checkpoint).run(name)
     return model
@@ -65,6 +71,12 @@ def train(name: str, model: nn.Module, log: Log, split: Split, config: Config, a
 def main() -> None:
     """Runs everything."""
     args = parse()
+    with joined():
+        run(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, measures and reports; of several processes the first alone measures speed and writes."""
     torch.manual_seed(args.seed)
     log = generate_log(seed=args.seed) if args.log is None else read_log(args.log)
     split = split_by_time(log)
@@ -74,14 +86,16 @@ def main() -> None:
         max_length=args.max_length,
         learning_rate=args.learning_rate,
         seed=args.seed,
-        budget=12_000 if args.log is None else 6_000,
+        budget=args.budget or (12_000 if args.log is None else 6_000),
         max_span_days=30 if args.log is None else 2,
         event_time=args.event_time,
+        save_every=args.save_every,
     )
-    print(
-        f"{len(log.item):,} events of {log.num_users:,} users and {log.num_items:,} items; requests: "
-        f"{len(split.train):,} train, {len(split.validation):,} validation, {len(split.test):,} test"
-    )
+    if rank() == 0:
+        print(
+            f"{len(log.item):,} events of {log.num_users:,} users and {log.num_items:,} items; requests: "
+            f"{len(split.train):,} train, {len(split.validation):,} validation, {len(split.test):,} test"
+        )
     longest = int((log.history_end - log.user_begin)[split.test].max())
     lengths = [length for i, length in enumerate(LENGTHS) if i == 0 or LENGTHS[i - 1] < longest]
 
@@ -104,6 +118,8 @@ def main() -> None:
         # At the length that suits it best: the strongest opponent.
         "mean pooled": max(pooled.values(), key=lambda result: result["auc"]),
     }
+    if rank() > 0:
+        return
     measured = compare(log, split.train, min(1024, longest), config.requests_per_history, config.event_time)
     for key, field in (
         ("throughput", "targets_per_s"),

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 from numpy.typing import NDArray
 
-Integers = NDArray[np.int64]
+from stca.data import read_events
+from stca.data.group import Integers as Integers
+from stca.data.group import find_requests
+
 COUNTERS, COUNTER_BUCKETS = 9, 24
 
 
@@ -46,56 +46,33 @@ class Log:
 
 
 def read_log(path: Path) -> Log:
-    """Reads an event log.
-
-    Args:
-        path: CSV (also .gz) or Parquet with columns user_id, item_id, timestamp (s), label (0 or 1) and, optionally,
-            request_id; without it the events of a user at one time are one request. Or a MovieLens `.inter` file
-            (tab-separated; user, item, rating, timestamp), where a rating of 4 or more is label 1.
+    """Reads an event log of any form that `stca.data.read_events` knows, or the history of a git clone.
 
     Raises:
-        ValueError: a file without one of these columns, with an empty or malformed value, or without events.
+        ValueError: a file that cannot be read, lacks a column, has an empty or malformed value, or holds no event.
     """
-    table = _read_table(path)
-    if table.num_rows == 0:
-        raise ValueError(f"{path}: must hold at least one event, got none")
-    columns = {name: _column(path, table, name) for name in ("user_id", "item_id", "timestamp")}
-    if "label" in table.column_names:
-        label = _numbers(path, table, "label")
-        if not np.isin(label, (0.0, 1.0)).all():
-            raise ValueError(f"{path}: column label must be 0 or 1, got {label[~np.isin(label, (0.0, 1.0))][0]}")
-    elif "rating" in table.column_names:
-        label = (_numbers(path, table, "rating") >= 4).astype(np.float64)
-    else:
-        raise ValueError(f"{path}: column label (or rating) is missing, got {table.column_names}")
-    time = _numbers(path, table, "timestamp").astype(np.int64)
-    request = _codes(_column(path, table, "request_id")) if "request_id" in table.column_names else None
-    return make_log(_codes(columns["user_id"]), _codes(columns["item_id"]), time, label, request)
+    events = pa.concat_tables(read_events(path))
+    column = {name: events[name].to_numpy() for name in events.column_names}
+    user, item = (np.unique(column[name], return_inverse=True)[1] for name in ("user_id", "item_id"))
+    return make_log(user, item, column["timestamp"], column["label"].astype(np.float64), column["request_id"])
 
 
 def make_log(
     user: Integers, item: Integers, time: Integers, label: NDArray[np.float64], request: Integers | None = None
 ) -> Log:
     """Sorts and groups events given as arrays [E]; users and items are codes from 0."""
-    if request is None:
-        request = np.zeros_like(user)
-    order = np.lexsort((request, time, user))
-    user, item, time, request = (values[order] for values in (user, item, time, request))
-    changes = (np.diff(user) != 0) | (np.diff(time) != 0) | (np.diff(request) != 0)
-    begin = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    end = np.concatenate([begin[1:], [len(user)]])
-    moments = np.concatenate([[0], np.flatnonzero((np.diff(user) != 0) | (np.diff(time) != 0)) + 1])
-    user_starts = np.concatenate([[0], np.flatnonzero(np.diff(user)) + 1])
+    requests = find_requests(user, time, np.zeros_like(user) if request is None else request)
+    item, time, label = item[requests.order], time[requests.order], label[requests.order]
     return Log(
         item=item,
         time=time,
-        label=label[order].astype(np.float32),
-        counters=item_counters(item, time, label[order]),
-        request_user=user[begin],
-        request_begin=begin,
-        request_end=end,
-        user_begin=user_starts[np.searchsorted(user_starts, begin, side="right") - 1],
-        history_end=moments[np.searchsorted(moments, begin, side="right") - 1],
+        label=label.astype(np.float32),
+        counters=item_counters(item, time, label),
+        request_user=requests.user,
+        request_begin=requests.begin,
+        request_end=requests.end,
+        user_begin=requests.user_begin,
+        history_end=requests.history_end,
         num_users=int(user.max()) + 1,
         num_items=int(item.max()) + 1,
     )
@@ -159,38 +136,3 @@ def split_by_time(log: Log, test_from: float = 0.9, validation_share: float = 0.
                 f"{len(labels)} events"
             )
     return split
-
-
-def _read_table(path: Path) -> pa.Table:
-    try:
-        if path.suffix == ".parquet":
-            return pa.parquet.read_table(path)
-        delimiter = "\t" if path.suffix == ".inter" else ","
-        with pa.input_stream(str(path), compression="detect") as stream:
-            options = pa.csv.ParseOptions(delimiter=delimiter)
-            table = pa.csv.read_csv(stream, parse_options=options)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: must be a CSV, Parquet or .inter file: {error}") from error
-    # MovieLens headers carry a type: user_id:token
-    return table.rename_columns([name.split(":")[0] for name in table.column_names])
-
-
-def _column(path: Path, table: pa.Table, name: str) -> pa.ChunkedArray:
-    if name not in table.column_names:
-        raise ValueError(f"{path}: column {name} is missing, got {table.column_names}")
-    column = table[name]
-    if column.null_count:
-        raise ValueError(f"{path}: column {name} must not have empty values, got {column.null_count}")
-    return column
-
-
-def _numbers(path: Path, table: pa.Table, name: str) -> NDArray[np.float64]:
-    column = _column(path, table, name)
-    try:
-        return np.asarray(pc.cast(column, pa.float64()).to_numpy(), dtype=np.float64)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: column {name} must be numbers: {error}") from error
-
-
-def _codes(column: pa.ChunkedArray) -> Integers:
-    return np.unique(column.to_numpy(), return_inverse=True)[1].astype(np.int64)

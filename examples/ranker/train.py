@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ranker.batches import group_requests, make_batch
 from ranker.logs import Integers, Log, Split
+from ranker.ranks import gathered, rank, replicated, total, world_size
 from stca.lengths import BetaLengths, TokenBudgetSampler
 
 
@@ -62,16 +63,20 @@ def auc(label: NDArray[np.float32], score: NDArray[np.float64]) -> float:
 def evaluate(
     model: nn.Module, log: Log, requests: Integers, length: int, config: Config, name: str
 ) -> dict[str, float]:
-    """AUC and log loss over the targets of `requests`, each seeing at most its last `length` events."""
+    """AUC and log loss over the targets of `requests`, each seeing at most its last `length` events.
+
+    Processes share the work, and all have the result.
+    """
     runs = group_requests(log, requests, config.requests_per_history, config.max_span_days * 86400)
     model.eval()
-    logits, labels = [], []
+    logits, labels = [torch.zeros(0)], [torch.zeros(0)]
     with torch.no_grad():
-        for run in tqdm(runs, desc=name, unit="run", leave=False):
+        for run in tqdm(runs[rank() :: world_size()], desc=name, unit="run", leave=False, disable=rank() > 0):
             batch = make_batch(log, [run], [length], config.event_time)
             logits.append(model(batch))
             labels.append(batch.label)
-    score, label = torch.cat(logits).double(), torch.cat(labels)
+    score, label = (torch.cat(gathered(torch.cat(parts))) for parts in (logits, labels))
+    score = score.double()
     return {
         "auc": auc(label.numpy(), score.numpy()),
         "logloss": float(F.binary_cross_entropy_with_logits(score, label.double())),
@@ -79,7 +84,10 @@ def evaluate(
 
 
 class Training:
-    """The state of one training run, kept in one file from which it goes on exactly where it was."""
+    """The state of one training run, kept in one file from which it goes on exactly where it was.
+
+    Started by torchrun, every process has its own batches, and a step is that of one process on all of them together.
+    """
 
     def __init__(self, model: nn.Module, log: Log, split: Split, config: Config, checkpoint: Path | None) -> None:
         self.model, self.log, self.split, self.config, self.checkpoint = model, log, split, config, checkpoint
@@ -91,6 +99,7 @@ class Training:
             lr=config.learning_rate,
             betas=(0.9, 0.98),
         )
+        self.replica = replicated(model)
         self.state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "best_model": None, "worse": 0}
         self.state |= {"rows": 0, "distinct": 0}  # of this epoch
         if checkpoint is not None and checkpoint.exists():
@@ -103,6 +112,11 @@ class Training:
         if self.state["best_model"] is not None:
             self.model.load_state_dict(self.state["best_model"])
 
+    @property
+    def settings(self) -> str:
+        """What a checkpoint depends on."""
+        return f"{self.config!r} in {world_size()} processes"
+
     def _batches(self) -> tuple[TokenBudgetSampler, Integers]:
         """The epoch's batches of runs and their history lengths: a function of seed and epoch alone."""
         c, epoch = self.config, self.state["epoch"]
@@ -112,7 +126,7 @@ class Training:
         last = np.array([run[-1] for run in self.runs])
         before = np.minimum(drawn, log.history_end[first] - log.user_begin[first])
         tokens = before + log.history_end[last] - log.history_end[first] + 1
-        sampler = TokenBudgetSampler(tokens, c.budget, seed=c.seed)
+        sampler = TokenBudgetSampler(tokens, c.budget, seed=c.seed, rank=rank(), world_size=world_size())
         sampler.load_state_dict({"epoch": epoch, "step": self.state["step"]})
         return sampler, drawn
 
@@ -122,12 +136,14 @@ class Training:
         self.model.train()
         steps, padding = len(batches), batches.padded_share()
         epoch = f"{name}, epoch {state['epoch'] + 1}"
-        progress = tqdm(batches, desc=epoch, initial=state["step"], total=steps, unit="step")
+        progress = tqdm(batches, desc=epoch, initial=state["step"], total=steps, unit="step", disable=rank() > 0)
         for chosen in progress:
             runs = [self.runs[i] for i in chosen]
             batch = make_batch(self.log, runs, [int(lengths[i]) for i in chosen], c.event_time)
-            state["rows"] += int(batch.history_offsets[-1])
-            state["distinct"] += len(batch.history_item)
+            targets, rows, distinct = total(
+                len(batch.label), int(batch.history_offsets[-1]), len(batch.history_item)
+            )  # of all processes
+            state["rows"], state["distinct"] = state["rows"] + rows, state["distinct"] + distinct
             done = state["epoch"] * steps + state["step"]
             share = min(1.0, done / (c.epochs * steps))
             rate = (
@@ -135,7 +151,8 @@ class Training:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = F.binary_cross_entropy_with_logits(self.model(batch), batch.label)
+            summed = F.binary_cross_entropy_with_logits(self.replica(batch), batch.label, reduction="sum")
+            loss = summed * world_size() / targets  # gradients are averaged over processes
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -146,10 +163,8 @@ class Training:
             if state["step"] % c.save_every == 0:
                 self._save()
         result = evaluate(self.model, self.log, self.split.validation, c.average_length, c, "validation")
-        tqdm.write(f"{epoch}: validation AUC {result['auc']:.4f} ({padding:.0%} padding in padded batches, here none)")
-        if c.event_time:
-            share = state["distinct"] / max(1, state["rows"])
-            tqdm.write(f"    N = {state['rows']:,} history rows, P = {state['distinct']:,} distinct, P/N = {share:.3f}")
+        if rank() == 0:
+            self._tell(epoch, result["auc"], padding)
         state["rows"] = state["distinct"] = 0
         if result["auc"] > state["best"]:
             state["best"], state["worse"] = result["auc"], 0
@@ -159,8 +174,18 @@ class Training:
         state["epoch"], state["step"] = state["epoch"] + 1, 0
         self._save()
 
+    def _tell(self, epoch: str, score: float, padding: float) -> None:
+        state = self.state
+        tqdm.write(f"{epoch}: validation AUC {score:.4f} ({padding:.0%} padding in padded batches, here none)")
+        if self.config.event_time:
+            share = state["distinct"] / max(1, state["rows"])
+            tqdm.write(f"    N = {state['rows']:,} history rows, P = {state['distinct']:,} distinct, P/N = {share:.3f}")
+
     def _save(self) -> None:
         if self.checkpoint is None:
+            return
+        random = gathered(torch.get_rng_state())
+        if rank() > 0:
             return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.checkpoint.with_suffix(".part")
@@ -169,8 +194,8 @@ class Training:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "state": self.state,
-                "random": torch.get_rng_state(),
-                "config": repr(self.config),
+                "random": random,
+                "settings": self.settings,
             },
             temporary,
         )
@@ -178,11 +203,11 @@ class Training:
 
     def _load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
-        if saved["config"] != repr(self.config):
+        if saved["settings"] != self.settings:
             raise ValueError(
-                f"{path}: must be a checkpoint of the same settings, {self.config!r}, got {saved['config']}"
+                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {saved['settings']}"
             )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = saved["state"]
-        torch.set_rng_state(saved["random"])
+        torch.set_rng_state(saved["random"][rank()])

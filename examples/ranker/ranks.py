@@ -1,0 +1,53 @@
+"""The processes that torchrun started, or the only one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Talks with the other processes, if there are any, until the end of the block."""
+    if "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    dist.init_process_group("gloo")
+    yield
+    dist.barrier()  # nobody leaves while another still works
+    dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def replicated(model: nn.Module) -> nn.Module:
+    """The model, with gradients that are the mean over all processes."""
+    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+
+
+def total(*counts: int) -> list[int]:
+    """Sums over all processes."""
+    summed = torch.tensor(counts)
+    if world_size() > 1:
+        dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def gathered(x: Tensor) -> list[Tensor]:
+    """What each process has, by rank."""
+    if world_size() == 1:
+        return [x]
+    parts: list[Tensor] = [x] * world_size()
+    dist.all_gather_object(parts, x)
+    return parts
