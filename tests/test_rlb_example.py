@@ -45,8 +45,10 @@ def test_the_table_says_what_was_measured() -> None:
         cases.append(case)
     assert rlb_savings.longest_histories(cases) == {8: {"point-wise": 12_781, "request-level": 102_250}}
     text = rlb_savings.table(cases)
-    assert "| -88% | -88% | 30 -> 238 (x8.0) | 342 -> 48 MB |" in text
+    assert "| 336 -> 42.0 (-88%) | 33,600 -> 4,200 (-88%) | 30 -> 238 (x8.0) | 342 -> 48 MB |" in text
     assert "| 8 | 12,781 | 102,250 | x8.0 |" in text
+    assert "| x2.2; x5.1 with its kernels | x8.0 at L = 50, x8.0 at L = 1,050, our kernels in both forms |" in text
+    assert "| about 8x | x8.0 |" in text
 
 
 def test_a_step_is_measured() -> None:

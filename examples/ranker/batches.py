@@ -1,6 +1,6 @@
 """Request-level batches: targets of consecutive requests of a user share one slice of that user's history."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -9,9 +9,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranker.logs import Integers, Log
+from stca.lengths import oldest_prefix, random_window, recent_suffix
 
 TIME_BUCKETS = 64
 HISTORY_COLUMNS = ("history_item", "history_action", "history_time")
+
+
+def random_window_of_run(visible: Tensor, keep: int) -> Tensor:
+    """One random window before a run's first request, for all its requests: apart, they would fill the whole history."""
+    return random_window(visible[:1], keep).expand(len(visible), 2)
+
+
+# [requests of a run, 2], the rows that each may see, and a length -> the rows that it does see.
+WINDOWS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "suffix": recent_suffix,
+    "random": random_window_of_run,
+    "prefix": oldest_prefix,
+}
 
 
 @dataclass
@@ -83,8 +97,12 @@ def group_requests(log: Log, requests: Integers, per_history: int, max_span: int
     return runs
 
 
-def make_batch(log: Log, runs: Sequence[Integers], lengths: Sequence[int], event_time: bool = False) -> Batch:
+def make_batch(
+    log: Log, runs: Sequence[Integers], lengths: Sequence[int], event_time: bool = False, window: str = "suffix"
+) -> Batch:
     """One batch of several runs; targets of run i see at most the last lengths[i] events before their request.
+
+    Another `window` of WINDOWS takes as many events from elsewhere.
 
     With `event_time` the time of a row is when it happened, not how long ago: then a row is the same whoever asks, and
     the batch holds each distinct (item, action, time) once.
@@ -92,9 +110,9 @@ def make_batch(log: Log, runs: Sequence[Integers], lengths: Sequence[int], event
     rows, ages, targets, owners, visible = [], [], [], [], []
     history_counts, target_counts = [0], [0]
     for run, length in zip(runs, lengths, strict=True):
-        ends, starts = log.history_end[run], log.user_begin[run]
-        begins = np.maximum(starts, ends - length)
-        first, last = int(begins[0]), int(ends[-1])
+        before = torch.from_numpy(np.stack([log.user_begin[run], log.history_end[run]], axis=1))
+        begins, ends = WINDOWS[window](before, length).numpy().T
+        first, last = int(begins.min()), int(ends.max())
         row = np.arange(first, last)
         rows.append(row)
         ages.append(log.request_time[run[0]] - log.time[row])

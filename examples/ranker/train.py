@@ -1,6 +1,7 @@
 """Training with early stop, checkpoint and resume; AUC and log loss of a model on chosen requests."""
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from stca.lengths import BetaLengths, TokenBudgetSampler
 class Config:
     """How to train.
 
-    Lengths are history rows that a target sees, drawn anew for each run of requests and epoch; `budget` is history
-    rows of a batch.
+    Lengths are history rows that a target sees, drawn anew for each run of requests and epoch; `window` says which of
+    its rows, `budget` is history rows of a batch. With `runs_per_step` the budget is instead what makes batches of as many
+    runs on average, whatever their lengths: then models trained on different lengths make the same number of steps.
     """
 
     epochs: int = 3
@@ -31,9 +33,12 @@ class Config:
     min_length: int = 64
     average_length: int = 1024
     max_length: int = 4096
+    alpha: float = 0.3
+    window: str = "suffix"
     requests_per_history: int = 32
     max_span_days: int = 30
     budget: int = 12_000
+    runs_per_step: int | None = None
     event_time: bool = False
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
@@ -46,7 +51,8 @@ class Config:
         """Of the histories in training; all `max_length` where that is the average."""
         if self.average_length >= self.max_length:
             return BetaLengths(self.max_length, self.max_length, self.max_length)
-        return BetaLengths(min(self.min_length, self.average_length - 1), self.max_length, self.average_length)
+        shortest = min(self.min_length, self.average_length - 1)
+        return BetaLengths(shortest, self.max_length, self.average_length, self.alpha)
 
 
 def auc(label: NDArray[np.float32], score: NDArray[np.float64]) -> float:
@@ -102,6 +108,7 @@ class Training:
         self.replica = replicated(model)
         self.state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "best_model": None, "worse": 0}
         self.state |= {"rows": 0, "distinct": 0}  # of this epoch
+        self.state |= {"tokens": 0, "seconds": 0.0}  # history rows and CPU time of all training steps
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
 
@@ -126,7 +133,8 @@ class Training:
         last = np.array([run[-1] for run in self.runs])
         before = np.minimum(drawn, log.history_end[first] - log.user_begin[first])
         tokens = before + log.history_end[last] - log.history_end[first] + 1
-        sampler = TokenBudgetSampler(tokens, c.budget, seed=c.seed, rank=rank(), world_size=world_size())
+        budget = c.budget if c.runs_per_step is None else math.ceil(c.runs_per_step * tokens.mean())
+        sampler = TokenBudgetSampler(tokens, budget, seed=c.seed, rank=rank(), world_size=world_size())
         sampler.load_state_dict({"epoch": epoch, "step": self.state["step"]})
         return sampler, drawn
 
@@ -138,8 +146,9 @@ class Training:
         epoch = f"{name}, epoch {state['epoch'] + 1}"
         progress = tqdm(batches, desc=epoch, initial=state["step"], total=steps, unit="step", disable=rank() > 0)
         for chosen in progress:
+            start = time.process_time()
             runs = [self.runs[i] for i in chosen]
-            batch = make_batch(self.log, runs, [int(lengths[i]) for i in chosen], c.event_time)
+            batch = make_batch(self.log, runs, [int(lengths[i]) for i in chosen], c.event_time, c.window)
             targets, rows, distinct = total(
                 len(batch.label), int(batch.history_offsets[-1]), len(batch.history_item)
             )  # of all processes
@@ -158,6 +167,8 @@ class Training:
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             state["step"] += 1
+            state["tokens"] += rows
+            state["seconds"] += time.process_time() - start
             if state["step"] % 10 == 0:
                 progress.set_postfix(loss=f"{loss.item():.4f}")
             if state["step"] % c.save_every == 0:

@@ -1,0 +1,182 @@
+"""What longer histories are worth to models that were trained on short ones, and what training them costs.
+
+    python examples/scaling.py                             a generated log
+    python examples/scaling.py --log touches-git.csv.gz    your own, as in train_ranker.py
+    python examples/scaling.py --quick                     one seed, small models: a few minutes
+
+Trains the ranker of train_ranker.py on windows of a fixed length, of Beta lengths of the same average, and of the full
+length; on the most recent events, on a random window, on the oldest; in three sizes; several seeds of each. Serves
+every model at growing lengths and writes a report with a picture: AUC of the last tenth of time against served length
+and against training cost. An interrupted run goes on when started again with the same arguments; so OMP_NUM_THREADS=1
+and an evening are enough, or less of the grid with --seeds.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ranker.generate import generate_log
+from ranker.logs import Log, Split, read_log, split_by_time
+from ranker.model import Ranker
+from ranker.report import write_json
+from ranker.scaling_report import Report, write_report
+from ranker.train import Config, Training, evaluate
+from tqdm import tqdm
+
+import stca
+
+LONGEST_TRAINED = 4096
+SHARE = 8  # the longest trained length is so many times the average one
+CAPACITIES = {"S": (16, 1), "M": (32, 2), "L": (64, 2)}  # D, M
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to train: history rows on average and at most, how they vary, which they are, and the model's size."""
+
+    average: int
+    maximum: int
+    alpha: float = 0.3
+    window: str = "suffix"
+    capacity: str = "M"
+
+
+def make_schemes(average: int, maximum: int, longest: int, capacity: str) -> dict[str, Scheme]:
+    """Every scheme of the grid by its name, for a log with histories of `longest` events at most."""
+    schemes = {"fixed": Scheme(average, average, capacity=capacity)}
+    for alpha in (0.1, 0.3, 1.0):
+        schemes[f"Beta {alpha:g}"] = Scheme(average, maximum, alpha, capacity=capacity)
+    if longest > 2 * maximum:
+        schemes["Beta 0.3 wide"] = Scheme(2 * average, 4 * maximum, capacity=capacity)
+    schemes["full"] = Scheme(maximum, maximum, capacity=capacity)
+    for window in ("random", "prefix"):
+        schemes[f"{window} window"] = Scheme(average, maximum, window=window, capacity=capacity)
+    for size in CAPACITIES:
+        if size != capacity:
+            schemes[f"size {size}"] = Scheme(average, maximum, capacity=size)
+    return schemes
+
+
+def train_and_serve(
+    log: Log, split: Split, scheme: Scheme, config: Config, lengths: Sequence[int], checkpoint: Path, name: str
+) -> dict[str, Any]:
+    """One run of the grid: what training cost, and AUC and log loss at every served length."""
+    torch.manual_seed(config.seed)
+    model = Ranker(log.num_items, log.num_users, *CAPACITIES[scheme.capacity])
+    training = Training(model, log, split, config, checkpoint)
+    training.run(name)
+    served = {str(length): evaluate(model, log, split.test, length, config, f"{name}, {length}") for length in lengths}
+    dense = (model.stca, model.mixer, model.logit)
+    return {
+        "tokens": training.state["tokens"],
+        "seconds": training.state["seconds"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dense_parameters": sum(p.numel() for part in dense for p in part.parameters()),
+        "served": served,
+    }
+
+
+def run_grid(
+    log: Log, name: str, schemes: dict[str, Scheme], lengths: Sequence[int], args: argparse.Namespace
+) -> Report:
+    """Every scheme with every seed, seed by seed; runs whose result lies in the folder already are not made again."""
+    split = split_by_time(log)
+    epochs = args.epochs or (1 if len(log.item) > 300_000 else 2)
+    report: Report = {
+        "log": name,
+        "command": " ".join(["python examples/scaling.py", *args.shown]),
+        "machine": f"{torch.get_num_threads()} threads, {stca.cpu_isa()}, torch {torch.__version__}",
+        "events": len(log.item),
+        "test_targets": int((log.request_end - log.request_begin)[split.test].sum()),
+        "longest_history": int((log.history_end - log.user_begin)[split.test].max()),
+        "average": schemes["fixed"].average,
+        "maximum": schemes["full"].maximum,
+        "epochs": epochs,
+        "schemes": {name: asdict(scheme) for name, scheme in schemes.items()},
+        "runs": [],
+    }
+    grid = [(seed, name) for seed in range(args.seeds) for name in schemes]
+    folder = args.out / name
+    for seed, chosen in tqdm(grid, desc=f"{name}, runs", unit="run"):
+        scheme = schemes[chosen]
+        config = Config(
+            epochs=epochs,
+            patience=epochs,
+            min_length=schemes["fixed"].average // SHARE,
+            average_length=scheme.average,
+            max_length=scheme.maximum,
+            alpha=scheme.alpha,
+            window=scheme.window,
+            runs_per_step=args.runs_per_step,
+            seed=seed,
+        )
+        settings = {"config": repr(config), "capacity": CAPACITIES[scheme.capacity], "lengths": list(lengths)}
+        settings = json.loads(json.dumps(settings))
+        path = folder / f"{chosen.replace(' ', '-')}-{seed}.json"
+        checkpoint = path.with_suffix(".pt")
+        if args.restart:
+            path.unlink(missing_ok=True)
+            checkpoint.unlink(missing_ok=True)
+        if path.exists():
+            saved = json.loads(path.read_text())
+            if saved["settings"] != settings:
+                raise ValueError(f"{path}: must be of the same settings, {settings}, got {saved['settings']}: --restart")
+            result = saved["result"]
+        else:
+            result = train_and_serve(log, split, scheme, config, lengths, checkpoint, f"{chosen}, seed {seed}")
+            write_json({"settings": settings, "result": result}, path)
+            checkpoint.unlink(missing_ok=True)
+        report["runs"].append({"scheme": chosen, "seed": seed, **result})
+        if chosen == grid[-1][1]:  # A report after each seed, so that an interrupted grid leaves one.
+            write_report(report, args.report)
+    return report
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", type=Path, help="CSV (.gz too), Parquet or .inter; generated when not given")
+    parser.add_argument("--out", type=Path, help="folder of finished runs and checkpoints; build/scaling")
+    parser.add_argument("--report", type=Path, help="folder of Markdown, picture and JSON; that of --out")
+    parser.add_argument("--quick", action="store_true", help="one seed and small models")
+    parser.add_argument("--seeds", type=int, help="3; 1 with --quick")
+    parser.add_argument("--epochs", type=int, help="1; 2 for less than 300,000 events")
+    parser.add_argument("--average", type=int, help="history rows in training; an eighth of --maximum")
+    parser.add_argument(
+        "--maximum", type=int, help=f"history rows in training at most; {LONGEST_TRAINED}, less for a log of short ones"
+    )
+    parser.add_argument("--runs-per-step", type=int, default=4, help="histories in a batch, shared by up to 32 requests")
+    parser.add_argument("--restart", action="store_true", help="forget the runs that are there")
+    args = parser.parse_args(arguments)
+    args.shown = [Path(a).name if Path(a).is_absolute() else a for a in arguments if a != "--restart"]
+    args.out = args.out or Path("build/scaling-quick" if args.quick else "build/scaling")
+    args.report = args.report or args.out
+    args.seeds = args.seeds or (1 if args.quick else 3)
+    return args
+
+
+def main(arguments: Sequence[str]) -> Report:
+    """Makes the grid, or the rest of it, and the report."""
+    args = parse(arguments)
+    log = generate_log() if args.log is None else read_log(args.log)
+    name = "generated" if args.log is None else args.log.name.split(".")[0]
+    longest = int((log.history_end - log.user_begin).max())
+    maximum = args.maximum or min(LONGEST_TRAINED, 2 ** int(np.log2(max(SHARE, longest))))
+    average = args.average or maximum // SHARE
+    schemes = make_schemes(average, maximum, longest, "S" if args.quick else "M")
+    # From a 64th of what is trained on to 4 times as much, or to the longest history that there is.
+    growing = [maximum * 2**power // 64 for power in range(0, 9, 3 if args.quick else 1)]
+    useful = {length for length in growing if 0 < length < 2 * longest}
+    report = run_grid(log, name, schemes, sorted(useful | {average, maximum}), args)
+    print(f"written: {args.report / name}.md, .png and .json")
+    return report
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
