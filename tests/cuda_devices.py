@@ -1,11 +1,13 @@
 """Where the CUDA kernels run: the emulator, on any machine, and a GPU, where there is one."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cases import TargetAttentionCase, TargetAttentionInputs
-from emulated import emulated_target_attention
+from emulated import emulated_device, emulated_target_attention
 from torch import Tensor
 
 # A machine that has a GPU must run these tests: a driver or a build that does not work is a failure, not a skip.
@@ -27,6 +29,21 @@ def target_attention_on(device: str, inputs: TargetAttentionInputs) -> dict[str,
 def on_gpu(storage: torch.UntypedStorage) -> torch.UntypedStorage:
     """A copy in the GPU's memory."""
     return torch.empty(len(storage), dtype=torch.uint8, device="cuda").untyped_storage().copy_(storage)
+
+
+def call_on(device: str, op: str, *arguments: Any, seed: int = 1) -> Any:
+    """The operator's results by the CUDA kernels, on the CPU; `seed` is the emulator's order of threads."""
+    if device == "emulator":
+        with emulated_device(seed) as ops:
+            results = getattr(ops, op)(*tree_map(torch.clone, arguments))
+        return tree_map(torch.clone, results)
+    results = getattr(torch.ops.stca, op)(*tree_map(lambda x: x.cuda(), arguments))
+    return tree_map(lambda x: x.cpu(), results)
+
+
+def tree_map(f: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """f of every tensor in nested lists and tuples."""
+    return torch.utils._pytree.tree_map_only(Tensor, f, values)
 
 
 def supported(case: TargetAttentionCase) -> bool:

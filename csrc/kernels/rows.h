@@ -32,7 +32,18 @@ struct SegmentSumParams {
 STCA_DECLARE_CPU_KERNEL(segment_sum, const SegmentSumParams& params, int64_t begin, int64_t end, int64_t column_begin,
                         int64_t column_end)
 
-// All segments, on a cudaStream_t; `offsets` is on the device too. nullptr, or the message of the CUDA error.
-const char* segment_sum_cuda(const SegmentSumParams& params, int64_t segments, void* stream);
+// The same on CUDA, for all `rows` of the result or all `segments` at once: enqueued on a cudaStream_t, every pointer
+// on its device. nullptr, or the message of the CUDA error.
+const char* repeat_rows_cuda(const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes, int64_t rows,
+                             void* to, void* stream);
+const char* copy_rows_cuda(const void* from, const int64_t* index, int64_t row_bytes, int64_t rows, void* to,
+                           void* stream);
+// `places`: how many there are, offsets[segments], as far as the host knows; it only chooses the kernel.
+const char* segment_sum_cuda(const SegmentSumParams& params, int64_t segments, int64_t places, void* stream);
+
+// to[i] = lasts[s] - (offsets[s + 1] - i) for offsets[s] <= i < offsets[s + 1], for i in [0, rows): the rows of
+// suffixes that end before row lasts[s].
+const char* suffix_rows_cuda(const int64_t* offsets, const int64_t* lasts, int64_t count, int64_t rows, int64_t* to,
+                             void* stream);
 
 }  // namespace stca

@@ -18,24 +18,16 @@ std::vector<at::Tensor> request_gather(at::TensorList xs, const at::Tensor& targ
   const at::Tensor checked =
       checked_offsets(kOp, "target_offsets", target_offsets, total, "the result (total)", target_offsets);
   const int64_t* offsets = checked.const_data_ptr<int64_t>();
-  const int64_t targets = offsets[requests];
+  // Without a total the last offset is looked at, for which a GPU is waited for.
+  const int64_t targets = total.has_value() ? *total : checked[requests].item<int64_t>();
   std::vector<at::Tensor> results;
   for (const at::Tensor& x : xs) {
     STCA_CHECK(x.dim() >= 1 && x.size(0) == requests, kOp, "x must be [R, ...] with R = ", requests, ", got ",
                x.sizes());
-    STCA_CHECK(x.is_cpu(), kOp, "x must be on the device of target_offsets, cpu, got ", x.device());
-    const at::Tensor rows = x.contiguous();
-    std::vector<int64_t> sizes = x.sizes().vec();
-    sizes[0] = targets;
-    const at::Tensor result = at::empty(sizes, x.options());
-    const int64_t row_bytes = row_width(x) * x.element_size();
-    const auto kernel = STCA_SELECT_CPU_KERNEL(repeat_rows);
-    const int64_t grain = std::max<int64_t>(1, (1 << 16) / (row_bytes + 1));
-    void* to = result.mutable_data_ptr();
-    at::parallel_for(0, row_bytes == 0 ? 0 : targets, grain, [&](int64_t begin, int64_t end) {
-      kernel(rows.const_data_ptr(), offsets, requests, row_bytes, begin, end, to);
-    });
-    results.push_back(result);
+    STCA_CHECK(x.device() == target_offsets.device(), kOp, "x must be on the device of target_offsets, ",
+               target_offsets.device(), ", got ", x.device());
+    STCA_CHECK(requests > 0 || targets == 0, kOp, "total must be 0 without requests, got ", targets);
+    results.push_back(launch_repeat_rows(x, offsets, targets));
   }
   return results;
 }
@@ -43,5 +35,8 @@ std::vector<at::Tensor> request_gather(at::TensorList xs, const at::Tensor& targ
 }  // namespace
 
 TORCH_LIBRARY_IMPL(stca, CPU, m) { m.impl("request_gather", &request_gather); }
+#if defined(STCA_WITH_CUDA)
+TORCH_LIBRARY_IMPL(stca, CUDA, m) { m.impl("request_gather", &request_gather); }
+#endif
 
 }  // namespace stca

@@ -10,7 +10,8 @@ constexpr const char* kOp = "request_reduce";
 
 at::Tensor request_reduce(const at::Tensor& x, const at::Tensor& target_offsets, bool mean) {
   STCA_CHECK(x.dim() >= 1, kOp, "x must be [T, ...], got ", x.sizes());
-  STCA_CHECK(x.is_cpu(), kOp, "x must be on the device of target_offsets, cpu, got ", x.device());
+  STCA_CHECK(x.device() == target_offsets.device(), kOp, "x must be on the device of target_offsets, ",
+             target_offsets.device(), ", got ", x.device());
   const at::Tensor offsets = checked_offsets(kOp, "target_offsets", target_offsets, x.size(0), "x", x);
   return launch_segment_sum(x, nullptr, offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, mean,
                             checked_dtype(kOp, "x", x));
@@ -19,5 +20,8 @@ at::Tensor request_reduce(const at::Tensor& x, const at::Tensor& target_offsets,
 }  // namespace
 
 TORCH_LIBRARY_IMPL(stca, CPU, m) { m.impl("request_reduce", &request_reduce); }
+#if defined(STCA_WITH_CUDA)
+TORCH_LIBRARY_IMPL(stca, CUDA, m) { m.impl("request_reduce", &request_reduce); }
+#endif
 
 }  // namespace stca

@@ -19,19 +19,70 @@ int64_t row_width(const at::Tensor& tensor) {
   return width;
 }
 
+namespace {
+
+// An uninitialised tensor of `rows` rows like those of x.
+at::Tensor rows_like(const at::Tensor& x, int64_t rows) {
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes[0] = rows;
+  return at::empty(sizes, x.options());
+}
+
+// Calls run(begin, end) for ranges of rows that are worth a thread each.
+template <class Run>
+void for_row_ranges(int64_t rows, int64_t row_bytes, const Run& run) {
+  at::parallel_for(0, row_bytes == 0 ? 0 : rows, std::max<int64_t>(1, (1 << 16) / (row_bytes + 1)), run);
+}
+
+}  // namespace
+
+at::Tensor launch_repeat_rows(const at::Tensor& x, const int64_t* offsets, int64_t rows) {
+  const at::Tensor from = x.contiguous(), result = rows_like(x, rows);
+  const int64_t row_bytes = row_width(x) * x.element_size(), count = x.size(0);
+  void* to = result.mutable_data_ptr();
+#if defined(STCA_WITH_CUDA)
+  if (runs_on_cuda(x)) {
+    const CudaCall call(x);
+    call.check("rows", repeat_rows_cuda(from.const_data_ptr(), offsets, count, row_bytes, rows, to, call.stream()));
+    return result;
+  }
+#endif
+  const auto kernel = STCA_SELECT_CPU_KERNEL(repeat_rows);
+  for_row_ranges(rows, row_bytes, [&](int64_t begin, int64_t end) {
+    kernel(from.const_data_ptr(), offsets, count, row_bytes, begin, end, to);
+  });
+  return result;
+}
+
+at::Tensor launch_copy_rows(const at::Tensor& x, const at::Tensor& index) {
+  const at::Tensor from = x.contiguous(), result = rows_like(x, index.size(0));
+  const int64_t row_bytes = row_width(x) * x.element_size();
+  const int64_t* rows = index.const_data_ptr<int64_t>();
+  void* to = result.mutable_data_ptr();
+#if defined(STCA_WITH_CUDA)
+  if (runs_on_cuda(x)) {
+    const CudaCall call(x);
+    call.check("rows", copy_rows_cuda(from.const_data_ptr(), rows, row_bytes, index.size(0), to, call.stream()));
+    return result;
+  }
+#endif
+  const auto kernel = STCA_SELECT_CPU_KERNEL(copy_rows);
+  for_row_ranges(index.size(0), row_bytes,
+                 [&](int64_t begin, int64_t end) { kernel(from.const_data_ptr(), rows, row_bytes, begin, end, to); });
+  return result;
+}
+
 at::Tensor launch_segment_sum(const at::Tensor& rows, const int64_t* order, const int64_t* offsets, int64_t segments,
                               bool mean, Dtype dtype) {
   const at::Tensor contiguous = rows.contiguous();
-  std::vector<int64_t> sizes = rows.sizes().vec();
-  sizes[0] = segments;
-  const at::Tensor sums = at::empty(sizes, rows.options());
+  const at::Tensor sums = rows_like(rows, segments);
   const int64_t width = row_width(rows);
   const SegmentSumParams params{dtype,   width, contiguous.const_data_ptr(), order,
                                 offsets, mean,  sums.mutable_data_ptr()};
 #if defined(STCA_WITH_CUDA)
   if (runs_on_cuda(rows)) {
     const CudaCall call(rows);
-    call.check("segment_sum", segment_sum_cuda(params, segments, call.stream()));
+    call.check("rows", segment_sum_cuda(params, segments, rows.size(0), call.stream()));
     return sums;
   }
 #endif

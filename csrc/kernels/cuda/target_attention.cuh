@@ -25,10 +25,6 @@ struct Aligned {
   bool q, k, v, dout;
 };
 
-inline bool rows_aligned(const void* data, int64_t element, int64_t stride, int64_t other_stride) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * element % 16 == 0 && other_stride * element % 16 == 0;
-}
-
 inline Aligned aligned_tensors(const TargetAttentionParams& p, const void* dout) {
   const int64_t size = p.dtype == Dtype::kFloat32 ? 4 : 2;
   return {rows_aligned(p.q, size, p.q_target_stride, p.q_head_stride),

@@ -21,6 +21,21 @@ __host__ STCA_DEVICE A max(A a, A b) {
 __host__ STCA_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ STCA_DEVICE constexpr int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
+// The last r in [0, count) with begin[r] <= value.
+STCA_DEVICE int64_t find(const int64_t* begin, int64_t count, int64_t value) {
+  int64_t low = 0;
+  for (int64_t high = count; high - low > 1;) {
+    const int64_t middle = (low + high) / 2;
+    (begin[middle] <= value ? low : high) = middle;
+  }
+  return low;
+}
+
+// Whether every row starts at a multiple of 16 bytes; strides count elements.
+inline bool rows_aligned(const void* data, int64_t element, int64_t stride, int64_t other_stride) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * element % 16 == 0 && other_stride * element % 16 == 0;
+}
+
 template <class T, int kCap>
 struct Columns {
   static constexpr int kWarpColumns = kCap < 128 ? kCap : 128;

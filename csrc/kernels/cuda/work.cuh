@@ -57,16 +57,6 @@ struct Item {
   int split_begin, split_end;  // history rows, from the request's first
 };
 
-// The last r in [0, count) with begin[r] <= value.
-STCA_DEVICE int64_t find(const int64_t* begin, int64_t count, int64_t value) {
-  int64_t low = 0;
-  for (int64_t high = count; high - low > 1;) {
-    const int64_t middle = (low + high) / 2;
-    (begin[middle] <= value ? low : high) = middle;
-  }
-  return low;
-}
-
 STCA_DEVICE int64_t splits_of(int64_t rows, int64_t chunk) { return max(int64_t(1), (rows + chunk - 1) / chunk); }
 
 // Item `number` to shared memory, when all threads are done with the one before.
