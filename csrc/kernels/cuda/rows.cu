@@ -4,8 +4,6 @@
 // each segment and 16 bytes of columns a lane. Every sum has one owner and one order: the same bits on every run.
 #include "../rows.h"
 
-#include <cstring>
-
 #include "tile.cuh"
 
 namespace stca {
@@ -66,24 +64,6 @@ __global__ void __launch_bounds__(kThreads)
   if (i >= rows) return;
   const int64_t s = find(offsets, count, i);
   to[i] = lasts[s] - (offsets[s + 1] - i);
-}
-
-template <class T>
-constexpr int kVector = 16 / int(sizeof(T));
-
-// Elements of up to 16 bytes, `count` of them; the rest is 0.
-template <class T>
-STCA_DEVICE void load_vector(const T* from, int count, bool aligned, float (&to)[kVector<T>]) {
-  T elements[kVector<T>];
-  if (aligned) {
-    const Chunk chunk = *reinterpret_cast<const Chunk*>(from);
-    memcpy(elements, &chunk, sizeof(chunk));
-#pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) to[i] = widen(elements[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) to[i] = i < count ? widen(from[i]) : 0.0f;
-  }
 }
 
 // A sum and what rounding took from it (Knuth's two-sum): a million rows are summed as exactly as kChain.

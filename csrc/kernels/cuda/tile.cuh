@@ -5,6 +5,8 @@
 // summed over; those sums are then added up over slices through shared memory.
 #pragma once
 
+#include <cstring>
+
 #include "ptx.cuh"
 
 namespace stca {
@@ -34,6 +36,42 @@ STCA_DEVICE int64_t find(const int64_t* begin, int64_t count, int64_t value) {
 // Whether every row starts at a multiple of 16 bytes; strides count elements.
 inline bool rows_aligned(const void* data, int64_t element, int64_t stride, int64_t other_stride) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * element % 16 == 0 && other_stride * element % 16 == 0;
+}
+
+// Elements of a 16-byte access.
+template <class T>
+constexpr int kVector = 16 / int(sizeof(T));
+
+// Elements of up to 16 bytes, `count` of them; the rest is 0.
+template <class T>
+STCA_DEVICE void load_vector(const T* from, int count, bool aligned, float (&to)[kVector<T>]) {
+  T elements[kVector<T>];
+  if (aligned) {
+    const Chunk chunk = *reinterpret_cast<const Chunk*>(from);
+    memcpy(elements, &chunk, sizeof(chunk));
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) to[i] = widen(elements[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) to[i] = i < count ? widen(from[i]) : 0.0f;
+  }
+}
+
+template <class T>
+STCA_DEVICE void store_vector(const float (&from)[kVector<T>], int count, bool aligned, T* to) {
+  T elements[kVector<T>];
+#pragma unroll
+  for (int i = 0; i < kVector<T>; ++i) narrow(from[i], elements[i]);
+  if (aligned) {
+    Chunk chunk;
+    memcpy(&chunk, elements, sizeof(chunk));
+    *reinterpret_cast<Chunk*>(to) = chunk;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      if (i < count) to[i] = elements[i];
+    }
+  }
 }
 
 template <class T, int kCap>

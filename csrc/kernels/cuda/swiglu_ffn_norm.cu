@@ -1,0 +1,216 @@
+// Gate and norm of swiglu_ffn_norm on CUDA, forward and backward (formulas: ../swiglu_ffn_norm.h).
+//
+// Gate: 16 bytes a thread. Norm: a warp for each row, which it reads again from cache; in float32. The sums over rows for
+// the norm's own gradients: a block for each run of rows, a thread for each column, in order of rows.
+#include "../swiglu_ffn_norm_cuda.h"
+
+#include "tile.cuh"
+
+namespace stca {
+namespace {
+
+using namespace cuda;
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kWarp;
+
+#if defined(STCA_SIMT)
+float exp_of(float x) { return std::exp(x); }
+float inverse_root(float x) { return 1 / std::sqrt(x); }
+#else
+STCA_DEVICE float exp_of(float x) { return expf(x); }
+STCA_DEVICE float inverse_root(float x) { return 1 / sqrtf(x); }
+#endif
+STCA_DEVICE float sigmoid(float x) { return 1 / (1 + exp_of(-x)); }
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) gate(const T* u, const T* v, T* g, const int64_t count, const bool aligned) {
+  const int64_t at = (int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x)) * kVector<T>;
+  const int n = int(min(int64_t(kVector<T>), count - at));
+  if (n <= 0) return;
+  float up[kVector<T>], x[kVector<T>];
+  load_vector(u + at, n, aligned, up);
+  load_vector(v + at, n, aligned, x);
+#pragma unroll
+  for (int i = 0; i < kVector<T>; ++i) up[i] *= x[i] * sigmoid(x[i]);
+  store_vector(up, n, aligned, g + at);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    gate_backward(T* u, T* v, const T* dg, const int64_t count, const bool aligned) {
+  const int64_t at = (int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x)) * kVector<T>;
+  const int n = int(min(int64_t(kVector<T>), count - at));
+  if (n <= 0) return;
+  float up[kVector<T>], x[kVector<T>], d[kVector<T>];
+  load_vector(u + at, n, aligned, up);
+  load_vector(v + at, n, aligned, x);
+  load_vector(dg + at, n, aligned, d);
+#pragma unroll
+  for (int i = 0; i < kVector<T>; ++i) {
+    const float s = sigmoid(x[i]);
+    const float dv = d[i] * up[i] * s * (1 + x[i] * (1 - s));
+    up[i] = d[i] * x[i] * s;
+    x[i] = dv;
+  }
+  store_vector(up, n, aligned, u + at);
+  store_vector(x, n, aligned, v + at);
+}
+
+STCA_DEVICE float sum_of_warp(float value) {
+  for (int by = 1; by < kWarp; by *= 2) value += shuffle_xor(value, by);
+  return value;
+}
+
+// Calls f(column, count) for the vectors of a row that this lane owns.
+template <class T, class F>
+STCA_DEVICE void for_vectors(int64_t dim, F f) {
+  for (int64_t d = int64_t(threadIdx.x) % kWarp * kVector<T>; d < dim; d += kWarp * kVector<T>) {
+    f(d, int(min(int64_t(kVector<T>), dim - d)));
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) norm(const NormParams p, T* y, const bool aligned) {
+  const int64_t row = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
+  if (row >= p.num_rows) return;
+  const T* h = static_cast<const T*>(p.h) + row * p.dim;
+  const T *weight = static_cast<const T*>(p.weight), *bias = static_cast<const T*>(p.bias);
+  float x[kVector<T>], sum = 0, squares = 0;
+  for_vectors<T>(p.dim, [&](int64_t d, int n) {
+    load_vector(h + d, n, aligned, x);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) sum += x[i];
+  });
+  const float mean = sum_of_warp(sum) / float(p.dim);
+  for_vectors<T>(p.dim, [&](int64_t d, int n) {
+    load_vector(h + d, n, aligned, x);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) squares += i < n ? (x[i] - mean) * (x[i] - mean) : 0.0f;
+  });
+  const float rstd = inverse_root(sum_of_warp(squares) / float(p.dim) + float(p.eps));
+  if (int(threadIdx.x) % kWarp == 0) {
+    p.mean[row] = mean;
+    p.rstd[row] = rstd;
+  }
+  for_vectors<T>(p.dim, [&](int64_t d, int n) {
+    float w[kVector<T>], b[kVector<T>] = {};
+    load_vector(h + d, n, aligned, x);
+    load_vector(weight + d, n, aligned, w);
+    if (bias != nullptr) load_vector(bias + d, n, aligned, b);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) x[i] = (x[i] - mean) * rstd * w[i] + b[i];
+    store_vector(x, n, aligned, y + row * p.dim + d);
+  });
+}
+
+// dh = rstd * (a - mean(a) - xhat * mean(a * xhat)) with a = dy * weight.
+template <class T>
+__global__ void __launch_bounds__(kThreads) norm_backward(const NormParams p, const T* dy, T* dh, const bool aligned) {
+  const int64_t row = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
+  if (row >= p.num_rows) return;
+  const T *h = static_cast<const T*>(p.h) + row * p.dim, *weight = static_cast<const T*>(p.weight);
+  const float mean = p.mean[row], rstd = p.rstd[row];
+  float a[kVector<T>], xhat[kVector<T>], w[kVector<T>];
+  auto load = [&](int64_t d, int n) {
+    load_vector(dy + row * p.dim + d, n, aligned, a);
+    load_vector(weight + d, n, aligned, w);
+    load_vector(h + d, n, aligned, xhat);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      a[i] *= w[i];
+      xhat[i] = i < n ? (xhat[i] - mean) * rstd : 0.0f;
+    }
+  };
+  float sum = 0, dot = 0;
+  for_vectors<T>(p.dim, [&](int64_t d, int n) {
+    load(d, n);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      sum += a[i];
+      dot += a[i] * xhat[i];
+    }
+  });
+  const float a_mean = sum_of_warp(sum) / float(p.dim), dot_mean = sum_of_warp(dot) / float(p.dim);
+  for_vectors<T>(p.dim, [&](int64_t d, int n) {
+    load(d, n);
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) a[i] = rstd * (a[i] - a_mean - xhat[i] * dot_mean);
+    store_vector(a, n, aligned, dh + row * p.dim + d);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    norm_weight_sums(const NormParams p, const T* dy, const int64_t pieces, float* part_sums) {
+  const int64_t part = int64_t(blockIdx.x) / pieces;
+  const int64_t d = int64_t(blockIdx.x) % pieces * kThreads + int64_t(threadIdx.x);
+  if (d >= p.dim) return;
+  const int64_t begin = part * kNormPartRows, end = min(p.num_rows, begin + kNormPartRows);
+  float weight = 0, bias = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    const float grad = widen(dy[row * p.dim + d]);
+    weight += grad * (widen(static_cast<const T*>(p.h)[row * p.dim + d]) - p.mean[row]) * p.rstd[row];
+    bias += grad;
+  }
+  part_sums[2 * part * p.dim + d] = weight;
+  part_sums[(2 * part + 1) * p.dim + d] = bias;
+}
+
+// Calls f(T()) for the element type T.
+template <class F>
+const char* visit(Dtype dtype, F f) {
+  if (dtype == Dtype::kFloat32) return f(float());
+  if (dtype == Dtype::kBFloat16) return f(bfloat16());
+  return f(float16());
+}
+
+bool all_aligned(int64_t row_bytes, std::initializer_list<const void*> tensors) {
+  uintptr_t bits = uintptr_t(row_bytes);
+  for (const void* tensor : tensors) bits |= reinterpret_cast<uintptr_t>(tensor);
+  return bits % 16 == 0;
+}
+
+}  // namespace
+
+const char* swiglu_gate_cuda(Dtype dtype, const void* u, const void* v, void* g, int64_t count, void* stream) {
+  return visit(dtype, [&](auto element) {
+    using T = decltype(element);
+    return launch("swiglu gate", &gate<T>, divide_up(count, kThreads * kVector<T>), kThreads, 0,
+                  static_cast<Stream>(stream), static_cast<const T*>(u), static_cast<const T*>(v), static_cast<T*>(g),
+                  count, all_aligned(count * int64_t(sizeof(T)), {u, v, g}));
+  });
+}
+
+const char* swiglu_gate_backward_cuda(Dtype dtype, void* u, void* v, const void* dg, int64_t count, void* stream) {
+  return visit(dtype, [&](auto element) {
+    using T = decltype(element);
+    return launch("swiglu gate backward", &gate_backward<T>, divide_up(count, kThreads * kVector<T>), kThreads, 0,
+                  static_cast<Stream>(stream), static_cast<T*>(u), static_cast<T*>(v), static_cast<const T*>(dg), count,
+                  all_aligned(count * int64_t(sizeof(T)), {u, v, dg}));
+  });
+}
+
+const char* norm_cuda(const NormParams& p, void* y, void* stream) {
+  return visit(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    return launch("swiglu norm", &norm<T>, divide_up(p.num_rows, kWarps), kThreads, 0, static_cast<Stream>(stream), p,
+                  static_cast<T*>(y), all_aligned(p.dim * int64_t(sizeof(T)), {p.h, p.weight, p.bias, y}));
+  });
+}
+
+const char* norm_backward_cuda(const NormParams& p, const void* dy, void* dh, float* part_sums, void* stream) {
+  return visit(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    const int64_t pieces = divide_up(p.dim, kThreads), parts = divide_up(p.num_rows, kNormPartRows);
+    // Before dh, which may lie over h.
+    const char* error = launch("swiglu norm sums", &norm_weight_sums<T>, parts * pieces, kThreads, 0,
+                               static_cast<Stream>(stream), p, static_cast<const T*>(dy), pieces, part_sums);
+    if (error != nullptr) return error;
+    return launch("swiglu norm backward", &norm_backward<T>, divide_up(p.num_rows, kWarps), kThreads, 0,
+                  static_cast<Stream>(stream), p, static_cast<const T*>(dy), static_cast<T*>(dh),
+                  all_aligned(p.dim * int64_t(sizeof(T)), {p.h, p.weight, dy, dh}));
+  });
+}
+
+}  // namespace stca

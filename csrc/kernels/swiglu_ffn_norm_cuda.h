@@ -1,0 +1,35 @@
+// What swiglu_ffn_norm does on CUDA beside its matrix products, on a chunk of rows; all on a cudaStream_t and contiguous.
+// Formulas: swiglu_ffn_norm.h. Every function gives nullptr, or the message of the CUDA error.
+#pragma once
+
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace stca {
+
+// g = u * silu(v), for `count` elements.
+const char* swiglu_gate_cuda(Dtype dtype, const void* u, const void* v, void* g, int64_t count, void* stream);
+
+// du = dg * silu(v) over u, dv = dg * u * silu'(v) over v.
+const char* swiglu_gate_backward_cuda(Dtype dtype, void* u, void* v, const void* dg, int64_t count, void* stream);
+
+struct NormParams {
+  Dtype dtype;
+  int64_t num_rows, dim;
+  double eps;
+  const void* h;       // [num_rows, D]
+  const void* weight;  // [D]
+  const void* bias;    // [D]; nullptr: zero
+  float* mean;         // [num_rows]
+  float* rstd;         // [num_rows]
+};
+
+// y = (h - mean) * rstd * weight + bias [num_rows, D], and mean and rstd.
+const char* norm_cuda(const NormParams& params, void* y, void* stream);
+
+// dh [num_rows, D] from dy; and of each run of kNormPartRows rows the sums of dy * xhat and of dy, [parts, 2, D].
+constexpr int64_t kNormPartRows = 64;
+const char* norm_backward_cuda(const NormParams& params, const void* dy, void* dh, float* part_sums, void* stream);
+
+}  // namespace stca
