@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,18 @@ def run_grid(
 ) -> Report:
     """Every scheme with every seed, seed by seed; runs whose result lies in the folder already are not made again."""
     split = split_by_time(log)
-    epochs = args.epochs or (1 if len(log.item) > 300_000 else 2)
+    targets = log.request_end - log.request_begin
+    # The latest requests, by time: enough to learn from, and every scheme gets the same.
+    latest = split.train[np.argsort(-log.request_time[split.train], kind="stable")]
+    split = replace(split, train=np.sort(latest[np.cumsum(targets[latest]) <= args.targets]))
+    epochs = args.epochs or (2 if args.log is None else 1)
     report: Report = {
         "log": name,
         "command": " ".join(["python examples/scaling.py", *args.shown]),
         "machine": f"{torch.get_num_threads()} threads, {stca.cpu_isa()}, torch {torch.__version__}",
         "events": len(log.item),
-        "test_targets": int((log.request_end - log.request_begin)[split.test].sum()),
+        "test_targets": int(targets[split.test].sum()),
+        "train_targets": int(targets[split.train].sum()),
         "longest_history": int((log.history_end - log.user_begin)[split.test].max()),
         "average": schemes["fixed"].average,
         "maximum": schemes["full"].maximum,
@@ -116,8 +121,12 @@ def run_grid(
             runs_per_step=args.runs_per_step,
             seed=seed,
         )
-        settings = {"config": repr(config), "capacity": CAPACITIES[scheme.capacity], "lengths": list(lengths)}
-        settings = json.loads(json.dumps(settings))
+        settings = {
+            "config": repr(config),
+            "capacity": list(CAPACITIES[scheme.capacity]),
+            "lengths": list(lengths),
+            "targets": report["train_targets"],
+        }
         path = folder / f"{chosen.replace(' ', '-')}-{seed}.json"
         checkpoint = path.with_suffix(".pt")
         if args.restart:
@@ -126,7 +135,7 @@ def run_grid(
         if path.exists():
             saved = json.loads(path.read_text())
             if saved["settings"] != settings:
-                raise ValueError(f"{path}: must be of the same settings, {settings}, got {saved['settings']}: --restart")
+                raise ValueError(f"{path}: must be of the same settings, {settings}, got {saved['settings']}")
             result = saved["result"]
         else:
             result = train_and_serve(log, split, scheme, config, lengths, checkpoint, f"{chosen}, seed {seed}")
@@ -146,12 +155,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="folder of Markdown, picture and JSON; that of --out")
     parser.add_argument("--quick", action="store_true", help="one seed and small models")
     parser.add_argument("--seeds", type=int, help="3; 1 with --quick")
-    parser.add_argument("--epochs", type=int, help="1; 2 for less than 300,000 events")
+    parser.add_argument("--epochs", type=int, help="1; 2 for the generated log")
+    parser.add_argument("--targets", type=int, default=100_000, help="training targets at most, the latest")
     parser.add_argument("--average", type=int, help="history rows in training; an eighth of --maximum")
     parser.add_argument(
         "--maximum", type=int, help=f"history rows in training at most; {LONGEST_TRAINED}, less for a log of short ones"
     )
-    parser.add_argument("--runs-per-step", type=int, default=4, help="histories in a batch, shared by up to 32 requests")
+    parser.add_argument("--runs-per-step", type=int, default=2, help="histories in a batch, each of up to 32 requests")
     parser.add_argument("--restart", action="store_true", help="forget the runs that are there")
     args = parser.parse_args(arguments)
     args.shown = [Path(a).name if Path(a).is_absolute() else a for a in arguments if a != "--restart"]
@@ -171,7 +181,7 @@ def main(arguments: Sequence[str]) -> Report:
     average = args.average or maximum // SHARE
     schemes = make_schemes(average, maximum, longest, "S" if args.quick else "M")
     # From a 64th of what is trained on to 4 times as much, or to the longest history that there is.
-    growing = [maximum * 2**power // 64 for power in range(0, 9, 3 if args.quick else 1)]
+    growing = [maximum * 4**power // 64 for power in range(0, 5, 2 if args.quick else 1)]
     useful = {length for length in growing if 0 < length < 2 * longest}
     report = run_grid(log, name, schemes, sorted(useful | {average, maximum}), args)
     print(f"written: {args.report / name}.md, .png and .json")
