@@ -7,22 +7,24 @@
 Trains the ranker of train_ranker.py on windows of a fixed length, of Beta lengths of the same average, and of the full
 length; on the most recent events, on a random window, on the oldest; in three sizes; several seeds of each. Serves
 every model at growing lengths and writes a report with a picture: AUC of the last tenth of time against served length
-and against training cost. An interrupted run goes on when started again with the same arguments; so OMP_NUM_THREADS=1
-and an evening are enough, or less of the grid with --seeds.
+and against training cost. Goes on where it was interrupted when started again with the same arguments; --seeds 1 first
+and more later makes no run twice. Small steps: OMP_NUM_THREADS=1 costs least.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ranker.generate import generate_log
-from ranker.logs import Log, Split, read_log, split_by_time
+from ranker.logs import Integers, Log, Split, read_log, split_by_time
 from ranker.model import Ranker
 from ranker.report import write_json
 from ranker.scaling_report import Report, write_report
@@ -64,11 +66,11 @@ def make_schemes(average: int, maximum: int, longest: int, capacity: str) -> dic
 
 
 def train_and_serve(
-    log: Log, split: Split, scheme: Scheme, config: Config, lengths: Sequence[int], checkpoint: Path, name: str
+    log: Log, split: Split, size: tuple[int, int], config: Config, lengths: Sequence[int], checkpoint: Path, name: str
 ) -> dict[str, Any]:
     """One run of the grid: what training cost, and AUC and log loss at every served length."""
     torch.manual_seed(config.seed)
-    model = Ranker(log.num_items, log.num_users, *CAPACITIES[scheme.capacity])
+    model = Ranker(log.num_items, log.num_users, *size)
     training = Training(model, log, split, config, checkpoint)
     training.run(name)
     served = {str(length): evaluate(model, log, split.test, length, config, f"{name}, {length}") for length in lengths}
@@ -82,58 +84,81 @@ def train_and_serve(
     }
 
 
+def made_or_make(path: Path, settings: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The result that lies at `path`, made with the checkpoint beside it where it does not.
+
+    Raises:
+        ValueError: a result of other settings.
+    """
+    if path.exists():
+        saved: dict[str, Any] = json.loads(path.read_text())
+        if saved["settings"] != settings:
+            raise ValueError(f"{path}: must be of the same settings, {settings}, got {saved['settings']}")
+        return saved
+    checkpoint = path.with_suffix(".pt")
+    saved = {"settings": settings, "result": make(checkpoint)}
+    write_json(saved, path)
+    checkpoint.unlink(missing_ok=True)
+    return saved
+
+
+def latest(log: Log, requests: Integers, targets: int) -> Integers:
+    """The latest of these requests, by time, with at most so many targets."""
+    order = requests[np.argsort(-log.request_time[requests], kind="stable")]
+    count = np.cumsum((log.request_end - log.request_begin)[order])
+    return np.sort(order[count <= targets])
+
+
 def run_grid(
     log: Log, name: str, schemes: dict[str, Scheme], lengths: Sequence[int], args: argparse.Namespace
 ) -> Report:
-    """Every scheme with every seed, seed by seed; runs whose result lies in the folder already are not made again."""
+    """Every scheme with every seed, seed by seed, with a report after each seed."""
     split = split_by_time(log)
-    epochs = args.epochs or (1 if len(log.item) > 300_000 else 2)
+    split = replace(split, train=latest(log, split.train, args.targets))
+    epochs = args.epochs or (2 if args.log is None else 1)
+    targets = log.request_end - log.request_begin
     report: Report = {
         "log": name,
         "command": " ".join(["python examples/scaling.py", *args.shown]),
-        "machine": f"{torch.get_num_threads()} threads, {stca.cpu_isa()}, torch {torch.__version__}",
+        "machine": f"{torch.get_num_threads()} thread(s), {stca.cpu_isa()}, torch {torch.__version__}",
         "events": len(log.item),
-        "test_targets": int((log.request_end - log.request_begin)[split.test].sum()),
+        "train_targets": int(targets[split.train].sum()),
+        "test_targets": int(targets[split.test].sum()),
         "longest_history": int((log.history_end - log.user_begin)[split.test].max()),
         "average": schemes["fixed"].average,
         "maximum": schemes["full"].maximum,
         "epochs": epochs,
-        "schemes": {name: asdict(scheme) for name, scheme in schemes.items()},
+        "schemes": {scheme: asdict(how) for scheme, how in schemes.items()},
         "runs": [],
     }
-    grid = [(seed, name) for seed in range(args.seeds) for name in schemes]
-    folder = args.out / name
-    for seed, chosen in tqdm(grid, desc=f"{name}, runs", unit="run"):
-        scheme = schemes[chosen]
+    for seed, scheme in tqdm([*product(range(args.seeds), schemes)], desc=f"{name}, runs", unit="run"):
+        how = schemes[scheme]
         config = Config(
             epochs=epochs,
             patience=epochs,
             min_length=schemes["fixed"].average // SHARE,
-            average_length=scheme.average,
-            max_length=scheme.maximum,
-            alpha=scheme.alpha,
-            window=scheme.window,
+            average_length=how.average,
+            max_length=how.maximum,
+            alpha=how.alpha,
+            window=how.window,
             runs_per_step=args.runs_per_step,
             seed=seed,
         )
-        settings = {"config": repr(config), "capacity": CAPACITIES[scheme.capacity], "lengths": list(lengths)}
-        settings = json.loads(json.dumps(settings))
-        path = folder / f"{chosen.replace(' ', '-')}-{seed}.json"
-        checkpoint = path.with_suffix(".pt")
+        size = CAPACITIES[how.capacity]
+        settings = {
+            "config": repr(config),
+            "capacity": list(size),
+            "lengths": list(lengths),
+            "targets": report["train_targets"],
+        }
+        make = partial(train_and_serve, log, split, size, config, lengths, name=f"{scheme}, seed {seed}")
+        path = args.out / name / f"{scheme.replace(' ', '-')}-{seed}.json"
         if args.restart:
-            path.unlink(missing_ok=True)
-            checkpoint.unlink(missing_ok=True)
-        if path.exists():
-            saved = json.loads(path.read_text())
-            if saved["settings"] != settings:
-                raise ValueError(f"{path}: must be of the same settings, {settings}, got {saved['settings']}: --restart")
-            result = saved["result"]
-        else:
-            result = train_and_serve(log, split, scheme, config, lengths, checkpoint, f"{chosen}, seed {seed}")
-            write_json({"settings": settings, "result": result}, path)
-            checkpoint.unlink(missing_ok=True)
-        report["runs"].append({"scheme": chosen, "seed": seed, **result})
-        if chosen == grid[-1][1]:  # A report after each seed, so that an interrupted grid leaves one.
+            for old in (path, path.with_suffix(".pt")):
+                old.unlink(missing_ok=True)
+        made = made_or_make(path, settings, make)
+        report["runs"].append({"scheme": scheme, "seed": seed, **made["result"]})
+        if len(report["runs"]) % len(schemes) == 0:
             write_report(report, args.report)
     return report
 
@@ -146,12 +171,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="folder of Markdown, picture and JSON; that of --out")
     parser.add_argument("--quick", action="store_true", help="one seed and small models")
     parser.add_argument("--seeds", type=int, help="3; 1 with --quick")
-    parser.add_argument("--epochs", type=int, help="1; 2 for less than 300,000 events")
+    parser.add_argument("--epochs", type=int, help="1; 2 for the generated log")
+    parser.add_argument("--targets", type=int, default=100_000, help="training targets at most, the latest")
     parser.add_argument("--average", type=int, help="history rows in training; an eighth of --maximum")
     parser.add_argument(
         "--maximum", type=int, help=f"history rows in training at most; {LONGEST_TRAINED}, less for a log of short ones"
     )
-    parser.add_argument("--runs-per-step", type=int, default=4, help="histories in a batch, shared by up to 32 requests")
+    parser.add_argument("--runs-per-step", type=int, default=2, help="histories in a batch, each of up to 32 requests")
     parser.add_argument("--restart", action="store_true", help="forget the runs that are there")
     args = parser.parse_args(arguments)
     args.shown = [Path(a).name if Path(a).is_absolute() else a for a in arguments if a != "--restart"]
@@ -171,7 +197,7 @@ def main(arguments: Sequence[str]) -> Report:
     average = args.average or maximum // SHARE
     schemes = make_schemes(average, maximum, longest, "S" if args.quick else "M")
     # From a 64th of what is trained on to 4 times as much, or to the longest history that there is.
-    growing = [maximum * 2**power // 64 for power in range(0, 9, 3 if args.quick else 1)]
+    growing = [maximum * 4**power // 64 for power in range(0, 5, 2 if args.quick else 1)]
     useful = {length for length in growing if 0 < length < 2 * longest}
     report = run_grid(log, name, schemes, sorted(useful | {average, maximum}), args)
     print(f"written: {args.report / name}.md, .png and .json")

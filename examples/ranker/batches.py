@@ -16,7 +16,7 @@ HISTORY_COLUMNS = ("history_item", "history_action", "history_time")
 
 
 def random_window_of_run(visible: Tensor, keep: int) -> Tensor:
-    """One random window before a run's first request, for all its requests: apart, they would fill the whole history."""
+    """One random window for all requests of a run, before the first: apart they would fill the whole history."""
     return random_window(visible[:1], keep).expand(len(visible), 2)
 
 

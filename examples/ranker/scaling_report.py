@@ -49,7 +49,7 @@ def at(report: Report, scheme: str, length: int) -> Floats:
 
 
 def gain(report: Report, scheme: str) -> Floats:
-    """AUC [seeds] that a scheme, served at the longest trained length, has more than fixed windows served as trained."""
+    """AUC [seeds] of a scheme served at the full length, above that of fixed windows served as they were trained."""
     return at(report, scheme, report["maximum"]) - at(report, "fixed", report["average"])
 
 
@@ -79,21 +79,23 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def statements(report: Report) -> list[str]:
     """What the grid says, in numbers."""
     average, maximum, whole = report["average"], report["maximum"], gain(report, "full")
+    helps = whole.mean() > spread(whole)
     lines = [
-        f"- Training and serving at {maximum:,} instead of {average:,} events brings {shown(whole)} AUC "
-        f"({shown(at(report, 'fixed', average))} to {shown(at(report, 'full', maximum))})."
+        f"- Trained and served at {maximum:,} instead of {average:,} events: AUC {shown(at(report, 'full', maximum))} "
+        f"instead of {shown(at(report, 'fixed', average))}, a gain of {shown(whole)}."
+        + ("" if helps else " **On this log longer histories do not help.**")
     ]
     for scheme in ("fixed", *(name for name in report["schemes"] if name.startswith("Beta"))):
-        own = gain(report, scheme)
-        share = f"{own.mean() / whole.mean():.0%} of that gain" if whole.mean() > spread(whole) else "no gain to keep"
-        tokens, seconds = (
-            cost_of(report, scheme, field) / cost_of(report, "full", field) for field in ("tokens", "seconds")
-        )
+        own, trained = gain(report, scheme), report["schemes"][scheme]["average"]
+        kept = f", {own.mean() / whole.mean():.0%} of that gain" if helps else ""
+        tokens, seconds = (cost_of(report, scheme, x) / cost_of(report, "full", x) for x in ("tokens", "seconds"))
         lines.append(
-            f"- {scheme}, trained at {average:,} on average and served at {maximum:,}: {own.mean():+.4f} AUC, {share}, "
-            f"for {tokens:.0%} of the tokens and {seconds:.0%} of the time."
+            f"- {scheme}, trained at {trained:,} on average, served at {maximum:,}: {own.mean():+.4f} AUC{kept}, for "
+            f"{tokens:.0%} of the tokens and {seconds:.0%} of the CPU time."
         )
-    lines += [f"- {scheme}: AUC {describe_dip(report, scheme)}." for scheme in report["schemes"]]
+    lines += [
+        f"- {scheme}: with longer histories served, AUC {describe_dip(report, scheme)}." for scheme in report["schemes"]
+    ]
     return [*lines, f"- {PAPER}"]
 
 
@@ -101,9 +103,7 @@ def markdown(report: Report) -> str:
     """The whole report."""
     lengths, schemes = lengths_of(report), report["schemes"]
     seeds = len(runs_of(report, "fixed"))
-    auc_rows = [
-        [name, *(shown(values) for values in auc_of(report, name).T)] for name in schemes
-    ]
+    auc_rows = [[name, *(shown(values) for values in auc_of(report, name).T)] for name in schemes]
     cost_rows = []
     for name, scheme in schemes.items():
         run = runs_of(report, name)[0]
@@ -124,9 +124,9 @@ def markdown(report: Report) -> str:
             "",
             f"By `{report['command']}` ({report['machine']}). {report['events']:,} events; AUC over the "
             f"{report['test_targets']:,} targets of the last tenth of time, whose longest history is "
-            f"{report['longest_history']:,} events. {report['epochs']} epoch(s), {seeds} seed(s); ± is the standard "
-            "deviation over seeds. All schemes make the same number of steps on the same targets; serving is always "
-            "at the most recent events.",
+            f"{report['longest_history']:,} events. Trained for {report['epochs']} epoch(s) on the "
+            f"{report['train_targets']:,} latest targets before, {seeds} seed(s); ± is their standard deviation. "
+            "All schemes train on the same targets in about as many steps, and are served with the most recent events.",
             "",
             f"![AUC against served length and training cost]({report['log']}.png)",
             "",
@@ -163,6 +163,7 @@ def draw(report: Report, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     lengths, schemes = lengths_of(report), list(report["schemes"])
     colors = {name: f"C{i}" for i, name in enumerate(schemes)}
@@ -172,7 +173,10 @@ def draw(report: Report, path: Path) -> None:
     panels = {
         f"Lengths in training (average {report['average']:,}, full {report['maximum']:,})": by_length,
         "Window in training (Beta 0.3)": ["Beta 0.3", *(name for name in schemes if name.endswith("window"))],
-        "Capacity (Beta 0.3)": ["Beta 0.3", *(name for name in schemes if name.startswith("size"))],
+        "Capacity (Beta 0.3)": sorted(
+            ["Beta 0.3", *(name for name in schemes if name.startswith("size"))],
+            key=lambda name: int(runs_of(report, name)[0]["dense_parameters"]),
+        ),
     }
     other = {1: "most recent", 2: f"size {report['schemes']['Beta 0.3']['capacity']}"}
     for i, (axis, (title, names)) in enumerate(zip(axes[0], panels.items(), strict=True)):
@@ -197,11 +201,13 @@ def draw(report: Report, path: Path) -> None:
     high = max(axis.get_ylim()[1] for axis in axes[0])
     for axis in axes[0]:
         axis.set_ylim(low, high)
-    for axis, field, unit in zip(axes[1], ("tokens", "seconds"), ("history rows encoded", "CPU seconds"), strict=False):
+    for axis, field, unit in zip(
+        axes[1], ("tokens", "seconds"), ("million history rows encoded", "CPU seconds"), strict=False
+    ):
         for name in schemes:
             auc = at(report, name, report["maximum"])
             axis.errorbar(
-                cost_of(report, name, field),
+                cost_of(report, name, field) / (1e6 if field == "tokens" else 1),
                 auc.mean(),
                 yerr=spread(auc),
                 label=name,
@@ -212,6 +218,9 @@ def draw(report: Report, path: Path) -> None:
                 linestyle="none",
             )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set(title=f"Cost of training: {field}", xlabel=unit, ylabel=f"AUC served at {report['maximum']:,}")
     for axis in axes.flat:
         axis.grid(alpha=0.3)

@@ -24,8 +24,8 @@ class Config:
     """How to train.
 
     Lengths are history rows that a target sees, drawn anew for each run of requests and epoch; `window` says which of
-    its rows, `budget` is history rows of a batch. With `runs_per_step` the budget is instead what makes batches of as many
-    runs on average, whatever their lengths: then models trained on different lengths make the same number of steps.
+    its rows, `budget` is history rows of a batch. `runs_per_step` in its place makes batches of so many runs on
+    average, whatever their lengths: then models trained on different lengths make about as many steps.
     """
 
     epochs: int = 3
