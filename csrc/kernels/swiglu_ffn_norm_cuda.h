@@ -1,5 +1,5 @@
-// What swiglu_ffn_norm does on CUDA beside its matrix products, on a chunk of rows; all on a cudaStream_t and contiguous.
-// Formulas: swiglu_ffn_norm.h. Every function gives nullptr, or the message of the CUDA error.
+// What swiglu_ffn_norm does on CUDA beside its matrix products, on a chunk of rows; all on a cudaStream_t and
+// contiguous. Formulas: swiglu_ffn_norm.h. Every function gives nullptr, or the message of the CUDA error.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Gate and norm of swiglu_ffn_norm on CUDA, forward and backward (formulas: ../swiglu_ffn_norm.h).
 //
-// Gate: 16 bytes a thread. Norm: a warp for each row, which it reads again from cache; in float32. The sums over rows for
-// the norm's own gradients: a block for each run of rows, a thread for each column, in order of rows.
+// Gate: 16 bytes a thread. Norm: a warp for each row, which it reads again from cache; in float32. The sums over rows
+// for the norm's own gradients: a block for each run of rows, a thread for each column, in order of rows.
 #include "../swiglu_ffn_norm_cuda.h"
 
 #include "tile.cuh"
@@ -24,7 +24,8 @@ STCA_DEVICE float inverse_root(float x) { return 1 / sqrtf(x); }
 STCA_DEVICE float sigmoid(float x) { return 1 / (1 + exp_of(-x)); }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) gate(const T* u, const T* v, T* g, const int64_t count, const bool aligned) {
+__global__ void __launch_bounds__(kThreads)
+    gate(const T* u, const T* v, T* g, const int64_t count, const bool aligned) {
   const int64_t at = (int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x)) * kVector<T>;
   const int n = int(min(int64_t(kVector<T>), count - at));
   if (n <= 0) return;
