@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast_dtype, check_one_device, refuse_tangents
+from stca.ops._common import autocast_dtype, check_one_device, refuse_tangents, with_eager_autograd
 
 _op = torch.ops.stca.target_attention
 _backward_op = torch.ops.stca.target_attention_backward
@@ -103,7 +103,7 @@ def target_attention(
     dtype = autocast_dtype(q)
     if dtype is not None:
         q, k, v = q.to(dtype), k.to(dtype), None if v is None else v.to(dtype)
-    out, lse, _ = _op(q, k, v, target_offsets, history_offsets, visible, history_index, scale)
+    out, lse, _ = _recorded(q, k, v, target_offsets, history_offsets, visible, history_index, scale)
     return (out, lse) if return_lse else out
 
 
@@ -180,3 +180,4 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
 
 torch.library.register_autograd("stca::target_attention", _backward, setup_context=_setup_context)
 torch.library.register_autograd("stca::target_attention_backward", _no_second_derivative)
+_recorded = with_eager_autograd(_op, _setup_context, _backward)
