@@ -9,18 +9,29 @@ from statistics import median
 import torch
 
 Call = Callable[[], object]
+_PROBE = 768  # rows of the square matrices whose product is the probe of a case: a few milliseconds, full speed
 
 
-def interleaved_ms(calls: Mapping[str, Call], rounds: int = 15, warmup: int = 3) -> dict[str, float]:
-    """Median milliseconds of each call, run in turn A B C A B C, so that all meet the same noise of the machine."""
+def interleaved_ms(
+    calls: Mapping[str, Call], rounds: int = 15, seconds: float = 1e9, warmup: int = 1
+) -> dict[str, float]:
+    """Median milliseconds of each call, run in turn A B C A B C, so that all meet the same noise of the machine.
+
+    Ends after `rounds`, or, from the third round on, once `seconds` have passed. A call that takes as long as that by
+    itself runs once.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    began = time.perf_counter()
     for turn in range(warmup + rounds):
+        if turn >= warmup + 3 and time.perf_counter() - began > seconds:
+            break
         for name, call in calls.items():
+            if times[name] and times[name][0] > seconds:
+                continue
             start = time.perf_counter()
             call()
-            if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
-    return {name: 1e3 * median(values) for name, values in times.items()}
+            times[name].append(time.perf_counter() - start)
+    return {name: 1e3 * median(values[warmup:] or values) for name, values in times.items()}
 
 
 def _status_kb(field: str) -> int:
@@ -42,26 +53,43 @@ def peak_extra_mb(call: Call) -> float:
     result = call()
     peak = _status_kb("VmHWM")
     del result
-    return (peak - before) / 1024
+    return max(peak - before, 0) / 1024
 
 
 def gemm_gflops(size: int = 2048) -> float:
     """Speed of torch's own float32 matrix product, GFLOP/s: the best of a few runs."""
     a, b = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2e-9 * size**3 / best
+    return 2e-9 * size**3 / _best_seconds(lambda: torch.mm(a, b))
 
 
 def read_gbs(megabytes: int = 512) -> float:
     """Speed of reading memory by a sum over a tensor larger than the caches, GB/s: the best of a few runs."""
     x = torch.ones(megabytes * 2**18)
+    return 4e-9 * x.numel() / _best_seconds(x.sum)
+
+
+def _best_seconds(call: Call, runs: int = 5) -> float:
     best = float("inf")
-    for _ in range(5):
+    for _ in range(runs):
         start = time.perf_counter()
-        x.sum()
+        call()
         best = min(best, time.perf_counter() - start)
-    return 4e-9 * x.numel() / best
+    return best
+
+
+class Probe:
+    """A matrix product that runs in turn with what is measured: the speed of the machine at that very time.
+
+    On a machine that others use as well, a floor from before would be too fast or too slow by half.
+    """
+
+    def __init__(self) -> None:
+        self._a, self._b = torch.randn(_PROBE, _PROBE), torch.randn(_PROBE, _PROBE)
+
+    def __call__(self) -> torch.Tensor:
+        return torch.mm(self._a, self._b)
+
+    @staticmethod
+    def gflops(ms: float) -> float:
+        """Its speed, from the milliseconds that it took."""
+        return 2e-6 * _PROBE**3 / ms

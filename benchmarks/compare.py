@@ -1,0 +1,116 @@
+"""stca against every peer in one run: time, share of the machine's floor and peak memory, case by case.
+
+    python benchmarks/compare.py [--quick] [--only REGEX] [--threads N] --json FILE
+
+Results are checked before the clock starts. stca and its peers run in turn, A B A B, and medians are compared. The
+floor of a case is the larger of its FLOPs over the speed of torch's float32 matrix product, measured in the same
+turns, and its bytes over the speed of reading memory. FILE gets a list of objects, FILE.machine.json the machine.
+"""
+
+import argparse
+import json
+import platform
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import all_cases
+from measure import Probe, gemm_gflops, interleaved_ms, peak_extra_mb, read_gbs
+from problem import Case, Direction, check
+
+import stca
+
+_LIMITS = {torch.float32: 2e-3, torch.bfloat16: 0.1}  # differences of correct results, of the largest value
+_SMALL = 1e7  # FLOPs
+
+
+def measure(case: Case, direction: Direction, about: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """One row of the result."""
+    torch.manual_seed(0)
+    problem = case.build()
+    runners, cannot = check(problem, direction, _LIMITS[case.dtype])
+    calls = {name: runner.call(direction) for name, runner in runners.items()}
+    flops, moved = problem.cost(direction)
+    if flops < _SMALL:  # a probe between such calls would only empty the caches
+        ms, gflops = interleaved_ms(calls, rounds=500, seconds=seconds, warmup=20), about["gemm_gflops"]
+    else:
+        ms = interleaved_ms(calls | {"probe": Probe()}, seconds=seconds)
+        gflops = Probe.gflops(ms.pop("probe"))
+    floor_ms = 1e-6 * max(flops / gflops, moved / about["read_gbs"])
+    peers = {name: value for name, value in ms.items() if not problem.ways[name].ours and name != "stca"}
+    best = min(peers, key=lambda name: peers[name])
+    return {
+        "op": case.op,
+        "case": case.name,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "direction": direction,
+        "stca_ms": ms["stca"],
+        "best_peer": best,
+        "best_peer_ms": peers[best],
+        "ratio": peers[best] / ms["stca"],
+        "floor_share": floor_ms / ms["stca"],
+        "peak_mb": peak_extra_mb(calls["stca"]),
+        "peer_peak_mb": peak_extra_mb(calls[best]),
+        "all_ms": ms,
+        "cannot": cannot,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": model.group(1) if model else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "gemm_gflops": gemm_gflops(),
+        "read_gbs": read_gbs(),
+        "build_info": stca.build_info(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    """Prints a row: stca first, then every peer from the fastest on, then what cannot."""
+    print(f"{row['op']}, {row['case']}, {row['dtype']}, {row['direction']}")
+    print(
+        f"  {row['stca_ms']:9.3f} ms stca: {row['ratio']:.2f} x as fast as {row['best_peer']}, {row['floor_share']:.0%} "
+        f"of the floor, peak {row['peak_mb']:.1f} MB against {row['peer_peak_mb']:.1f} MB"
+    )
+    for name, ms in sorted(row["all_ms"].items(), key=lambda each: each[1]):
+        if name != "stca":
+            print(f"  {ms:9.3f} ms {name}")
+    for name, reason in row["cannot"].items():
+        print(f"          - {name}: {reason}")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few cases of each op, under two minutes")
+    parser.add_argument("--only", default="", help="regular expression that 'op, case, dtype' must match")
+    parser.add_argument("--seconds", type=float, help="for one case and direction, about")
+    parser.add_argument("--threads", type=int, help="torch's own choice when not given")
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    about = machine()
+    print(", ".join(f"{name} {value}" for name, value in about.items() if name != "build_info"))
+    seconds = args.seconds or (1.0 if args.quick else 4.0)
+    result = []
+    for case in all_cases(args.quick):
+        if not re.search(args.only, f"{case.op}, {case.name}, {case.dtype}"):
+            continue
+        for direction in case.directions:
+            result.append(measure(case, direction, about, seconds))
+            show(result[-1])
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+    args.json.with_suffix(".machine.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
