@@ -1,5 +1,6 @@
 # make demo   a ranker learns from a generated log, here and now
 # make test   the fast test suite
+# make slow   what takes minutes, and what needs libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb
 # make bench  every operator against its peers, on this machine
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
@@ -17,19 +18,19 @@ INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name 'CMakeLists.txt')
 
-SIMT := build/simt
-
-# Installs into the environment $(1) what pyproject.toml lists under $(2).
-listed = $(1)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(2), sep='\n')" \
-  | xargs -d '\n' $(1)/bin/python -m pip install --quiet
-
-.PHONY: demo test bench lint doctest simt kernels cuda-build clean
+.PHONY: demo test slow bench lint doctest kernels clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
 
 test: $(INSTALLED) simt
 	$(BIN)/python -m pytest
+
+# torchrec asks for fbgemm-gpu, of which fbgemm-gpu-cpu is the build without CUDA; these fit torch 2.13.
+slow: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[ray,peers]'
+	$(BIN)/python -m pip install --quiet --no-deps fbgemm-gpu-cpu==1.8.0 torchrec==1.8.0
+	$(BIN)/python -m pytest -m 'slow or peers' -rs
 
 bench: $(INSTALLED)
 	for op in target_attention swiglu_ffn_norm request_gather; do $(BIN)/python benchmarks/$$op.py || exit 1; done

@@ -14,7 +14,7 @@ from stca.batch import RequestBatch
 from stca.data import RequestDataset, write_requests
 
 
-def _batch(histories: int, seed: int = 0, longest: int = 60) -> RequestBatch:
+def make_requests(histories: int, seed: int = 0, longest: int = 60) -> RequestBatch:
     """Histories of up to `longest` rows, some empty, each with up to 4 targets of 1 to 4 requests."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -49,7 +49,7 @@ def _by_history(batches: list[RequestBatch]) -> dict[int, RequestBatch]:
 
 
 def test_select() -> None:
-    batch = _batch(7)
+    batch = make_requests(7)
     _same(batch.select(torch.arange(7)), batch)
     chosen = batch.select(torch.tensor([5, 0, 5])).validate()
     assert chosen.history_lengths == tuple(batch.history_lengths[i] for i in (5, 0, 5))
@@ -65,7 +65,7 @@ def test_select() -> None:
 
 
 def test_written_and_read_in_order(tmp_path: Path) -> None:
-    batch = _batch(50)
+    batch = make_requests(50)
     assert write_requests(batch, tmp_path / "log.parquet", tokens=300) == 50
     assert pq.ParquetFile(tmp_path / "log.parquet").num_row_groups > 3
     read = list(RequestDataset(tmp_path / "log.parquet", budget=10**9, shuffle=False))
@@ -77,7 +77,7 @@ def test_written_and_read_in_order(tmp_path: Path) -> None:
 
 
 def test_row_groups_are_filled_from_many_small_batches(tmp_path: Path) -> None:
-    batch = _batch(50)
+    batch = make_requests(50)
     parts = [batch.select(torch.tensor([r])) for r in range(50)]
     assert write_requests(parts, tmp_path / "parts.parquet", tokens=300) == 50
     write_requests(batch, tmp_path / "whole.parquet", tokens=300)
@@ -91,8 +91,8 @@ def test_row_groups_are_filled_from_many_small_batches(tmp_path: Path) -> None:
 
 
 def test_any_reader_of_parquet_understands_it(tmp_path: Path) -> None:
-    batch = _batch(5)
-    write_requests([batch, _batch(3, seed=1)], tmp_path / "log.parquet")
+    batch = make_requests(5)
+    write_requests([batch, make_requests(3, seed=1)], tmp_path / "log.parquet")
     table = pq.read_table(tmp_path / "log.parquet")
     assert table.num_rows == 8
     first = table.slice(0, 1).to_pylist()[0]
@@ -104,7 +104,7 @@ def test_any_reader_of_parquet_understands_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (3, 0), (1, 2), (2, 2)])
 def test_every_history_comes_once(tmp_path: Path, world_size: int, workers: int) -> None:
-    parts = [_batch(40, seed) for seed in range(2)]
+    parts = [make_requests(40, seed) for seed in range(2)]
     paths = [tmp_path / f"{i}.parquet" for i in range(2)]
     for part, path in zip(parts, paths, strict=True):
         write_requests(part, path, tokens=200)
@@ -121,7 +121,7 @@ def test_every_history_comes_once(tmp_path: Path, world_size: int, workers: int)
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 20])
 def test_an_interrupted_epoch_goes_on(tmp_path: Path, stop: int) -> None:
-    write_requests(_batch(60), tmp_path / "log.parquet", tokens=250)
+    write_requests(make_requests(60), tmp_path / "log.parquet", tokens=250)
     undisturbed, interrupted, resumed = (RequestDataset(tmp_path / "log.parquet", budget=100) for _ in range(3))
     first, second = list(undisturbed), list(undisturbed)
     assert [b.targets["item"].tolist() for b in first] != [b.targets["item"].tolist() for b in second]
@@ -137,7 +137,7 @@ def test_an_interrupted_epoch_goes_on(tmp_path: Path, stop: int) -> None:
 
 def test_bad_files(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
-    write_requests(_batch(30), path, tokens=100)
+    write_requests(make_requests(30), path, tokens=100)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"log.parquet: must be a whole Parquet file"):
@@ -176,16 +176,16 @@ def test_bad_files(tmp_path: Path) -> None:
 
 def test_bad_writes_leave_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
-    write_requests(_batch(3), path)
+    write_requests(make_requests(3), path)
     before = path.read_bytes()
-    half = _batch(3).map(lambda x: x.bfloat16() if x.dtype == torch.float32 else x)
+    half = make_requests(3).map(lambda x: x.bfloat16() if x.dtype == torch.float32 else x)
     with pytest.raises(
         ValueError, match=r"column history_vector must be .* dtype that Parquet has, got torch.bfloat16"
     ):
         write_requests(half, path)
     other = RequestBatch({}, offsets([0]), {}, offsets([1]))
     with pytest.raises(ValueError, match="write_requests: every batch must have the columns of the first"):
-        write_requests([_batch(3), other], path)
+        write_requests([make_requests(3), other], path)
     with pytest.raises(ValueError, match="write_requests: batches must hold at least one batch, got none"):
         write_requests([], path)
     assert path.read_bytes() == before

@@ -196,7 +196,3 @@ class RequestBatch:
             visible=None if self.visible is None else self.visible[targets],
             request_offsets=torch.cat([sizes.new_zeros(1), sizes[requests].cumsum(0)]),
         )
-
-    def nested(self, name: str) -> Tensor:
-        """A history feature as a jagged nested tensor [R, j, ...], without a copy."""
-        return torch.nested.nested_tensor_from_jagged(self.history[name], self.history_offsets)

@@ -1,0 +1,91 @@
+"""Groups an event log that is too large for one machine into requests, with Ray Data (`pip install 'ray[data]'`).
+
+    python examples/prepare_on_ray.py events/*.parquet requests/
+    python examples/prepare_on_ray.py events/*.csv requests/ --parts 1000 --per-history 40 --max-length 10000
+
+Does what `python -m stca.data.convert` does, on as many machines as the Ray cluster has (RAY_ADDRESS), or on this one
+alone. Files are read side by side, so a log should be many. Each file that is written has the histories of a part of
+the users; give them all to `stca.data.RequestDataset`. Memory is bounded by a part: take more of them for a larger log.
+Ids must be integers, and the folders such that all machines share them.
+"""
+
+import argparse
+import resource
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from stca.data import FORMATS, LogFormat, Names, group_events, read_events, write_requests
+from stca.data.group import part_of_user
+
+
+def prepare(
+    paths: list[Path],
+    out: Path,
+    *,
+    form: LogFormat | None = None,
+    parts: int = 64,
+    per_history: int | None = None,
+    max_length: int | None = None,
+) -> int:
+    """Writes part-00000.parquet and so on; the number of histories."""
+    out.mkdir(parents=True, exist_ok=True)
+    files = ray.data.from_items([str(path) for path in paths], override_num_blocks=len(paths))
+    read = partial(_read, form=form, parts=parts)
+    write = partial(_write_part, out=out, per_history=per_history, max_length=max_length)
+    events = files.map_batches(read, batch_size=1, batch_format="numpy")
+    written = events.groupby("part", num_partitions=parts).map_groups(write, batch_format="pyarrow")
+    return sum(row["histories"] for row in written.take_all())
+
+
+def _read(files: dict[str, Any], form: LogFormat | None, parts: int) -> Iterator[pa.Table]:
+    names = Names()
+    for events in read_events(files["item"].tolist(), form, names):
+        if any(names.known.values()):  # numbered here, without the other files
+            raise ValueError(f"{files['item'][0]}: user_id, item_id and request_id must be integers")
+        yield events.append_column("part", pa.array(part_of_user(events, parts)))
+
+
+def _write_part(events: pa.Table, out: Path, per_history: int | None, max_length: int | None) -> pa.Table:
+    part = events["part"][0].as_py()
+    batches = group_events(events.drop_columns("part"), per_history=per_history, max_length=max_length)
+    return pa.table({"histories": [write_requests(batches, out / f"part-{part:05}.parquet")]})
+
+
+def limit_memory(size: int) -> None:
+    """Starts Ray here with workers that may allocate `size` bytes each; what it passes between them has an eighth."""
+    ray.init(
+        object_store_memory=size // 8,
+        runtime_env={
+            "worker_process_setup_hook": lambda: resource.setrlimit(resource.RLIMIT_DATA, (size, size)),
+            # Arrow's and glibc's own pools reserve a gigabyte and more, which would count.
+            "env_vars": {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2"},
+        },
+    )
+    ray.data.DataContext.get_current().target_max_block_size = size // 64
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("logs", type=Path, nargs="+", help="CSV (also .gz) or Parquet files")
+    parser.add_argument("out", type=Path, help="the folder to write to")
+    parser.add_argument("--format", choices=sorted(FORMATS), help="of the logs; told from their columns when not given")
+    parser.add_argument("--parts", type=int, default=64, help="files to write, each of a part of the users")
+    parser.add_argument("--per-history", type=int, help="requests that share a history; all of a user's by default")
+    parser.add_argument("--max-length", type=int, help="events that a target sees at most, the latest")
+    parser.add_argument("--memory", type=int, help="MiB of a worker here; Ray itself has an eighth of it and the disk")
+    args = parser.parse_args()
+    if args.memory:
+        limit_memory(args.memory << 20)
+    form = FORMATS[args.format] if args.format else None
+    options = {"parts": args.parts, "per_history": args.per_history, "max_length": args.max_length}
+    print(f"written: {args.out}, {prepare(args.logs, args.out, form=form, **options):,} histories")
+
+
+if __name__ == "__main__":
+    main()

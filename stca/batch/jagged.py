@@ -1,0 +1,162 @@
+"""Request-level batches as other libraries hold them: nested jagged tensors, torchrec's KeyedJaggedTensor."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from stca.batch.request_batch import RequestBatch
+
+if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+Kind = Literal["history", "targets", "labels"]
+
+
+def to_nested(batch: RequestBatch, kind: Kind = "history") -> dict[str, Tensor]:
+    """Features, or labels, as jagged nested tensors [R, j, ...] that share the batch's memory.
+
+    Example:
+        >>> rows, offsets = {"item": torch.tensor([3, 4, 5])}, torch.tensor([0, 2, 3])
+        >>> batch = stca.batch.RequestBatch(rows, offsets, rows, offsets)
+        >>> [x.tolist() for x in stca.batch.to_nested(batch)["item"].unbind()]
+        [[3, 4], [5]]
+    """
+    offsets = _offsets(batch, kind)
+    return {name: torch.nested.nested_tensor_from_jagged(x, offsets) for name, x in getattr(batch, kind).items()}
+
+
+def from_nested(
+    history: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    labels: Mapping[str, Tensor] | None = None,
+    *,
+    visible: Tensor | None = None,
+    request_offsets: Tensor | None = None,
+) -> RequestBatch:
+    """The batch of jagged nested tensors, of which it shares the memory; the inverse of `to_nested`.
+
+    Args:
+        history: name to [R, j, ...], at least one, all of the same lengths.
+        targets: name to [R, k, ...], at least one, of the same lengths as the labels.
+        labels: name to [R, k].
+        visible: as in `RequestBatch`.
+        request_offsets: as in `RequestBatch`.
+
+    Raises:
+        ValueError: tensors that are no jagged nested tensors, or of other lengths; none at all.
+
+    Example:
+        >>> rows = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(1)], layout=torch.jagged)
+        >>> stca.batch.from_nested({"x": rows}, {"x": rows}).history_lengths
+        (2, 1)
+    """
+    offsets: dict[str, Tensor] = {}
+    nested: Any  # a Tensor, of whose methods its stub does not know
+    for kind, features in (("history", history), ("targets", {**targets, **(labels or {})})):
+        for name, nested in features.items():
+            if nested.layout != torch.jagged or nested.lengths() is not None:
+                raise ValueError(
+                    f"from_nested: {kind}.{name} must be a jagged nested tensor without holes, got {nested.layout}"
+                )
+            first = offsets.setdefault(kind, nested.offsets())
+            _same_lengths("from_nested", kind, name, first.diff(), nested.offsets().diff())
+        if kind not in offsets:
+            raise ValueError(f"from_nested: {kind} must have a feature, got none")
+    return RequestBatch(
+        history={name: x.values() for name, x in history.items()},
+        history_offsets=offsets["history"],
+        targets={name: x.values() for name, x in targets.items()},
+        target_offsets=offsets["targets"],
+        labels={name: x.values() for name, x in (labels or {}).items()},
+        visible=visible,
+        request_offsets=request_offsets,
+    )
+
+
+def to_keyed(batch: RequestBatch, kind: Kind = "history", names: Sequence[str] | None = None) -> "KeyedJaggedTensor":
+    """Features of one number a row as torchrec's KeyedJaggedTensor, for its embedding collections.
+
+    One feature, or features that lie one behind the other as `from_keyed` leaves them, share the batch's memory; others
+    are laid together, one copy.
+
+    Args:
+        batch: the batch.
+        kind: history, targets or labels.
+        names: of the features; None: all.
+
+    Raises:
+        ValueError: a feature of other shape or dtype than the first, or none.
+
+    Example:
+        >>> keyed = stca.batch.to_keyed(batch, names=["item"])  # doctest: +SKIP
+        >>> table = torchrec.EmbeddingCollection(...)(keyed)["item"].values()  # doctest: +SKIP
+    """
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    features: Mapping[str, Tensor] = getattr(batch, kind)
+    names = list(features) if names is None else list(names)
+    if not names:
+        raise ValueError(f"to_keyed: {kind} must have a feature, got none")
+    first = features[names[0]]
+    for name in names:
+        x = features[name]
+        if x.dim() != 1 or x.dtype != first.dtype:
+            raise ValueError(f"to_keyed: {kind}.{name} must be {first.dtype} [rows], got {x.dtype} {list(x.shape)}")
+    lengths = _offsets(batch, kind).diff()
+    return KeyedJaggedTensor(names, _joined([features[name] for name in names]), lengths=lengths.repeat(len(names)))
+
+
+def from_keyed(
+    history: "KeyedJaggedTensor",
+    targets: "KeyedJaggedTensor",
+    labels: Mapping[str, Tensor] | None = None,
+    *,
+    visible: Tensor | None = None,
+    request_offsets: Tensor | None = None,
+) -> RequestBatch:
+    """The batch of KeyedJaggedTensors, of which it shares the memory; the inverse of `to_keyed`.
+
+    Args:
+        history: keys that all have the same lengths, R of them.
+        targets: keys that all have the same lengths, R of them.
+        labels: name to [T].
+        visible: as in `RequestBatch`.
+        request_offsets: as in `RequestBatch`.
+
+    Raises:
+        ValueError: keys of other lengths than the first, or none.
+    """
+    parts = {}
+    for kind, keyed in (("history", history), ("targets", targets)):
+        count = len(keyed.keys())
+        if not count:
+            raise ValueError(f"from_keyed: {kind} must have a key, got none")
+        lengths = keyed.lengths().view(count, keyed.lengths().numel() // count)
+        for name, of_key in zip(keyed.keys(), lengths, strict=True):
+            _same_lengths("from_keyed", kind, name, lengths[0], of_key)
+        values = keyed.values().view(count, keyed.values().numel() // count)
+        offsets = keyed.offsets()[: lengths.shape[1] + 1]
+        parts[kind] = dict(zip(keyed.keys(), values, strict=True)), offsets
+    return RequestBatch(*parts["history"], *parts["targets"], labels or {}, visible, request_offsets)
+
+
+def _offsets(batch: RequestBatch, kind: Kind) -> Tensor:
+    return batch.history_offsets if kind == "history" else batch.target_offsets
+
+
+def _same_lengths(op: str, kind: str, name: str, first: Tensor, lengths: Tensor) -> None:
+    if not torch.equal(first, lengths):
+        raise ValueError(f"{op}: {kind}.{name} must have the lengths of the first, got {lengths.tolist()}")
+
+
+def _joined(xs: Sequence[Tensor]) -> Tensor:
+    """All of xs [rows] in a row: in place where they lie so already."""
+    end = xs[0].data_ptr()
+    storage = xs[0].untyped_storage().data_ptr()
+    for x in xs:
+        if x.data_ptr() != end or x.untyped_storage().data_ptr() != storage or not x.is_contiguous():
+            return torch.cat(list(xs))
+        end += x.nbytes
+    return xs[0].as_strided((sum(len(x) for x in xs),), (1,))
