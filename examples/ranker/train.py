@@ -84,6 +84,11 @@ class Training:
     def __init__(self, model: nn.Module, log: Log, split: Split, config: Config, checkpoint: Path | None) -> None:
         self.model, self.log, self.split, self.config, self.checkpoint = model, log, split, config, checkpoint
         self.runs = group_requests(log, split.train, config.requests_per_history, config.max_span_days * 86400)
+        # What a checkpoint must agree with; of the log, its size.
+        self.settings = (
+            f"{config!r}, log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, "
+            f"model of {sum(p.numel() for p in model.parameters())} parameters"
+        )
         decayed = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -93,11 +98,14 @@ class Training:
         )
         self.state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "best_model": None, "worse": 0}
         self.state |= {"rows": 0, "distinct": 0}  # of this epoch
-        if checkpoint is not None and checkpoint.exists():
+        self.resumed = checkpoint is not None and checkpoint.exists()
+        if checkpoint is not None and self.resumed:
             self._load(checkpoint)
 
     def run(self, name: str) -> None:
         """Trains to the end or to the early stop; the model is then the best epoch's."""
+        if self.resumed:
+            tqdm.write(f"{name}: {self.checkpoint} holds {self.state['epoch']} of {self.config.epochs} epochs")
         while self.state["epoch"] < self.config.epochs and self.state["worse"] <= self.config.patience:
             self._epoch(name)
         if self.state["best_model"] is not None:
@@ -170,7 +178,7 @@ class Training:
                 "optimizer": self.optimizer.state_dict(),
                 "state": self.state,
                 "random": torch.get_rng_state(),
-                "config": repr(self.config),
+                "settings": self.settings,
             },
             temporary,
         )
@@ -178,9 +186,10 @@ class Training:
 
     def _load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
-        if saved["config"] != repr(self.config):
+        if saved.get("settings") != self.settings:
             raise ValueError(
-                f"{path}: must be a checkpoint of the same settings, {self.config!r}, got {saved['config']}"
+                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {saved.get('settings')} "
+                "(--restart forgets it)"
             )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
