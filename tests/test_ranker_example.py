@@ -1,6 +1,7 @@
 """The parts of examples/train_ranker.py: no target sees its own future, and an interrupted run goes on unchanged."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,8 +163,11 @@ def test_an_interrupted_training_goes_on_unchanged(tmp_path: Path) -> None:
     resumed.run("resumed")
     for a, b in zip(undisturbed.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(ValueError, match="must be a checkpoint of the same settings"):
-        Training(Ranker(log.num_items, log.num_users, dim=16), log, split, Config(epochs=9), path)
+    model, longer = Ranker(log.num_items, log.num_users, dim=16), replace(config, epochs=9)
+    grown = replace(log, item=np.append(log.item, 0))
+    for other in ((model, log, longer), (model, grown, config), (Ranker(30, 4, dim=8), log, config)):
+        with pytest.raises(ValueError, match="must be a checkpoint of the same settings"):
+            Training(other[0], other[1], split, other[2], path)
     assert 0 <= evaluate(resumed.model, log, split.test, 50, config, "test")["auc"] <= 1
 
 

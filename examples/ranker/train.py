@@ -98,6 +98,11 @@ class Training:
     def __init__(self, model: nn.Module, log: Log, split: Split, config: Config, checkpoint: Path | None) -> None:
         self.model, self.log, self.split, self.config, self.checkpoint = model, log, split, config, checkpoint
         self.runs = group_requests(log, split.train, config.requests_per_history, config.max_span_days * 86400)
+        # What a checkpoint must agree with; of the log, its size.
+        self.settings = (
+            f"{config!r}, log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, "
+            f"model of {sum(p.numel() for p in model.parameters())} parameters"
+        )
         decayed = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -114,6 +119,8 @@ class Training:
 
     def run(self, name: str) -> None:
         """Trains to the end or to the early stop; the model is then the best epoch's."""
+        if self.resumed:
+            tqdm.write(f"{name}: {self.checkpoint} holds {self.state['epoch']} of {self.config.epochs} epochs")
         while self.state["epoch"] < self.config.epochs and self.state["worse"] <= self.config.patience:
             self._epoch(name)
         if self.state["best_model"] is not None:
