@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from peers import Attend, attends, one_request, sdpa_loop
 from problem import Problem, Way, same
 from ragged import Requests
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import stca
