@@ -1,7 +1,7 @@
 """What the operators' Python halves share."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor

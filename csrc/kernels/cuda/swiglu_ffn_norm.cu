@@ -4,6 +4,8 @@
 // for the norm's own gradients: a block for each run of rows, a thread for each column, in order of rows.
 #include "../swiglu_ffn_norm_cuda.h"
 
+#include <initializer_list>
+
 #include "tile.cuh"
 
 namespace stca {
