@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast_dtype, check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import autocast, check_one_device, refuse_tangents, with_eager_autograd
 
 _op = torch.ops.stca.target_attention
 _backward_op = torch.ops.stca.target_attention_backward
@@ -100,9 +100,7 @@ def target_attention(
     if isinstance(scale, Tensor):
         raise ValueError("target_attention: scale must be a float or None, got a Tensor (it would get no gradient)")
     refuse_tangents("target_attention", q=q, k=k, v=v)
-    dtype = autocast_dtype(q)
-    if dtype is not None:
-        q, k, v = q.to(dtype), k.to(dtype), None if v is None else v.to(dtype)
+    q, k, v = autocast(q), autocast(k), autocast(v)
     out, lse, _ = _recorded(q, k, v, target_offsets, history_offsets, visible, history_index, scale)
     return (out, lse) if return_lse else out
 
