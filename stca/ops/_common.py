@@ -59,8 +59,8 @@ def with_eager_autograd(
         def forward(*args: Any) -> Any:
             return op(*args)
 
-    Recorded.setup_context = staticmethod(setup_context)
-    Recorded.backward = staticmethod(backward)
+    Recorded.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    Recorded.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
