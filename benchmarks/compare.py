@@ -77,7 +77,7 @@ def show(row: dict[str, Any]) -> None:
     """Prints a row: stca first, then every peer from the fastest on, then what cannot."""
     print(f"{row['op']}, {row['case']}, {row['dtype']}, {row['direction']}")
     print(
-        f"  {row['stca_ms']:9.3f} ms stca: {row['ratio']:.2f} x as fast as {row['best_peer']}, {row['floor_share']:.0%} "
+        f"  {row['stca_ms']:9.3f} ms stca: {row['ratio']:.2f} x of {row['best_peer']}, {row['floor_share']:.0%} "
         f"of the floor, peak {row['peak_mb']:.1f} MB against {row['peer_peak_mb']:.1f} MB"
     )
     for name, ms in sorted(row["all_ms"].items(), key=lambda each: each[1]):
