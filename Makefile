@@ -1,6 +1,6 @@
 # make demo   a ranker learns from a generated log, here and now
 # make test   the fast test suite
-# make bench  every operator against its peers, on this machine
+# make bench  every operator against its peers, on this machine (a few cases of each)
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,7 +20,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 bench: $(INSTALLED)
-	for op in target_attention swiglu_ffn_norm request_gather; do $(BIN)/python benchmarks/$$op.py || exit 1; done
+	$(BIN)/python benchmarks/compare.py --quick --json build/benchmarks.json
 
 lint: $(LINTERS)
 	$(BIN)/ruff check .

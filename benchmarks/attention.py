@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from peers import Attend, attends, one_request, sdpa_loop
 from problem import Problem, Way, same
 from ragged import Requests
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import stca
@@ -178,9 +178,7 @@ def layer(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool) ->
         "stca reordered": Way(module("reordered"), ours=True),
         "stca projected": Way(module("projected"), ours=True),
         **{name: Way(project(attend), [same, form]) for name, (form, attend) in plain.items()},
-        "nn.MultiheadAttention": Way(
-            multihead, [lambda x: x.view(R, m, D), requests.pad], lambda y: y.reshape(-1, D)
-        ),
+        "nn.MultiheadAttention": Way(multihead, [lambda x: x.view(R, m, D), requests.pad], lambda y: y.reshape(-1, D)),
     }
     flops = min(4.0 * D * H * m * N + 4.0 * T * D * D, 4.0 * D * m * N + 4.0 * N * D * D) + 4.0 * T * D * D
     return Problem([targets, history, *weights], ways, flops, (N + 2 * T + 4 * D) * D * size, cannot=cannot)

@@ -46,7 +46,7 @@ def with_eager_autograd(
 ) -> Callable[..., Any]:
     """`op` for Python callers: what register_autograd does, but in eager mode by one plain autograd function.
 
-    A call that records a gradient then takes 35 microseconds in place of 80. Calls that record none, and compilers, take
+    A call that records a gradient then takes 44 microseconds in place of 80. Calls without one, and compilers, take
     the operator itself.
     """
 
@@ -55,8 +55,8 @@ def with_eager_autograd(
         def forward(*args: Any) -> Any:
             return op(*args)
 
-    Recorded.setup_context = staticmethod(setup_context)
-    Recorded.backward = staticmethod(backward)
+    Recorded.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+    Recorded.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
