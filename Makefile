@@ -1,7 +1,7 @@
 # make demo   a ranker learns from a generated log, here and now
 # make test   the fast test suite
 # make slow   what takes minutes, and what needs libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb
-# make bench  every operator against its peers, on this machine
+# make bench  every operator against its peers, on this machine (a few cases of each)
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
 PYTHON ?= python3
@@ -33,7 +33,7 @@ slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow or peers' -rs
 
 bench: $(INSTALLED)
-	for op in target_attention swiglu_ffn_norm request_gather; do $(BIN)/python benchmarks/$$op.py || exit 1; done
+	$(BIN)/python benchmarks/compare.py --quick --json build/benchmarks.json
 
 lint: $(LINTERS)
 	$(BIN)/ruff check .

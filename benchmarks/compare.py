@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import all_cases
+from grid import all_cases
 from measure import Probe, gemm_gflops, interleaved_ms, peak_extra_mb, read_gbs
 from problem import Case, Direction, check
 
@@ -77,8 +77,8 @@ def show(row: dict[str, Any]) -> None:
     """Prints a row: stca first, then every peer from the fastest on, then what cannot."""
     print(f"{row['op']}, {row['case']}, {row['dtype']}, {row['direction']}")
     print(
-        f"  {row['stca_ms']:9.3f} ms stca: {row['ratio']:.2f} x of {row['best_peer']}, {row['floor_share']:.0%} "
-        f"of the floor, peak {row['peak_mb']:.1f} MB against {row['peer_peak_mb']:.1f} MB"
+        f"  {row['stca_ms']:9.3f} ms stca: {row['ratio']:.2f} x as fast as {row['best_peer']}, "
+        f"{row['floor_share']:.0%} of the floor, peak {row['peak_mb']:.1f} MB against {row['peer_peak_mb']:.1f} MB"
     )
     for name, ms in sorted(row["all_ms"].items(), key=lambda each: each[1]):
         if name != "stca":

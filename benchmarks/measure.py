@@ -87,6 +87,7 @@ class Probe:
         self._a, self._b = torch.randn(_PROBE, _PROBE), torch.randn(_PROBE, _PROBE)
 
     def __call__(self) -> torch.Tensor:
+        """One product."""
         return torch.mm(self._a, self._b)
 
     @staticmethod

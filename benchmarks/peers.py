@@ -52,7 +52,7 @@ def attends(requests: Requests, D: int, H: int) -> dict[str, tuple[Form, Attend]
 
     def nested(q: Tensor, rows: Tensor, w_k: Tensor, w_v: Tensor) -> Tensor:
         q = torch.nested.nested_tensor_from_jagged(q, requests.target_offsets)
-        q, k, v = (x.unflatten(-1, [H, dh]).transpose(1, 2) for x in (q, rows @ w_k, rows @ w_v))
+        q, k, v = (x.unflatten(-1, [H, dh]).transpose(1, 2) for x in (q, rows @ w_k, rows @ w_v))  # type: ignore[no-untyped-call]
         y: Tensor = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).values()
         return y.reshape(R * m, D)
 

@@ -29,17 +29,17 @@ class Requests:
     lengths: Sequence[int]
 
     @property
-    def R(self) -> int:
+    def R(self) -> int:  # noqa: N802
         """Number of requests."""
         return len(self.lengths)
 
     @property
-    def T(self) -> int:
+    def T(self) -> int:  # noqa: N802
         """Number of targets."""
         return self.R * self.m
 
     @property
-    def N(self) -> int:
+    def N(self) -> int:  # noqa: N802
         """Number of history rows."""
         return sum(self.lengths)
 
@@ -81,7 +81,7 @@ class Requests:
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """History rows of each request."""
-        return x.split(list(self.lengths))
+        return torch.split(x, list(self.lengths))
 
     def attention_mask(self) -> Tensor | None:
         """[R, 1, 1, L] for scaled_dot_product_attention, where it needs one."""

@@ -50,8 +50,8 @@ def with_eager_autograd(
 ) -> Callable[..., Any]:
     """`op` for Python callers: what register_autograd does, but in eager mode by one plain autograd function.
 
-    A call that records a gradient then takes 35 microseconds in place of 80. Calls that record none, and compilers,
-    take the operator itself.
+    A call that records a gradient then takes 44 microseconds in place of 80. Calls without one, and compilers, take
+    the operator itself.
     """
 
     class Recorded(torch.autograd.Function):

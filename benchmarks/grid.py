@@ -31,7 +31,7 @@ def requests_of(D: int, H: int, m: int, L: int, beta: bool = False) -> Requests:
 
 def attention_cases(slow: bool) -> Iterator[Case]:
     """Every op of attention on the whole grid; `slow` adds the peers that need a compiler."""
-    for op, _build in _FORMS.items():
+    for op in _FORMS:
         for D, H in WIDTHS:
             for m in TARGETS:
                 for L in LENGTHS:
