@@ -114,7 +114,8 @@ class Training:
         self.state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -math.inf, "best_model": None, "worse": 0}
         self.state |= {"rows": 0, "distinct": 0}  # of this epoch
         self.state |= {"tokens": 0, "seconds": 0.0}  # history rows and CPU time of all training steps
-        if checkpoint is not None and checkpoint.exists():
+        self.resumed = checkpoint is not None and checkpoint.exists()
+        if checkpoint is not None and self.resumed:
             self._load(checkpoint)
 
     def run(self, name: str) -> None:
@@ -125,11 +126,6 @@ class Training:
             self._epoch(name)
         if self.state["best_model"] is not None:
             self.model.load_state_dict(self.state["best_model"])
-
-    @property
-    def settings(self) -> str:
-        """What a checkpoint depends on."""
-        return f"{self.config!r} in {world_size()} processes"
 
     def _batches(self) -> tuple[TokenBudgetSampler, Integers]:
         """The epoch's batches of runs and their history lengths: a function of seed and epoch alone."""
