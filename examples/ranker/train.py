@@ -100,7 +100,7 @@ class Training:
         self.runs = group_requests(log, split.train, config.requests_per_history, config.max_span_days * 86400)
         # What a checkpoint must agree with; of the log, its size.
         self.settings = (
-            f"{config!r}, log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, "
+            f"{config!r} in {world_size()} processes, log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, "
             f"model of {sum(p.numel() for p in model.parameters())} parameters"
         )
         decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -217,9 +217,10 @@ class Training:
 
     def _load(self, path: Path) -> None:
         saved = torch.load(path, weights_only=True)
-        if saved["settings"] != self.settings:
+        if saved.get("settings") != self.settings:
             raise ValueError(
-                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {saved['settings']}"
+                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {saved.get('settings')} "
+                "(--restart forgets it)"
             )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
