@@ -100,7 +100,8 @@ class Training:
         self.runs = group_requests(log, split.train, config.requests_per_history, config.max_span_days * 86400)
         # What a checkpoint must agree with; of the log, its size.
         self.settings = (
-            f"{config!r} in {world_size()} processes, log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, "
+            f"{config!r} in {world_size()} processes, "
+            f"log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, "
             f"model of {sum(p.numel() for p in model.parameters())} parameters"
         )
         decayed = [p for p in model.parameters() if p.dim() > 1]
