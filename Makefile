@@ -18,7 +18,13 @@ INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name 'CMakeLists.txt')
 
-.PHONY: demo test slow bench lint doctest kernels clean
+SIMT := build/simt
+
+# Installs into the environment $(1) what pyproject.toml lists under $(2).
+listed = $(1)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(2), sep='\n')" \
+  | xargs -d '\n' $(1)/bin/python -m pip install --quiet
+
+.PHONY: demo test slow bench lint doctest simt kernels cuda-build clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
