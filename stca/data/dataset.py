@@ -18,8 +18,9 @@ class RequestDataset(IterableDataset[RequestBatch]):
     """Batches by a budget of tokens from files that `write_requests` made, one row group in memory at a time.
 
     Row groups are shuffled and dealt out over ranks and the workers of a DataLoader (`batch_size=None`), so each comes
-    exactly once; within a row group batches are `TokenBudgetSampler`'s. Iterating again is the next epoch; of
-    workers that end with their epoch it is not, so call `set_epoch`, or use `persistent_workers=True`. Ranks may get different numbers of batches: a loop over several ranks must stop when the first has none left.
+    exactly once; within a row group batches are `TokenBudgetSampler`'s. Iterating again is the next epoch; of workers
+    that end with their epoch it is not: call `set_epoch`, or use `persistent_workers=True`. Ranks may get different
+    numbers of batches: a loop over several ranks must stop when the first has none left.
 
     Args:
         paths: one file or several.
