@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,7 @@ def test_another_thread_chooses_an_instruction_set_meanwhile() -> None:
         while not done.is_set():
             for name in ISAS:
                 stca.set_cpu_isa(name)
+                time.sleep(0)  # lets the other thread have the interpreter, for which it else waits 5 ms each time
 
     chooser = threading.Thread(target=choose)
     chooser.start()
