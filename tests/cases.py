@@ -204,3 +204,14 @@ TARGET_ATTENTION_SMALL = [
     TargetAttentionCase("grouped", [(1, 40), (6, 130)], 4, 2, 3, 4, "shared", index=torch.int32),
     TargetAttentionCase("pool", [(2, 40), (3, 70)], 2, 1, 5, 4, "prefix", pool=30),
 ]
+
+
+SWIGLU_SHAPES = [(0, 8, 8), (1, 1, 1), (5, 8, 16), (95, 33, 70), (97, 64, 128), (200, 40, 17), (300, 256, 40)]
+
+
+def swiglu_inputs(N: int, D: int, F: int, norm: int = 2, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+    """Arguments of swiglu_ffn_norm; norm: 0 none, 1 with a weight, 2 with weight and bias."""
+    shapes = {"x": (N, D), "w_u": (D, F), "w_v": (D, F), "w_o": (F, D), "norm_weight": (D,), "norm_bias": (D,)}
+    scales = {"w_u": D**-0.5, "w_v": D**-0.5, "w_o": F**-0.5}
+    drawn = {name: torch.randn(shape) * scales.get(name, 1.0) for name, shape in shapes.items()}
+    return {name: drawn[name].to(dtype) for name in list(shapes)[: 4 + norm]}

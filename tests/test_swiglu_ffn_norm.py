@@ -10,23 +10,12 @@ from typing import Any
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
-from cases import DTYPES, ISAS
+from cases import DTYPES, ISAS, SWIGLU_SHAPES, swiglu_inputs
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import stca
-
-SHAPES = [(0, 8, 8), (1, 1, 1), (5, 8, 16), (95, 33, 70), (97, 64, 128), (200, 40, 17), (300, 256, 40)]
-NAMES = ("x", "w_u", "w_v", "w_o", "norm_weight", "norm_bias")
-
-
-def _inputs(N: int, D: int, F: int, norm: int = 2, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """norm: 0 none, 1 with a weight, 2 with weight and bias."""
-    shapes = {"x": (N, D), "w_u": (D, F), "w_v": (D, F), "w_o": (F, D), "norm_weight": (D,), "norm_bias": (D,)}
-    scales = {"w_u": D**-0.5, "w_v": D**-0.5, "w_o": F**-0.5}
-    drawn = {name: torch.randn(shape) * scales.get(name, 1.0) for name, shape in shapes.items()}
-    return {name: drawn[name].to(dtype) for name in NAMES[: 4 + norm]}
 
 
 def _results(f: Callable[..., Tensor], inputs: dict[str, Any], dy: Tensor) -> dict[str, Tensor]:
@@ -38,13 +27,13 @@ def _results(f: Callable[..., Tensor], inputs: dict[str, Any], dy: Tensor) -> di
 
 @pytest.mark.parametrize("norm", [0, 1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SWIGLU_SHAPES)
 def test_accuracy(isa: str, shape: tuple[int, int, int], dtype: torch.dtype, norm: int) -> None:
     _judge(shape, dtype, norm)
 
 
 def _judge(shape: tuple[int, int, int], dtype: torch.dtype, norm: int) -> None:
-    inputs = _inputs(*shape, norm, dtype)
+    inputs = swiglu_inputs(*shape, norm, dtype)
     dy = torch.randn(shape[:2]).to(dtype)
     exact = _results(stca.reference.swiglu_ffn_norm, {n: x.double() for n, x in inputs.items()}, dy)
     plain = _results(stca.reference.swiglu_ffn_norm, inputs, dy)
@@ -73,19 +62,19 @@ def test_drawn_shapes(shape: tuple[int, int, int], dtype: torch.dtype, norm: int
 @pytest.mark.parametrize("f", [stca.ops.swiglu_ffn_norm, stca.reference.swiglu_ffn_norm])
 def test_gradcheck(f: Callable[..., Tensor]) -> None:
     for norm in (0, 1, 2):
-        inputs = [x.requires_grad_() for x in _inputs(5, 6, 7, norm).values()]
+        inputs = [x.requires_grad_() for x in swiglu_inputs(5, 6, 7, norm).values()]
         assert torch.autograd.gradcheck(f, inputs)
 
 
 def test_the_oracle_is_torchs_own() -> None:
-    i = _inputs(50, 16, 24)
+    i = swiglu_inputs(50, 16, 24)
     h = (i["x"] @ i["w_u"] * torch.nn.functional.silu(i["x"] @ i["w_v"])) @ i["w_o"]
     expected = torch.nn.functional.layer_norm(h, (16,), i["norm_weight"], i["norm_bias"])
     torch.testing.assert_close(stca.reference.swiglu_ffn_norm(**i), expected)
 
 
 def test_opcheck() -> None:
-    i = [x.requires_grad_() for x in _inputs(7, 8, 12, 2, torch.float32).values()]
+    i = [x.requires_grad_() for x in swiglu_inputs(7, 8, 12, 2, torch.float32).values()]
     torch.library.opcheck(torch.ops.stca.swiglu_ffn_norm, (*i, 1e-5))
     y, mean, rstd = torch.ops.stca.swiglu_ffn_norm(*i, 1e-5)
     detached = [x.detach() for x in (y, *i, mean, rstd)]
@@ -95,7 +84,7 @@ def test_opcheck() -> None:
 
 
 def test_compiles_into_one_graph() -> None:
-    inputs = _inputs(20, 8, 12, 2, torch.float32)
+    inputs = swiglu_inputs(20, 8, 12, 2, torch.float32)
     torch.compiler.reset()
     compiled = torch.compile(stca.ops.swiglu_ffn_norm, fullgraph=True)
     dy = torch.randn(20, 8)
@@ -103,14 +92,14 @@ def test_compiles_into_one_graph() -> None:
 
 
 def test_second_derivatives_are_refused() -> None:
-    x, *rest = (each.requires_grad_() for each in _inputs(3, 4, 5).values())
+    x, *rest = (each.requires_grad_() for each in swiglu_inputs(3, 4, 5).values())
     (grad,) = torch.autograd.grad(stca.ops.swiglu_ffn_norm(x, *rest).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="swiglu_ffn_norm: second derivatives are not supported"):
         grad.sum().backward()
 
 
 def test_strides() -> None:
-    inputs = _inputs(100, 24, 40)
+    inputs = swiglu_inputs(100, 24, 40)
     dy = torch.randn(100, 24, dtype=torch.float64)
     expected = _results(stca.ops.swiglu_ffn_norm, inputs, dy)
     transposed = {n: x.mT.contiguous().mT if x.dim() == 2 else x for n, x in inputs.items()}
@@ -122,14 +111,14 @@ def test_strides() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_two_runs_are_bitwise_equal(threads: Callable[[int], None], count: int) -> None:
     threads(count)
-    inputs, dy = _inputs(1000, 64, 96, 2, torch.float32), torch.randn(1000, 64)
+    inputs, dy = swiglu_inputs(1000, 64, 96, 2, torch.float32), torch.randn(1000, 64)
     assert_bitwise_equal(_results(stca.ops.swiglu_ffn_norm, inputs, dy), _results(stca.ops.swiglu_ffn_norm, inputs, dy))
 
 
 @pytest.mark.skipif(len(ISAS) < 2, reason="the CPU has one instruction set")
 def test_another_thread_chooses_an_instruction_set_meanwhile() -> None:
     """A call stays with the set it began with: its kernels hand each other panels as wide as their vectors."""
-    inputs, dy = _inputs(96, 33, 70, 2, torch.float32), torch.randn(96, 33)
+    inputs, dy = swiglu_inputs(96, 33, 70, 2, torch.float32), torch.randn(96, 33)
     before, done = stca.cpu_isa(), threading.Event()
     expected = []
     for name in ISAS:
@@ -157,7 +146,7 @@ def test_another_thread_chooses_an_instruction_set_meanwhile() -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_rows_do_not_touch_each_other(uninitialized_is_nan: None, poison: float) -> None:
-    inputs = _inputs(100, 9, 13, 2, torch.float32)
+    inputs = swiglu_inputs(100, 9, 13, 2, torch.float32)
     y = stca.ops.swiglu_ffn_norm(**inputs)
     inputs["x"][50] = poison
     poisoned = stca.ops.swiglu_ffn_norm(**inputs)
@@ -170,7 +159,7 @@ def test_rows_do_not_touch_each_other(uninitialized_is_nan: None, poison: float)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_backward_reads_no_uninitialized_memory(uninitialized_is_nan: None, isa: str, dtype: torch.dtype) -> None:
     """And the poisoned gradient of a row stays in that row of dx."""
-    inputs, dy = _inputs(100, 9, 13, 2, dtype), torch.randn(100, 9)
+    inputs, dy = swiglu_inputs(100, 9, 13, 2, dtype), torch.randn(100, 9)
     clean = _results(stca.ops.swiglu_ffn_norm, inputs, dy)
     assert all(x.isfinite().all() for x in clean.values())
     dy[50] = torch.nan
@@ -181,7 +170,7 @@ def test_backward_reads_no_uninitialized_memory(uninitialized_is_nan: None, isa:
 
 
 def test_large_gates_do_not_overflow() -> None:
-    inputs = _inputs(4, 8, 8, 0, torch.float32)
+    inputs = swiglu_inputs(4, 8, 8, 0, torch.float32)
     inputs["x"] *= 1e4
     torch.testing.assert_close(
         stca.ops.swiglu_ffn_norm(**inputs), stca.reference.swiglu_ffn_norm(**inputs), rtol=1e-4, atol=1e3
@@ -204,7 +193,7 @@ def test_large_gates_do_not_overflow() -> None:
     ],
 )
 def test_bad_calls(changes: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = _inputs(3, 4, 6, 2, torch.float32)
+    good: dict[str, Any] = swiglu_inputs(3, 4, 6, 2, torch.float32)
     with pytest.raises(ValueError, match=f"swiglu_ffn_norm: {message}"):
         stca.ops.swiglu_ffn_norm(**{**good, **changes})
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common.h"
+#include "swiglu_ffn_norm_cuda.h"
 
 namespace stca {
 namespace {
@@ -19,7 +20,7 @@ constexpr const char* kOp = "swiglu_ffn_norm";
 
 // The checked inputs and what is packed from them, kept alive while `params` points into them.
 struct Inputs {
-  Tensor x, w_u, w_v, w_o, norm_weight, norm_bias;
+  Tensor x;
   CpuIsa isa = cpu_isa();  // panels are as wide as its vectors
   std::vector<Tensor> packed;
   SwigluFfnNormParams params;
@@ -47,45 +48,53 @@ void check_weight(const char* name, const Tensor& weight, const Tensor& x, const
   check_same(kOp, name, weight, "x", x);
 }
 
-Inputs checked_inputs(const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
-                      const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, double eps) {
+void check_inputs(const SwigluFfnNormTensors& in) {
+  const Tensor& x = in.x;
+  checked_dtype(kOp, "x", x);
+  check_dims(kOp, "x", x, "[N, D]", 2);
+  check_dims(kOp, "w_u", in.w_u, "[D, F]", 2);
+  const int64_t D = x.size(1), F = in.w_u.size(1);
+  STCA_CHECK(D > 0 && F > 0, kOp, "x [N, D] and w_u [D, F] must have D and F of at least 1, got ", x.sizes(), " and ",
+             in.w_u.sizes());
+  check_weight("w_u", in.w_u, x, "[D, F]", {D, F});
+  check_weight("w_v", in.w_v, x, "[D, F]", {D, F});
+  check_weight("w_o", in.w_o, x, "[F, D]", {F, D});
+  STCA_CHECK(in.norm_weight.has_value() || !in.norm_bias.has_value(), kOp,
+             "norm_bias must be None where norm_weight is None, got a tensor");
+  if (in.norm_weight.has_value()) check_weight("norm_weight", *in.norm_weight, x, "[D]", {D});
+  if (in.norm_bias.has_value()) check_weight("norm_bias", *in.norm_bias, x, "[D]", {D});
+}
+
+Inputs packed_inputs(const SwigluFfnNormTensors& from, double eps) {
   Inputs in;
   SwigluFfnNormParams& p = in.params;
-  p.dtype = checked_dtype(kOp, "x", x);
-  check_dims(kOp, "x", x, "[N, D]", 2);
-  check_dims(kOp, "w_u", w_u, "[D, F]", 2);
-  const int64_t D = x.size(1), F = w_u.size(1);
-  STCA_CHECK(D > 0 && F > 0, kOp, "x [N, D] and w_u [D, F] must have D and F of at least 1, got ", x.sizes(), " and ",
-             w_u.sizes());
-  check_weight("w_u", w_u, x, "[D, F]", {D, F});
-  check_weight("w_v", w_v, x, "[D, F]", {D, F});
-  check_weight("w_o", w_o, x, "[F, D]", {F, D});
-  STCA_CHECK(norm_weight.has_value() || !norm_bias.has_value(), kOp,
-             "norm_bias must be None where norm_weight is None, got a tensor");
-  if (norm_weight.has_value()) check_weight("norm_weight", *norm_weight, x, "[D]", {D});
-  if (norm_bias.has_value()) check_weight("norm_bias", *norm_bias, x, "[D]", {D});
-  in.x = with_contiguous_rows(x);
-  p.num_rows = x.size(0);
-  p.dim = D;
-  p.hidden = F;
+  p.dtype = checked_dtype(kOp, "x", from.x);
+  in.x = with_contiguous_rows(from.x);
+  p.num_rows = in.x.size(0);
+  p.dim = in.x.size(1);
+  p.hidden = from.w_u.size(1);
   p.eps = eps;
-  p.norm = norm_weight.has_value();
+  p.norm = from.norm_weight.has_value();
   p.x = in.x.const_data_ptr();
   p.x_stride = in.x.stride(0);
-  p.w_u = pack(in, w_u, false);
-  p.w_v = pack(in, w_v, false);
-  p.w_o = pack(in, w_o, false);
-  p.norm_weight = p.norm ? pack(in, norm_weight->unsqueeze(0), false) : nullptr;
-  p.norm_bias = p.norm
-                    ? pack(in, norm_bias.has_value() ? norm_bias->unsqueeze(0) : at::zeros({1, D}, x.options()), false)
-                    : nullptr;
+  p.w_u = pack(in, from.w_u, false);
+  p.w_v = pack(in, from.w_v, false);
+  p.w_o = pack(in, from.w_o, false);
+  p.norm_weight = p.norm ? pack(in, from.norm_weight->unsqueeze(0), false) : nullptr;
+  const Tensor bias = from.norm_bias.has_value() ? *from.norm_bias : at::zeros({p.dim}, in.x.options());
+  p.norm_bias = p.norm ? pack(in, bias.unsqueeze(0), false) : nullptr;
   return in;
 }
 
 std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor& w_u, const Tensor& w_v,
                                                    const Tensor& w_o, const optional<Tensor>& norm_weight,
                                                    const optional<Tensor>& norm_bias, double eps) {
-  Inputs in = checked_inputs(x, w_u, w_v, w_o, norm_weight, norm_bias, eps);
+  const SwigluFfnNormTensors tensors{x, w_u, w_v, w_o, norm_weight, norm_bias};
+  check_inputs(tensors);
+#if defined(STCA_WITH_CUDA)
+  if (runs_on_cuda(x)) return swiglu_ffn_norm_on_cuda(tensors, eps);
+#endif
+  Inputs in = packed_inputs(tensors, eps);
   SwigluFfnNormParams& p = in.params;
   const Tensor y = at::empty({p.num_rows, p.dim}, x.options());
   const auto statistics = x.options().dtype(accumulation_type(x));
@@ -106,9 +115,14 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward(
     const Tensor& dy, const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
     const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd) {
-  Inputs in = checked_inputs(x, w_u, w_v, w_o, norm_weight, norm_bias, 0.0);
+  const SwigluFfnNormTensors tensors{x, w_u, w_v, w_o, norm_weight, norm_bias};
+  check_inputs(tensors);
   STCA_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(), kOp, "dy must be like y, ", x.sizes(),
              " of ", x.scalar_type(), ", got ", dy.sizes(), " of ", dy.scalar_type());
+#if defined(STCA_WITH_CUDA)
+  if (runs_on_cuda(x)) return swiglu_ffn_norm_backward_on_cuda(tensors, dy, mean, rstd);
+#endif
+  Inputs in = packed_inputs(tensors, 0.0);
   const Tensor dy_rows = dy.contiguous(), mean_rows = mean.contiguous(), rstd_rows = rstd.contiguous();
   in.params.mean = mean_rows.data_ptr();
   in.params.rstd = rstd_rows.data_ptr();
@@ -154,5 +168,11 @@ TORCH_LIBRARY_IMPL(stca, CPU, m) {
   m.impl("swiglu_ffn_norm", &swiglu_ffn_norm);
   m.impl("swiglu_ffn_norm_backward", &swiglu_ffn_norm_backward);
 }
+#if defined(STCA_WITH_CUDA)
+TORCH_LIBRARY_IMPL(stca, CUDA, m) {
+  m.impl("swiglu_ffn_norm", &swiglu_ffn_norm);
+  m.impl("swiglu_ffn_norm_backward", &swiglu_ffn_norm_backward);
+}
+#endif
 
 }  // namespace stca

@@ -1,0 +1,171 @@
+#include "swiglu_ffn_norm_cuda.h"
+
+#if defined(STCA_WITH_CUDA)
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <algorithm>
+
+#include "../kernels/swiglu_ffn_norm_cuda.h"
+#include "cuda.h"
+
+namespace stca {
+namespace {
+
+using at::Tensor;
+
+constexpr const char* kOp = "swiglu_ffn_norm";
+
+// Rows that go through the network together: enough to fill a GPU's multiprocessors several times at usual widths.
+constexpr int64_t kChunkRows = 8192;
+static_assert(kChunkRows % kNormPartRows == 0, "no run of rows lies in two chunks");
+
+// Chunks of rows go one after the other through the same hidden rows. The matrix products are torch's.
+class Network {
+ public:
+  explicit Network(const SwigluFfnNormTensors& in)
+      : in_(in),
+        dtype_(checked_dtype(kOp, "x", in.x)),
+        capacity_(std::min(kChunkRows, in.x.size(0))),
+        call_(in.x),
+        u_(at::empty({capacity_, in.w_u.size(1)}, in.x.options())),
+        v_(at::empty_like(u_)),
+        g_(at::empty_like(u_)) {
+    STCA_CHECK(dtype_ != Dtype::kFloat64, kOp, "on CUDA must be given float32, bfloat16 or float16, got ",
+               in.x.scalar_type());
+    if (!in.norm_weight.has_value()) return;
+    h_ = at::empty({capacity_, in.x.size(1)}, in.x.options());
+    norm_weight_ = in.norm_weight->contiguous();
+    if (in.norm_bias.has_value()) norm_bias_ = in.norm_bias->contiguous();
+  }
+
+  // y [N, D], and mean and rstd [N].
+  void forward(double eps, const Tensor& y, const Tensor& mean, const Tensor& rstd) {
+    for_each_chunk([&](int64_t begin, int64_t rows) {
+      hide(begin, rows);
+      const Tensor y_rows = y.narrow(0, begin, rows);
+      Tensor h = norm() ? h_.narrow(0, 0, rows) : y_rows;
+      at::mm_out(h, g_.narrow(0, 0, rows), in_.w_o);
+      if (norm()) {
+        check(norm_cuda(norm_params(begin, rows, eps, mean, rstd), y_rows.mutable_data_ptr(), call_.stream()));
+      }
+    });
+  }
+
+  struct Gradients {
+    Tensor x;              // [N, D]
+    Tensor w_u, w_v, w_o;  // in float32
+    Tensor norm_sums;      // [parts, 2, D]: of norm_weight and norm_bias, by runs of rows
+  };
+
+  void backward(const Tensor& dy, const Tensor& mean, const Tensor& rstd, const Gradients& grads) {
+    for_each_chunk([&](int64_t begin, int64_t rows) {
+      hide(begin, rows);
+      const Tensor x = in_.x.narrow(0, begin, rows);
+      Tensor u = u_.narrow(0, 0, rows), v = v_.narrow(0, 0, rows), g = g_.narrow(0, 0, rows);
+      Tensor dh = dy.narrow(0, begin, rows);
+      if (norm()) {
+        Tensor h = h_.narrow(0, 0, rows);
+        at::mm_out(h, g, in_.w_o);
+        float* sums = grads.norm_sums.mutable_data_ptr<float>() + begin / kNormPartRows * 2 * h.size(1);
+        check(norm_backward_cuda(norm_params(begin, rows, 0.0, mean, rstd), dh.const_data_ptr(), h.mutable_data_ptr(),
+                                 sums, call_.stream()));
+        dh = h;
+      }
+      grads.w_o.add_(at::mm(g.t(), dh));
+      at::mm_out(g, dh, in_.w_o.t());
+      check(swiglu_gate_backward_cuda(dtype_, u.mutable_data_ptr(), v.mutable_data_ptr(), g.const_data_ptr(), u.numel(),
+                                      call_.stream()));
+      grads.w_u.add_(at::mm(x.t(), u));
+      grads.w_v.add_(at::mm(x.t(), v));
+      Tensor dx = grads.x.narrow(0, begin, rows);
+      at::mm_out(dx, u, in_.w_u.t());
+      at::addmm_out(dx, dx, v, in_.w_v.t());
+    });
+  }
+
+  bool norm() const { return norm_weight_.defined(); }
+
+ private:
+  template <class F>
+  void for_each_chunk(const F& f) const {
+    // torch's operators below see plain tensors: the caller has converted and recorded what was to be.
+    const at::AutoDispatchBelowADInplaceOrView plain;
+    const c10::impl::ExcludeDispatchKeyGuard as_they_are(c10::autocast_dispatch_keyset);
+    for (int64_t begin = 0; begin < in_.x.size(0); begin += kChunkRows) {
+      f(begin, std::min(kChunkRows, in_.x.size(0) - begin));
+    }
+  }
+
+  // u, v and g of the rows [begin, begin + rows) of x.
+  void hide(int64_t begin, int64_t rows) {
+    const Tensor x = in_.x.narrow(0, begin, rows);
+    Tensor u = u_.narrow(0, 0, rows), v = v_.narrow(0, 0, rows);
+    at::mm_out(u, x, in_.w_u);
+    at::mm_out(v, x, in_.w_v);
+    check(swiglu_gate_cuda(dtype_, u.const_data_ptr(), v.const_data_ptr(), g_.mutable_data_ptr(), u.numel(),
+                           call_.stream()));
+  }
+
+  NormParams norm_params(int64_t begin, int64_t rows, double eps, const Tensor& mean, const Tensor& rstd) const {
+    return {dtype_,
+            rows,
+            in_.x.size(1),
+            eps,
+            h_.const_data_ptr(),
+            norm_weight_.const_data_ptr(),
+            norm_bias_.defined() ? norm_bias_.const_data_ptr() : nullptr,
+            mean.data_ptr<float>() + begin,
+            rstd.data_ptr<float>() + begin};
+  }
+
+  void check(const char* error) const { call_.check(kOp, error); }
+
+  const SwigluFfnNormTensors& in_;
+  Dtype dtype_;
+  int64_t capacity_;
+  CudaCall call_;
+  Tensor u_, v_, g_;                // [capacity, F]; in the backward pass their gradients too
+  Tensor h_;                        // [capacity, D]; not defined without a norm
+  Tensor norm_weight_, norm_bias_;  // [D]; not defined where not given
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm_on_cuda(const SwigluFfnNormTensors& in, double eps) {
+  Network network(in);
+  const Tensor y = at::empty(in.x.sizes(), in.x.options());
+  const Tensor mean = at::empty({network.norm() ? in.x.size(0) : 0}, in.x.options().dtype(at::kFloat));
+  const Tensor rstd = at::empty_like(mean);
+  network.forward(eps, y, mean, rstd);
+  return {y, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward_on_cuda(
+    const SwigluFfnNormTensors& in, const Tensor& dy, const Tensor& mean, const Tensor& rstd) {
+  Network network(in);
+  const at::TensorOptions sums = in.x.options().dtype(at::kFloat);
+  const int64_t parts = network.norm() ? (in.x.size(0) + kNormPartRows - 1) / kNormPartRows : 0;
+  const Network::Gradients grads{at::empty(in.x.sizes(), in.x.options()), at::zeros(in.w_u.sizes(), sums),
+                                 at::zeros(in.w_v.sizes(), sums), at::zeros(in.w_o.sizes(), sums),
+                                 at::empty({parts, 2, in.x.size(1)}, sums)};
+  network.backward(dy.contiguous(), mean.contiguous(), rstd.contiguous(), grads);
+  const at::ScalarType dtype = in.x.scalar_type();
+  const Tensor of_norm = at::sum(grads.norm_sums, 0).to(dtype), none = at::empty({0}, in.x.options());
+  return {grads.x,
+          grads.w_u.to(dtype),
+          grads.w_v.to(dtype),
+          grads.w_o.to(dtype),
+          in.norm_weight.has_value() ? of_norm[0].clone() : none,
+          in.norm_bias.has_value() ? of_norm[1].clone() : none.clone()};
+}
+
+}  // namespace stca
+
+#endif

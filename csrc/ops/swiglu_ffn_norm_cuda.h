@@ -1,0 +1,24 @@
+// swiglu_ffn_norm on CUDA, behind the checks of swiglu_ffn_norm.cpp.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace stca {
+
+struct SwigluFfnNormTensors {
+  const at::Tensor& x;                                      // [N, D]
+  const at::Tensor &w_u, &w_v, &w_o;                        // [D, F], [D, F], [F, D]
+  const std::optional<at::Tensor>&norm_weight, &norm_bias;  // [D]
+};
+
+// y [N, D], mean and rstd [N]; without a norm both are [0].
+std::tuple<at::Tensor, at::Tensor, at::Tensor> swiglu_ffn_norm_on_cuda(const SwigluFfnNormTensors& in, double eps);
+
+// The gradients of all six; of a norm that is not there [0].
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> swiglu_ffn_norm_backward_on_cuda(
+    const SwigluFfnNormTensors& in, const at::Tensor& dy, const at::Tensor& mean, const at::Tensor& rstd);
+
+}  // namespace stca
