@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
 from stca.nn.layout import Flat, flatten
+from stca.nn.order import BY_FLOPS, compiled_order_costs, order_costs
 
 Order = Literal["auto", "reordered", "projected"]
+_WORTH_MEASURING = 1e8  # FLOPs of attention, a millisecond or so
 _ROWS_OF_A_GROUP = 10_000  # of a history, for the choice of order where no rank knows its length
 
 
@@ -29,8 +31,9 @@ class TargetAttention(nn.Module):
         dim: D, width of targets, history rows and output.
         num_heads: H, divides D.
         bias: biases of queries, values and output. A bias of keys would drop out of the softmax and is not held.
-        order: "auto" takes the order with fewer FLOPs for the shapes at hand, with m = T / R targets per request;
-            "reordered" under `torch.export`, since one program then serves all shapes.
+        order: "auto" takes the faster order for the shapes at hand, with m = T / R targets per request: by FLOPs, and
+            near the crossover by what they cost here (`order_costs`); "reordered" under `torch.export`, since one
+            program then serves all shapes.
         history_group: ranks that each hold a part of every request's history, and all targets. Histories, their
             offsets and `visible` are this rank's part; results and the gradients of targets and weights are whole
             and the same on every rank. What travels is of the size of the queries, whatever the history's length.
@@ -88,23 +91,32 @@ class TargetAttention(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
-    def chosen_order(self, T: int, N: int, R: int, P: int | None = None) -> Literal["reordered", "projected"]:
-        """The order with fewer FLOPs, unless the module fixes one or is being exported.
+    def chosen_order(
+        self, T: int, N: int, R: int, P: int | None = None, dtype: torch.dtype | None = None
+    ) -> Literal["reordered", "projected"]:
+        """The faster order, unless the module fixes one or is being exported; see `stca.nn.order_costs`.
 
         Args:
             T: targets of all requests.
             N: history rows of all requests.
             R: requests.
             P: distinct history rows, N when None.
+            dtype: of targets and history, that of the weights when None.
         """
         if self.order != "auto":
             return self.order
         if torch.compiler.is_exporting():
             return "reordered"
         D, H, pairs = self.dim, self.num_heads, N * T / max(R, 1)
-        reordered = 4 * D * H * pairs + 4 * T * D * D
-        projected = 4 * D * pairs + 4 * (N if P is None else P) * D * D
-        return "reordered" if reordered <= projected else "projected"
+        project, attend = 4 * (N if P is None else P) * D * D, 4 * D * pairs
+        # What travels between the ranks of a group depends on the order, so they must agree; small or clear cases
+        # are not worth a measurement.
+        costs = BY_FLOPS
+        if self.history_group is None and H * attend > _WORTH_MEASURING and 4 * H * attend > project + attend:
+            find = compiled_order_costs if torch.compiler.is_compiling() else order_costs
+            costs = find(self.w_q.device, dtype or self.w_q.dtype, torch.is_grad_enabled())
+        reordered = costs.reordered * H * attend + 4 * T * D * D
+        return "reordered" if reordered <= project + costs.projected * attend else "projected"
 
     def forward(
         self,
@@ -144,7 +156,7 @@ class TargetAttention(nn.Module):
         group = self.history_group
         if group is not None:
             N = P = _ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
-        reordered = self.chosen_order(T, N, R, P) == "reordered"
+        reordered = self.chosen_order(T, N, R, P, q.dtype) == "reordered"
         if reordered:
             q = torch.einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
             if group is not None:

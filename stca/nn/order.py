@@ -1,0 +1,159 @@
+"""What each order of attention costs on this machine: measured once, kept in a file, replaced at will."""
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import stca
+from stca import ops
+
+
+class OrderCosts(NamedTuple):
+    """Time of a FLOP of attention, in each order, over that of a FLOP of the products that project keys and values."""
+
+    reordered: float
+    projected: float
+
+
+BY_FLOPS = OrderCosts(1.0, 1.0)
+_ROUNDS = 8
+
+
+def order_costs(device: torch.device, dtype: torch.dtype, training: bool) -> OrderCosts:
+    r"""What `TargetAttention(order="auto")` weighs FLOPs with.
+
+    The first that there is of: the environment variable STCA_ORDER_COSTS ("reordered,projected", "1,1" for FLOPs
+    alone); the file `$XDG_CACHE_HOME/stca/order.json` (`~/.cache` by default), by processor, threads, dtype and
+    pass; a measurement of about a second, which goes into that file. While torch compiles or captures a CUDA graph,
+    nothing is measured: FLOPs alone decide then.
+
+    Args:
+        device: where the module runs; a GPU is waited for while it is measured.
+        dtype: of queries and history.
+        training: costs of forward and backward pass together, else of the forward pass.
+
+    Raises:
+        ValueError: STCA_ORDER_COSTS that is not two positive numbers.
+
+    Example:
+        >>> costs = stca.nn.order_costs(torch.device("cpu"), torch.float32, training=False)
+        >>> costs.reordered > 0 and costs.projected > 0
+        True
+    """
+    if given := os.environ.get("STCA_ORDER_COSTS"):
+        return _parsed(given)
+    if device.type not in ("cpu", "cuda"):
+        return BY_FLOPS
+    name = f"{_processor(device)}, {dtype}, {'training' if training else 'inference'}".replace("torch.", "")
+    if name not in _costs():
+        if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            return BY_FLOPS
+        measured = _measure(device, dtype, training)
+        if measured is None:
+            return BY_FLOPS
+        _costs()[name] = measured
+        _write()
+    return _costs()[name]
+
+
+# A compiled program keeps the costs that it was compiled with.
+compiled_order_costs: Callable[[torch.device, torch.dtype, bool], OrderCosts]
+compiled_order_costs = torch.compiler.assume_constant_result(order_costs)  # type: ignore[no-untyped-call]
+
+
+def _parsed(text: str) -> OrderCosts:
+    try:
+        reordered, projected = map(float, text.split(","))
+    except ValueError:
+        reordered = projected = 0.0
+    if not (reordered > 0 and projected > 0):
+        raise ValueError(f"STCA_ORDER_COSTS must be two positive numbers like '1.0,1.5', got {text!r}")
+    return OrderCosts(reordered, projected)
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu()}, {torch.get_num_threads()} threads, {stca.cpu_isa()}"
+
+
+@cache
+def _cpu() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
+
+
+def _file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stca" / "order.json"
+
+
+@cache
+def _costs() -> dict[str, OrderCosts]:
+    """Everything known, as the file had it when it was first needed."""
+    try:
+        return {name: OrderCosts(*map(float, costs)) for name, costs in json.loads(_file().read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # none yet, or not one of ours: measured again
+
+
+def _write() -> None:
+    """Keeps what is known, if there is a place for it."""
+    try:
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        part = _file().with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(_costs(), indent=1) + "\n")
+        part.replace(_file())
+    except OSError:
+        pass
+
+
+def _measure(device: torch.device, dtype: torch.dtype, training: bool) -> OrderCosts | None:
+    """None where tensors are not real, as while shapes are propagated."""
+    R, L, m, D, H = (2, 1024, 32, 256, 8) if device.type == "cpu" else (64, 2048, 32, 512, 8)
+    with torch.inference_mode(False), torch.set_grad_enabled(training), torch.autocast(device.type, enabled=False):
+        rows = torch.rand(R * L, D, device=device).to(dtype).requires_grad_(training)
+        if type(rows) is not Tensor:
+            return None
+        weight = torch.rand(D, D, device=device).to(dtype).requires_grad_(training)
+        offsets = [torch.arange(R + 1, device=device) * length for length in (m, L)]
+        u, q = (torch.rand(R * m, H, width, device=device).to(dtype).requires_grad_(training) for width in (D, D // H))
+        k = torch.rand(R * L, H, D // H, device=device).to(dtype).requires_grad_(training)
+        seconds = _shortest(
+            {
+                "project": lambda: rows @ weight,
+                "reordered": lambda: ops.target_attention(u, rows[:, None], None, *offsets),
+                "projected": lambda: ops.target_attention(q, k, k, *offsets),
+            },
+            device,
+            training,
+        )
+    flop = seconds["project"] / (2 * D * D)
+    attention = 4 * D * m
+    return OrderCosts(seconds["reordered"] / (attention * H) / flop, seconds["projected"] / attention / flop)
+
+
+def _shortest(calls: dict[str, Callable[[], Tensor]], device: torch.device, training: bool) -> dict[str, float]:
+    """Seconds of each call at its best, which a busy machine disturbs least; the calls take turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(_ROUNDS):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            result = call()
+            if training:
+                result.backward(result.detach())  # type: ignore[no-untyped-call]
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times[name].append(time.perf_counter() - start)
+    return {name: min(each) for name, each in times.items()}
