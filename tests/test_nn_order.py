@@ -55,7 +55,7 @@ def test_a_place_that_cannot_be_written(cache_file: Path) -> None:
 @pytest.mark.parametrize("text", ["fast", "1", "1,2,3", "1,0", "-1,1", "nan,1"])
 def test_what_is_given_is_checked(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STCA_ORDER_COSTS", text)
-    with pytest.raises(ValueError, match="^STCA_ORDER_COSTS must be two positive numbers"):
+    with pytest.raises(ValueError, match=r"^STCA_ORDER_COSTS must be two positive numbers"):
         order_costs(CPU, torch.float32, False)
 
 
