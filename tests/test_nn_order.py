@@ -26,7 +26,9 @@ def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 @pytest.mark.parametrize("training", [False, True])
 def test_measured_once(cache_file: Path, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_rng_state()
     costs = order_costs(CPU, torch.float32, training)
+    assert torch.equal(torch.get_rng_state(), before)
     assert costs.reordered > 0
     assert costs.projected > 0
     ((name, kept),) = json.loads(cache_file.read_text()).items()

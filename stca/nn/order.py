@@ -123,13 +123,16 @@ def _measure(device: torch.device, dtype: torch.dtype, training: bool) -> OrderC
     """None where tensors are not real, as while shapes are propagated."""
     R, L, m, D, H = (2, 1024, 32, 256, 8) if device.type == "cpu" else (64, 2048, 32, 512, 8)
     with torch.inference_mode(False), torch.set_grad_enabled(training), torch.autocast(device.type, enabled=False):
-        rows = torch.rand(R * L, D, device=device).to(dtype).requires_grad_(training)
+
+        def filled(*shape: int) -> Tensor:  # not drawn: the caller's random numbers stay what they are
+            return torch.full(shape, 0.1, dtype=dtype, device=device, requires_grad=training)
+
+        rows = filled(R * L, D)
         if type(rows) is not Tensor:
             return None
-        weight = torch.rand(D, D, device=device).to(dtype).requires_grad_(training)
+        weight, k = filled(D, D), filled(R * L, H, D // H)
         offsets = [torch.arange(R + 1, device=device) * length for length in (m, L)]
-        u, q = (torch.rand(R * m, H, width, device=device).to(dtype).requires_grad_(training) for width in (D, D // H))
-        k = torch.rand(R * L, H, D // H, device=device).to(dtype).requires_grad_(training)
+        u, q = filled(R * m, H, D), filled(R * m, H, D // H)
         seconds = _shortest(
             {
                 "project": lambda: rows @ weight,

@@ -28,7 +28,8 @@ def swiglu_ffn_norm(
 
     Tiles of rows go through the whole network while they are in cache. For its backward pass the op keeps x and two
     numbers per row: with y, which its consumer keeps, a training step holds `2 D * itemsize + 8` bytes per row, against
-    about `(4 F + 3 D) * itemsize` of the eager composition. The hidden rows are computed again.
+    about `(4 F + 3 D) * itemsize` of the eager composition. The hidden rows are computed again. On CUDA the products
+    are torch's, in chunks of rows, and each product is rounded to x's dtype, as in plain PyTorch.
 
     Args:
         x: [N, D], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64).
