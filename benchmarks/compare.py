@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from grid import all_cases
-from measure import Probe, gemm_gflops, interleaved_ms, peak_extra_mb, read_gbs
+from measure import Probe, gemm_gflops, interleaved_ms, keep_freed_memory, peak_extra_mb, read_gbs
 from problem import Case, Direction, check
 
 import stca
@@ -98,6 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    keep_freed_memory()
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "build_info"))
     seconds = args.seconds or (1.0 if args.quick else 4.0)

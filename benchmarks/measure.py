@@ -9,7 +9,18 @@ from statistics import median
 import torch
 
 Call = Callable[[], object]
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 _PROBE = 768  # rows of the square matrices whose product is the probe of a case: a few milliseconds, full speed
+
+
+def keep_freed_memory() -> None:
+    """Makes the C library keep freed memory, so that no call pays for pages that another one's result gave back.
+
+    Tensors of more than 32 MB still come from the system and go back to it, with every way of computing them.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
 
 
 def interleaved_ms(

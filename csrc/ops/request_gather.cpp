@@ -19,7 +19,9 @@ std::vector<at::Tensor> request_gather(at::TensorList xs, const at::Tensor& targ
       checked_offsets(kOp, "target_offsets", target_offsets, total, "the result (total)", target_offsets);
   const int64_t* offsets = checked.const_data_ptr<int64_t>();
   // Without a total the last offset is looked at, for which a GPU is waited for.
-  const int64_t targets = total.has_value() ? *total : checked[requests].item<int64_t>();
+  const int64_t targets = total.has_value()  ? *total
+                          : checked.is_cpu() ? offsets[requests]
+                                             : checked[requests].item<int64_t>();
   std::vector<at::Tensor> results;
   for (const at::Tensor& x : xs) {
     STCA_CHECK(x.dim() >= 1 && x.size(0) == requests, kOp, "x must be [R, ...] with R = ", requests, ", got ",

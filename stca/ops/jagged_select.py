@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents
+from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
 
 
 def jagged_select(
@@ -40,7 +40,7 @@ def jagged_select(
         (tensor([3., 1., 2.]), tensor([0, 1, 3]))
     """
     refuse_tangents("jagged_select", values=values)
-    selected: tuple[Tensor, Tensor] = torch.ops.stca.jagged_select(values, offsets, index, keep, total)
+    selected: tuple[Tensor, Tensor] = _recorded(values, offsets, index, keep, total)
     return selected
 
 
@@ -69,7 +69,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     offsets, index, keep = ctx.saved_tensors
     return (
-        torch.ops.stca.jagged_select_backward(grad, offsets, index, keep, ctx.num_rows),
+        torch.ops.stca.jagged_select_backward.default(grad, offsets, index, keep, ctx.num_rows),
         None,
         None,
         None,
@@ -84,9 +84,10 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, _ = torch.ops.stca.jagged_select(grad, *ctx.saved_tensors, ctx.total)
+    values, _ = torch.ops.stca.jagged_select.default(grad, *ctx.saved_tensors, ctx.total)
     return values, None, None, None, None
 
 
 torch.library.register_autograd("stca::jagged_select", _backward, setup_context=_setup_context)
 torch.library.register_autograd("stca::jagged_select_backward", _backward_of_backward, setup_context=_backward_setup)
+_recorded = with_eager_autograd(torch.ops.stca.jagged_select.default, _setup_context, _backward)

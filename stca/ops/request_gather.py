@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents
+from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
 from stca.ops.request_reduce import request_reduce
 
 
@@ -45,8 +45,8 @@ def request_gather(
     """
     xs = [x] if isinstance(x, Tensor) else list(x)
     refuse_tangents("request_gather", **{f"x[{i}]": each for i, each in enumerate(xs)})
-    ys: list[Tensor] = torch.ops.stca.request_gather(xs, target_offsets, total)
-    return ys[0] if isinstance(x, Tensor) else ys
+    ys: tuple[Tensor, ...] = _recorded(target_offsets, total, *xs)
+    return ys[0] if isinstance(x, Tensor) else list(ys)
 
 
 @torch.library.register_fake("stca::request_gather")
@@ -56,16 +56,35 @@ def _fake(xs: Sequence[Tensor], target_offsets: Tensor, total: int | None) -> li
     return [x.new_empty(size, *x.shape[1:]) for x in xs]
 
 
+def _reduced(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
+    (target_offsets,) = ctx.saved_tensors
+    needed = zip(grads, wanted, strict=True)
+    return [request_reduce(grad, target_offsets) if grad is not None and want else None for grad, want in needed]
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(inputs[1])
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
-    (target_offsets,) = ctx.saved_tensors
-    needed = zip(grads, ctx.needs_input_grad[0], strict=True)
-    reduced = [request_reduce(grad, target_offsets) if grad is not None and wanted else None for grad, wanted in needed]
-    return reduced, None, None
+    return _reduced(ctx, grads, ctx.needs_input_grad[0]), None, None
 
 
 torch.library.register_autograd("stca::request_gather", _backward, setup_context=_setup_context)
+
+
+def _flat(target_offsets: Tensor, total: int | None, *xs: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.ops.stca.request_gather.default(xs, target_offsets, total))
+
+
+def _flat_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0])
+
+
+def _flat_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    return None, None, *_reduced(ctx, grads, ctx.needs_input_grad[2:])
+
+
+_recorded = with_eager_autograd(_flat, _flat_setup, _flat_backward)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents
+from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
 
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
@@ -35,7 +35,7 @@ def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "me
     if reduce not in ("sum", "mean"):
         raise ValueError(f"request_reduce: reduce must be 'sum' or 'mean', got {reduce!r}")
     refuse_tangents("request_reduce", x=x)
-    y: Tensor = torch.ops.stca.request_reduce(x, target_offsets, reduce == "mean")
+    y: Tensor = _recorded(x, target_offsets, reduce == "mean")
     return y
 
 
@@ -56,7 +56,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.mean:
         counts = target_offsets.diff().clamp(min=1)
         grad = grad / counts.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype)
-    return torch.ops.stca.request_gather([grad], target_offsets, ctx.total)[0], None, None
+    return torch.ops.stca.request_gather.default([grad], target_offsets, ctx.total)[0], None, None
 
 
 torch.library.register_autograd("stca::request_reduce", _backward, setup_context=_setup_context)
+_recorded = with_eager_autograd(torch.ops.stca.request_reduce.default, _setup_context, _backward)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast, check_one_device, refuse_tangents
+from stca.ops._common import autocast, check_one_device, refuse_tangents, with_eager_autograd
 
-_op = torch.ops.stca.swiglu_ffn_norm
-_backward_op = torch.ops.stca.swiglu_ffn_norm_backward
+_op = torch.ops.stca.swiglu_ffn_norm.default
+_backward_op = torch.ops.stca.swiglu_ffn_norm_backward.default
 
 
 def swiglu_ffn_norm(
@@ -58,7 +58,7 @@ def swiglu_ffn_norm(
     """
     refuse_tangents("swiglu_ffn_norm", x=x, w_u=w_u, w_v=w_v, w_o=w_o, norm_weight=norm_weight, norm_bias=norm_bias)
     inputs = x, w_u, w_v, w_o, norm_weight, norm_bias
-    y: Tensor = _op(*map(autocast, inputs), eps)[0]
+    y: Tensor = _recorded(*map(autocast, inputs), eps)[0]
     return y
 
 
@@ -132,3 +132,4 @@ def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
 
 torch.library.register_autograd("stca::swiglu_ffn_norm", _backward, setup_context=_setup_context)
 torch.library.register_autograd("stca::swiglu_ffn_norm_backward", _no_second_derivative)
+_recorded = with_eager_autograd(_op, _setup_context, _backward)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from stca.ops._common import autocast, check_one_device, refuse_tangents, with_eager_autograd
 
-_op = torch.ops.stca.target_attention
-_backward_op = torch.ops.stca.target_attention_backward
+_op = torch.ops.stca.target_attention.default
+_backward_op = torch.ops.stca.target_attention_backward.default
 
 
 @overload

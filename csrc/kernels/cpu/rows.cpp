@@ -8,15 +8,33 @@ namespace STCA_ISA {
 namespace {
 
 constexpr int64_t kColumns = 1024;  // of a sum at a time: stays in a first-level cache while its rows stream by
-constexpr int64_t kChain = 32;      // rows added one after the other
+constexpr int kTogether = 8;        // rows read side by side: the sum is loaded and stored once for all of them
+constexpr int64_t kChain = 64;      // rows added one after the other
 
-// chain += row. One row at a time: the prefetcher follows one stream, two together took twice as long.
-template <class T>
-void add_row(const T* row, int64_t width, accumulator_t<T>* chain) {
+// By vectors: libc's memcpy takes another path at these sizes, half as fast here.
+inline void copy_row(const char* from, char* to, int64_t bytes) {
+  int64_t i = 0;
+  for (; i + kVecBytes <= bytes; i += kVecBytes)
+    store(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(from + i)));
+  __builtin_memcpy(to + i, from + i, bytes - i);
+}
+
+// chain += rows, one after the other, while those after them, rows[kRows] and so on, are fetched.
+template <int kRows, class T>
+void add_rows(const T* const* rows, int64_t width, accumulator_t<T>* chain) {
   constexpr int kStep = kLanes<accumulator_t<T>>;
   int64_t c = 0;
-  for (; c + kStep <= width; c += kStep) store(chain + c, load(chain + c) + load_wide(row + c));
-  for (; c < width; ++c) chain[c] += widen(row[c]);
+  for (; c + kStep <= width; c += kStep) {
+    auto sum = load(chain + c);
+    for (int r = 0; r < kRows; ++r) {
+      __builtin_prefetch(rows[kRows + r] + c);
+      sum += load_wide(rows[r] + c);
+    }
+    store(chain + c, sum);
+  }
+  for (; c < width; ++c) {
+    for (int r = 0; r < kRows; ++r) chain[c] += widen(rows[r][c]);
+  }
 }
 
 // What chains of rows add up to, and what rounding took from it: an item seen a million times is summed as exactly as
@@ -26,15 +44,18 @@ struct RunningSum {
   A total[kColumns], lost[kColumns];
 
   explicit RunningSum(int64_t width) {
-    for (int64_t c = 0; c < width; ++c) total[c] = lost[c] = 0;
+    for (int64_t c = 0; c < width; c += kLanes<A>) {
+      store(total + c, vec_t<A>{});
+      store(lost + c, vec_t<A>{});
+    }
   }
 
-  // Knuth's two-sum.
+  // Knuth's two-sum. Columns past `width` hold nothing of use, and nobody reads them.
   void add(const A* chain, int64_t width) {
-    for (int64_t c = 0; c < width; ++c) {
-      const A sum = total[c] + chain[c], taken = sum - total[c];
-      lost[c] += (total[c] - (sum - taken)) + (chain[c] - taken);
-      total[c] = sum;
+    for (int64_t c = 0; c < width; c += kLanes<A>) {
+      const auto before = load(total + c), x = load(chain + c), sum = before + x, taken = sum - before;
+      store(lost + c, load(lost + c) + ((before - (sum - taken)) + (x - taken)));
+      store(total + c, sum);
     }
   }
 
@@ -47,13 +68,27 @@ struct RunningSum {
 template <class T>
 void sum_segment(const SegmentSumParams& p, int64_t begin, int64_t end, int64_t column, int64_t width, T* out) {
   using A = accumulator_t<T>;
+  const int64_t bytes = width * sizeof(T);
+  auto row_at = [&](int64_t place) {
+    return static_cast<const T*>(p.rows) + (p.order == nullptr ? place : p.order[place]) * p.width + column;
+  };
+  if (end == begin) {
+    __builtin_memset(static_cast<void*>(out), 0, bytes);
+    return;
+  }
+  if (end - begin == 1) {
+    copy_row(reinterpret_cast<const char*>(row_at(begin)), reinterpret_cast<char*>(out), bytes);
+    return;
+  }
   A chain[kColumns];
   auto add_chain = [&](int64_t first, int64_t last) {
-    for (int64_t c = 0; c < width; ++c) chain[c] = 0;
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t row = p.order == nullptr ? i : p.order[i];
-      add_row(static_cast<const T*>(p.rows) + row * p.width + column, width, chain);
-    }
+    for (int64_t c = 0; c < width; c += kLanes<A>) store(chain + c, vec_t<A>{});
+    const T* rows[kChain + kTogether];
+    for (int64_t i = first; i < last + kTogether; ++i) rows[i - first] = row_at(i < end ? i : end - 1);
+    int64_t i = 0;
+    for (; i + kTogether <= last - first; i += kTogether) add_rows<kTogether>(rows + i, width, chain);
+    for (; i + 4 <= last - first; i += 4) add_rows<4>(rows + i, width, chain);
+    for (; i < last - first; ++i) add_rows<1>(rows + i, width, chain);
   };
   if (end - begin <= kChain) {
     add_chain(begin, end);
@@ -65,18 +100,10 @@ void sum_segment(const SegmentSumParams& p, int64_t begin, int64_t end, int64_t 
     }
     sum.write(chain, width);
   }
-  if (p.mean && end > begin) {
+  if (p.mean) {
     for (int64_t c = 0; c < width; ++c) chain[c] /= A(end - begin);
   }
   narrow<T>(chain, out, width);
-}
-
-// By vectors: libc's memcpy takes another path at these sizes, half as fast here.
-inline void copy_row(const char* from, char* to, int64_t bytes) {
-  int64_t i = 0;
-  for (; i + kVecBytes <= bytes; i += kVecBytes)
-    store(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(from + i)));
-  __builtin_memcpy(to + i, from + i, bytes - i);
 }
 
 }  // namespace
