@@ -1,11 +1,12 @@
 """What only a GPU can show: streams, graphs, no waiting for the device, sizes beyond 32 bits, and the module on top."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 from accuracy import assert_bitwise_equal
-from cases import TargetAttentionCase, TargetAttentionInputs
+from cases import TargetAttentionCase
 from cuda_devices import needs_gpu, on_gpu
 from torch import Tensor
 
@@ -16,12 +17,72 @@ pytestmark = needs_gpu
 CASE = TargetAttentionCase("", [(3, 900), (2, 0), (0, 5), (5, 4000)], 4, 1, 64, None, "prefix", pool=700)
 
 
-def _inputs() -> TargetAttentionInputs:
-    return CASE.build(torch.bfloat16).on(on_gpu)
+class Step(NamedTuple):
+    """Forward and backward of an operator on the same inputs, and other values for them, offsets included."""
+
+    run: Callable[[], dict[str, Tensor]]
+    change: Callable[[], None]
 
 
-def _step(inputs: TargetAttentionInputs) -> Callable[[], dict[str, Tensor]]:
-    return lambda: inputs.results()
+def _attention() -> Step:
+    inputs = CASE.build(torch.bfloat16).on(on_gpu)
+
+    def change() -> None:
+        inputs.q.mul_(0.5)
+        inputs.history_offsets.copy_(torch.tensor([0, 100, 3000, 3005, 4905]))
+        if inputs.visible is not None:
+            inputs.visible.clamp_(max=90)
+
+    return Step(inputs.results, change)
+
+
+def _with_gradients(f: Callable[..., list[Tensor]], leaves: list[Tensor]) -> dict[str, Tensor]:
+    own = [x.detach().requires_grad_() for x in leaves]
+    outs = f(*own)
+    grads = torch.autograd.grad(outs, own, [x.detach() * 0.25 for x in outs])
+    return {str(i): x.detach() for i, x in enumerate([*outs, *grads])}
+
+
+def _feed_forward() -> Step:
+    D, F = 64, 96
+    shapes = (20_000, D), (D, F), (D, F), (F, D), (D,), (D,)  # more rows than a chunk has
+    leaves = [torch.randn(shape, device="cuda").bfloat16() for shape in shapes]
+
+    def change() -> None:
+        leaves[0].mul_(0.5)
+
+    return Step(lambda: _with_gradients(lambda *x: [stca.ops.swiglu_ffn_norm(*x)], leaves), change)
+
+
+def _gathers() -> Step:
+    x, wide, values = (torch.randn(n, d, device="cuda").bfloat16() for n, d in ((4, 33), (4, 256), (4905, 64)))
+    targets = torch.tensor([0, 5, 5, 9, 300], device="cuda")
+    offsets = torch.tensor([0, 100, 3000, 3005, 4905], device="cuda")
+    index, keep = torch.tensor([3, 0, 3], device="cuda"), torch.tensor([700, 50, 2], device="cuda")
+
+    def run(x: Tensor, wide: Tensor, values: Tensor) -> list[Tensor]:
+        selected, _ = stca.ops.jagged_select(values, offsets, index, keep, total=752)
+        gathered = stca.ops.request_gather([x, wide], targets, total=300)
+        return [selected, *gathered, stca.ops.request_reduce(gathered[0], targets, "mean")]
+
+    def change() -> None:
+        values.mul_(0.5)
+        targets.copy_(torch.tensor([0, 0, 100, 250, 300]))
+        offsets.copy_(torch.tensor([0, 2000, 2001, 2002, 4905]))
+
+    return Step(lambda: _with_gradients(run, [x, wide, values]), change)
+
+
+@pytest.fixture(params=[_attention, _feed_forward, _gathers], ids=["attention", "feed-forward", "gathers"])
+def step(request: pytest.FixtureRequest) -> Step:
+    """A step on the GPU that has run once."""
+    made: Step = request.param()
+    made.run()
+    return made
+
+
+def _on_host(results: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.cpu() for name, x in results.items()}
 
 
 def test_the_build_has_cuda_kernels() -> None:
@@ -30,43 +91,38 @@ def test_the_build_has_cuda_kernels() -> None:
     assert any(int(arch[:-1]) <= major for arch in archs), f"built for {archs}, the GPU is {major}.{minor}"
 
 
-def test_nothing_waits_for_the_device() -> None:
-    inputs = _inputs()
-    inputs.results()
+def test_nothing_waits_for_the_device(step: Step) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
-        inputs.results()
+        step.run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_graph_replays_it_for_other_values_and_offsets() -> None:
-    inputs = _inputs()
-    step = _step(inputs)
+def test_a_graph_replays_it_for_other_values_and_offsets(step: Step) -> None:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        step()
+        before = step.run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = step()
-    inputs.q.mul_(0.5)
-    inputs.history_offsets.copy_(torch.tensor([0, 100, 3000, 3005, 4905]))
-    inputs.visible = None if inputs.visible is None else inputs.visible.clamp_(max=90)
+        captured = step.run()
+    step.change()
     graph.replay()
-    assert_bitwise_equal({n: x.cpu() for n, x in captured.items()}, {n: x.cpu() for n, x in step().items()})
+    after = _on_host(step.run())
+    assert_bitwise_equal(_on_host(captured), after)
+    assert any(not torch.equal(x.cpu(), after[name]) for name, x in before.items())
 
 
-def test_another_stream() -> None:
-    inputs = _inputs()
-    expected = inputs.results()
+def test_another_stream(step: Step) -> None:
+    expected = step.run()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        actual = inputs.results()
+        actual = step.run()
     stream.synchronize()
-    assert_bitwise_equal({n: x.cpu() for n, x in actual.items()}, {n: x.cpu() for n, x in expected.items()})
+    assert_bitwise_equal(_on_host(actual), _on_host(expected))
 
 
 def test_more_elements_than_an_int_counts() -> None:
