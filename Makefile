@@ -3,6 +3,7 @@
 # make slow   what takes minutes, and what needs libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb
 # make bench  every operator against its peers, on this machine (a few cases of each)
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
+# make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, compute-sanitizer, benchmarks
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,7 +25,7 @@ SIMT := build/simt
 listed = $(1)/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))$(2), sep='\n')" \
   | xargs -d '\n' $(1)/bin/python -m pip install --quiet
 
-.PHONY: demo test slow bench lint doctest simt kernels cuda-build clean
+.PHONY: demo test slow bench lint doctest simt kernels cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -68,6 +69,10 @@ cuda-build: | $(CUDA_VENV)/bin/python
 	CUDA_HOME=$(abspath $(CUDA_VENV)/cuda) STCA_CMAKE_ARGS=-DSTCA_CUDA=ON \
 	  $(CUDA_VENV)/bin/pip install --quiet --no-build-isolation .
 	cd tests && ../$(CUDA_VENV)/bin/python cuda_build.py
+
+# With the Python that holds torch: nothing is installed, no network is needed.
+gpu:
+	$(PYTHON) tests/on_gpu.py
 
 clean:
 	rm -rf build dist *.egg-info stca/*.so $(INSTALLED)

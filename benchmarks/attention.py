@@ -14,8 +14,6 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import stca
 
-_NO_FLEX_BACKWARD = "FlexAttention has no backward pass on the CPU"
-
 
 @cache
 def _compiled(f: Callable[..., Tensor]) -> Any:
@@ -59,6 +57,9 @@ def reordered(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool
     }
     if slow:
         ways["torch.compile of eager loop"] = Way(loop(_compiled(one_request)), flat=per_head)
+        if not requests.ragged():
+            compiled = [lambda u: u.reshape(R, m * H, D), requests.pad]
+            ways["torch.compile of eager padded"] = Way(_compiled(padded), compiled, per_head)
     pairs, size = m * H * requests.N, u.element_size()
     return Problem(
         [u, x],
@@ -118,7 +119,12 @@ def _projected_ways(requests: Requests, H: int, dh: int, slow: bool) -> dict[str
         target_request = torch.arange(R).repeat_interleave(m)
         row_request = torch.arange(R).repeat_interleave(torch.tensor(requests.lengths))
         block = create_block_mask(
-            lambda b, h, t, n: target_request[t] == row_request[n], None, None, requests.T, requests.N, device="cpu"
+            lambda b, h, t, n: target_request[t] == row_request[n],
+            None,
+            None,
+            requests.T,
+            requests.N,
+            device=target_request.device.type,
         )
 
         def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -126,7 +132,8 @@ def _projected_ways(requests: Requests, H: int, dh: int, slow: bool) -> dict[str
             return y
 
         flat_heads = [lambda x: x.transpose(0, 1)[None].contiguous()] * 3
-        ways["FlexAttention"] = Way(flex, flat_heads, lambda y: y[0].transpose(0, 1), _NO_FLEX_BACKWARD)
+        no_backward = "FlexAttention has no backward pass on the CPU" if target_request.is_cpu else ""
+        ways["FlexAttention"] = Way(flex, flat_heads, lambda y: y[0].transpose(0, 1), no_backward)
     return ways
 
 

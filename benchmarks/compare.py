@@ -11,7 +11,6 @@ import argparse
 import json
 import platform
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,15 @@ import torch
 from grid import all_cases
 from measure import Probe, gemm_gflops, interleaved_ms, keep_freed_memory, peak_extra_mb, read_gbs
 from problem import Case, Direction, check
+from result import Row, row, show
 
 import stca
 
-_LIMITS = {torch.float32: 2e-3, torch.bfloat16: 0.1}  # differences of correct results, of the largest value
+_LIMITS = {torch.float32: 2e-3, torch.bfloat16: 0.1}  # norms of differences of correct results over theirs
 _SMALL = 1e7  # FLOPs
 
 
-def measure(case: Case, direction: Direction, about: dict[str, Any], seconds: float) -> dict[str, Any]:
+def measure(case: Case, direction: Direction, about: dict[str, Any], seconds: float) -> Row:
     """One row of the result."""
     torch.manual_seed(0)
     problem = case.build()
@@ -40,23 +40,7 @@ def measure(case: Case, direction: Direction, about: dict[str, Any], seconds: fl
         ms = interleaved_ms(calls | {"probe": Probe()}, seconds=seconds)
         gflops = Probe.gflops(ms.pop("probe"))
     floor_ms = 1e-6 * max(flops / gflops, moved / about["read_gbs"])
-    peers = {name: value for name, value in ms.items() if not problem.ways[name].ours and name != "stca"}
-    best = min(peers, key=lambda name: peers[name])
-    return {
-        "op": case.op,
-        "case": case.name,
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "direction": direction,
-        "stca_ms": ms["stca"],
-        "best_peer": best,
-        "best_peer_ms": peers[best],
-        "ratio": peers[best] / ms["stca"],
-        "floor_share": floor_ms / ms["stca"],
-        "peak_mb": peak_extra_mb(calls["stca"]),
-        "peer_peak_mb": peak_extra_mb(calls[best]),
-        "all_ms": ms,
-        "cannot": cannot,
-    }
+    return row(case, direction, problem, ms, floor_ms, lambda name: peak_extra_mb(calls[name]), cannot)
 
 
 def machine() -> dict[str, Any]:
@@ -71,21 +55,6 @@ def machine() -> dict[str, Any]:
         "build_info": stca.build_info(),
         "date": time.strftime("%Y-%m-%d"),
     }
-
-
-def show(row: dict[str, Any]) -> None:
-    """Prints a row: stca first, then every peer from the fastest on, then what cannot."""
-    print(f"{row['op']}, {row['case']}, {row['dtype']}, {row['direction']}")
-    print(
-        f"  {row['stca_ms']:9.3f} ms stca: {row['ratio']:.2f} x as fast as {row['best_peer']}, "
-        f"{row['floor_share']:.0%} of the floor, peak {row['peak_mb']:.1f} MB against {row['peer_peak_mb']:.1f} MB"
-    )
-    for name, ms in sorted(row["all_ms"].items(), key=lambda each: each[1]):
-        if name != "stca":
-            print(f"  {ms:9.3f} ms {name}")
-    for name, reason in row["cannot"].items():
-        print(f"          - {name}: {reason}")
-    sys.stdout.flush()
 
 
 def main() -> None:
