@@ -86,6 +86,15 @@ def test_nothing_is_measured_while_torch_compiles(cache_file: Path) -> None:
     assert cache_file.exists()
 
 
+def test_nothing_is_measured_inside_a_transform(cache_file: Path) -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        assert order_costs(CPU, torch.float32, True) == OrderCosts(1, 1)
+        return x.sum()
+
+    torch.func.grad(loss)(torch.ones(2))
+    assert not cache_file.exists()
+
+
 def test_tensors_without_values_are_not_measured(cache_file: Path) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -55,7 +55,8 @@ def order_costs(device: torch.device, dtype: torch.dtype, training: bool) -> Ord
         return BY_FLOPS
     name = f"{_processor(device)}, {dtype}, {'training' if training else 'inference'}".replace("torch.", "")
     if name not in _costs():
-        if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if capturing or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return BY_FLOPS
         measured = _measure(device, dtype, training)
         if measured is None:

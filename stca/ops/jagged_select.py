@@ -69,7 +69,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     offsets, index, keep = ctx.saved_tensors
     return (
-        torch.ops.stca.jagged_select_backward.default(grad, offsets, index, keep, ctx.num_rows),
+        _recorded_backward(grad, offsets, index, keep, ctx.num_rows),
         None,
         None,
         None,
@@ -84,10 +84,13 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, _ = torch.ops.stca.jagged_select.default(grad, *ctx.saved_tensors, ctx.total)
+    values, _ = _recorded(grad, *ctx.saved_tensors, ctx.total)
     return values, None, None, None, None
 
 
+_op = torch.ops.stca.jagged_select.default
+_backward_op = torch.ops.stca.jagged_select_backward.default
 torch.library.register_autograd("stca::jagged_select", _backward, setup_context=_setup_context)
 torch.library.register_autograd("stca::jagged_select_backward", _backward_of_backward, setup_context=_backward_setup)
-_recorded = with_eager_autograd(torch.ops.stca.jagged_select.default, _setup_context, _backward)
+_recorded = with_eager_autograd(_op, _setup_context, _backward)
+_recorded_backward = with_eager_autograd(_backward_op, _backward_setup, _backward_of_backward)

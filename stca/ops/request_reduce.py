@@ -52,11 +52,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    from stca.ops.request_gather import request_gather  # each is the other's gradient
+
     (target_offsets,) = ctx.saved_tensors
     if ctx.mean:
         counts = target_offsets.diff().clamp(min=1)
         grad = grad / counts.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype)
-    return torch.ops.stca.request_gather.default([grad], target_offsets, ctx.total)[0], None, None
+    return request_gather(grad, target_offsets, total=ctx.total), None, None
 
 
 torch.library.register_autograd("stca::request_reduce", _backward, setup_context=_setup_context)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast, check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import autocast, check_one_device, once_differentiable, refuse_tangents, with_eager_autograd
 
 _op = torch.ops.stca.swiglu_ffn_norm.default
-_backward_op = torch.ops.stca.swiglu_ffn_norm_backward.default
+_backward_op = once_differentiable("swiglu_ffn_norm", torch.ops.stca.swiglu_ffn_norm_backward.default)
 
 
 def swiglu_ffn_norm(
@@ -126,10 +126,5 @@ def _backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tenso
     )
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise RuntimeError("swiglu_ffn_norm: second derivatives are not supported, got a backward pass through backward")
-
-
 torch.library.register_autograd("stca::swiglu_ffn_norm", _backward, setup_context=_setup_context)
-torch.library.register_autograd("stca::swiglu_ffn_norm_backward", _no_second_derivative)
 _recorded = with_eager_autograd(_op, _setup_context, _backward)

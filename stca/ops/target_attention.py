@@ -5,10 +5,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast, check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import autocast, check_one_device, once_differentiable, refuse_tangents, with_eager_autograd
 
 _op = torch.ops.stca.target_attention.default
-_backward_op = torch.ops.stca.target_attention_backward.default
+_backward_op = once_differentiable("target_attention", torch.ops.stca.target_attention_backward.default)
 
 
 @overload
@@ -185,10 +185,5 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | No
     return dq, dk, None if inputs[2] is None else dv, None, None, None, None, None
 
 
-def _no_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise RuntimeError("target_attention: second derivatives are not supported, got a backward pass through backward")
-
-
 torch.library.register_autograd("stca::target_attention", _backward, setup_context=_setup_context)
-torch.library.register_autograd("stca::target_attention_backward", _no_second_derivative)
 _recorded = with_eager_autograd(_op, _setup_context, _backward)

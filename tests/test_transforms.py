@@ -1,4 +1,4 @@
-"""Forward-mode differentiation: an operator that has none must say so, not return a gradient of 0."""
+"""torch.func: reverse mode works; an operator that has no forward mode must say so, not return a gradient of 0."""
 
 from collections.abc import Callable
 
@@ -32,3 +32,32 @@ def test_tangents_are_refused(op: str, requires_grad: bool) -> None:
         torch.func.jvp(FUNCTIONS[op], (x.detach(),), (torch.ones_like(x),))
     with forward_ad.dual_level():
         FUNCTIONS[op](x)  # no tangent, no complaint
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_torch_func_grad(op: str) -> None:
+    def loss(x: Tensor) -> Tensor:
+        leaves = torch.utils._pytree.tree_leaves(FUNCTIONS[op](x))
+        return torch.stack([y.square().sum() for y in leaves if y.is_floating_point()]).sum()
+
+    x = torch.randn(4, 1, 4, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(x), x)
+    assert bool(expected.any())
+    assert torch.equal(torch.func.grad(loss)(x.detach()), expected)
+    pull_back = torch.func.vjp(loss, x.detach())[1]
+    assert torch.equal(pull_back(torch.tensor(1.0))[0], expected)
+
+
+def test_torch_func_grad_of_a_stack() -> None:
+    model = stca.nn.STCA(dim=16, num_layers=2, num_heads=2)
+    targets, history = torch.randn(3, 16), torch.randn(4, 16)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        y: Tensor = torch.func.functional_call(model, parameters, (targets, history, TARGETS, HISTORY))
+        return y.square().sum()
+
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    expected = torch.autograd.grad(loss(dict(model.named_parameters())), parameters)
+    actual = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
+    for name, gradient in zip(names, expected, strict=True):
+        assert torch.equal(actual[name], gradient), name
