@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,16 @@ def test_the_grid_compares_lengths_windows_and_sizes() -> None:
     assert {scheme.capacity for scheme in schemes.values()} == set(scaling.CAPACITIES)
     assert schemes["Beta 0.3 wide"].maximum == 16_384
     assert "Beta 0.3 wide" not in scaling.make_schemes(512, 4096, 5000, "M")
+
+
+def test_the_whole_grid_is_drawn(tmp_path: Path) -> None:
+    schemes = {name: asdict(how) for name, how in scaling.make_schemes(512, 4096, 20_000, "M").items()}
+    served = {length: {"auc": 0.7} for length in ("64", "512", "4096")}
+    cost = {"seed": 0, "tokens": 100, "seconds": 1.0, "dense_parameters": 5}
+    runs = [{"scheme": name, "served": served, **cost} for name in schemes]
+    report = {"log": "all", "average": 512, "maximum": 4096, "schemes": schemes, "runs": runs}
+    scaling_report.draw(report, tmp_path / "all.png")
+    assert (tmp_path / "all.png").stat().st_size > 10_000
 
 
 def test_windows_lie_within_what_may_be_seen() -> None:

@@ -1,5 +1,6 @@
 """The result of examples/scaling.py as Markdown, as JSON and as a picture; every number comes from the JSON."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def draw(report: Report, path: Path) -> None:
 
     lengths, schemes = lengths_of(report), list(report["schemes"])
     colors = {name: f"C{i}" for i, name in enumerate(schemes)}
-    markers = dict(zip(schemes, "osD^vP*<>", strict=False))
+    markers = dict(zip(schemes, cycle("osD^vP*<>X"), strict=False))
     figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
     by_length = [name for name in schemes if name.startswith("Beta") or name in ("fixed", "full")]
     panels = {
