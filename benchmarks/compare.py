@@ -20,10 +20,11 @@ from grid import all_cases
 from measure import Probe, gemm_gflops, interleaved_ms, keep_freed_memory, peak_extra_mb, read_gbs
 from problem import Case, Direction, check
 from result import Row, row, show
+from tqdm import tqdm
 
 import stca
 
-_LIMITS = {torch.float32: 2e-3, torch.bfloat16: 0.1}  # norms of differences of correct results over theirs
+LIMITS = {torch.float32: 2e-3, torch.bfloat16: 0.1}  # norms of differences of correct results over theirs
 _SMALL = 1e7  # FLOPs
 
 
@@ -31,7 +32,7 @@ def measure(case: Case, direction: Direction, about: dict[str, Any], seconds: fl
     """One row of the result."""
     torch.manual_seed(0)
     problem = case.build()
-    runners, cannot = check(problem, direction, _LIMITS[case.dtype])
+    runners, cannot = check(problem, direction, LIMITS[case.dtype])
     calls = {name: runner.call(direction) for name, runner in runners.items()}
     flops, moved = problem.cost(direction)
     if flops < _SMALL:  # a probe between such calls would only empty the caches
@@ -68,18 +69,17 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     keep_freed_memory()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     about = machine()
-    print(", ".join(f"{name} {value}" for name, value in about.items() if name != "build_info"))
-    seconds = args.seconds or (1.0 if args.quick else 4.0)
-    result = []
-    for case in all_cases(args.quick):
-        if not re.search(args.only, f"{case.op}, {case.name}, {case.dtype}"):
-            continue
-        for direction in case.directions:
-            result.append(measure(case, direction, about, seconds))
-            show(result[-1])
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
     args.json.with_suffix(".machine.json").write_text(json.dumps(about, indent=1) + "\n")
+    print(", ".join(f"{name} {value}" for name, value in about.items() if name != "build_info"))
+    seconds = args.seconds or (0.5 if args.quick else 2.0)
+    cases = [c for c in all_cases(args.quick) if re.search(args.only, f"{c.op}, {c.name}, {c.dtype}")]
+    result: list[Row] = []
+    for case, direction in tqdm([(each, way) for each in cases for way in each.directions], unit="case"):
+        result.append(measure(case, direction, about, seconds))
+        show(result[-1])
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

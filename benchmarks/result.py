@@ -1,10 +1,10 @@
 """A row of results: what JSON files hold of a case and direction, and how it is printed."""
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from problem import Case, Direction, Problem
+from tqdm import tqdm
 
 Row = dict[str, Any]
 
@@ -41,16 +41,15 @@ def row(
 
 def show(row: Row) -> None:
     """Prints a row: stca first, then every peer from the fastest on, then what cannot."""
-    print(f"{row['op']}, {row['case']}, {row['dtype']}, {row['direction']}")
+    lines = [f"{row['op']}, {row['case']}, {row['dtype']}, {row['direction']}"]
     against = "no peer runs"
     peak = f"peak {row['peak_mb']:.1f} MB"
     if row["best_peer"] is not None:
         against = f"{row['ratio']:.2f} x as fast as {row['best_peer']}"
         peak += f" against {row['peer_peak_mb']:.1f} MB"
-    print(f"  {row['stca_ms']:9.3f} ms stca: {against}, {row['floor_share']:.0%} of the floor, {peak}")
+    lines.append(f"  {row['stca_ms']:9.3f} ms stca: {against}, {row['floor_share']:.0%} of the floor, {peak}")
     for name, ms in sorted(row["all_ms"].items(), key=lambda each: each[1]):
         if name != "stca":
-            print(f"  {ms:9.3f} ms {name}")
-    for name, reason in row["cannot"].items():
-        print(f"          - {name}: {reason}")
-    sys.stdout.flush()
+            lines.append(f"  {ms:9.3f} ms {name}")
+    lines += [f"          - {name}: {reason}" for name, reason in row["cannot"].items()]
+    tqdm.write("\n".join(lines))

@@ -1,0 +1,107 @@
+"""The benchmarks run, check what they time, and the report says what their JSON holds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import growth
+import report
+from grid import all_cases
+from problem import Problem, Way, check
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+KEYS = {"op", "case", "dtype", "direction", "stca_ms", "best_peer", "best_peer_ms", "ratio", "floor_share", "peak_mb"}
+
+
+def _run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_compare(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "cpu.json"
+    text = _run("compare.py", "--quick", "--only", "small call", "--seconds", "0.05", "--json", str(out))
+    rows = json.loads(out.read_text())
+    assert [row["direction"] for row in rows] == ["forward", "forward+backward"]
+    for row in rows:
+        assert row.keys() >= KEYS | {"peer_peak_mb"}
+        assert row["ratio"] == row["best_peer_ms"] / row["stca_ms"]
+        assert row["best_peer_ms"] == min(ms for name, ms in row["all_ms"].items() if name != "stca")
+        assert f"x as fast as {row['best_peer']}" in text
+        assert row["cannot"].keys() == {"nn.MultiheadAttention", "sdpa nested"}
+    machine = json.loads(out.with_suffix(".machine.json").read_text())
+    assert machine["gemm_gflops"] > 0
+    assert machine["build_info"]["torch"] == torch.__version__
+
+
+def test_gpu_program_on_small_shapes(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    text = _run("gpu.py", "--device", "cpu", "--only", "request_gather.*bfloat16|m=8 L=200 R=1,", "--json", str(out))
+    rows = json.loads(out.read_text())
+    assert {row["op"] for row in rows} == {"request_gather", "target_attention reordered"}
+    for row in rows:
+        assert row.keys() >= KEYS | {"tflops", "gbs", "gemm_share", "copy_share"}
+    assert "FAILED" not in text
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_grid(quick: bool) -> None:
+    cases = all_cases(quick)
+    assert len({(case.op, case.name, case.dtype) for case in cases}) == len(cases)
+    ops = {case.op.split()[0] for case in cases}
+    assert ops == {"target_attention", "TargetAttention", "swiglu_ffn_norm", "request_gather", "jagged_select", "STCA"}
+
+
+def _problem(theirs: float) -> Problem:
+    x = torch.ones(4)
+    return Problem([x], {"stca": Way(lambda x: x * 2), "peer": Way(lambda x: x * theirs)}, 1, 1)
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+def test_a_wrong_peer_is_not_timed(direction: Any) -> None:
+    runners, _ = check(_problem(2.0), direction, 1e-3)
+    assert runners.keys() == {"stca", "peer"}
+    for wrong in (2.1, float("nan")):
+        with pytest.raises(AssertionError, match=r"peer, forward.*: differs from stca by"):
+            check(_problem(wrong), direction, 1e-3)
+
+
+def test_exponents() -> None:
+    values = [1, 2, 4, 8, 16, 32]
+    assert growth.exponent(values, [9.0, 9.0, 9.0, *(0.5 * v**1.5 for v in values[3:])]) == pytest.approx(1.5)
+
+
+def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
+    times = {"stca": 2.0, "stca reordered": 2.0, "stca projected": 1.0, "peer": 3.0}
+    row = {"op": "TargetAttention", "case": "D=1", "dtype": "float32", "direction": "forward", "stca_ms": 2.0}
+    row |= {"best_peer": "peer", "best_peer_ms": 3.0, "ratio": 1.5, "floor_share": 0.8, "peak_mb": 1.0}
+    rows = [row | {"peer_peak_mb": 4.0, "all_ms": times, "cannot": {}}]
+    rows.append(rows[0] | {"op": "target_attention reordered", "ratio": 6.0, "all_ms": {"stca": 2.0, "peer": 12.0}})
+    curve = {"op": "STCA", "direction": "forward", "variable": "L", "values": [1, 2, 4]}
+    machine = {"cpu": "C", "threads": 2, "torch": "T", "gemm_gflops": 1, "read_gbs": 1, "date": "D"}
+    for name, content in {
+        "cpu.json": rows,
+        "cpu.machine.json": machine | {"build_info": {"cpu_isa": "I"}},
+        "growth.json": [curve | {"ms": [1.0, 2.0, 4.0], "peak_mb": [1, 1, 1], "exponent": 1.0}],
+    }.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}old\n{report.END}after\n")
+    _run("report.py", "--results", str(tmp_path), "--readme", str(readme))
+    text = readme.read_text()
+    assert "| TargetAttention, forward | float32 | 1 | 1.50 (1.50) | 0 | 80% | 0.25 |" in text
+    assert "forward 6.00" in text
+    assert "in 0 of 1 cases; at worst it took 2.00 times as long." in text
+    assert "| STCA, forward | L^1.00 |" in text
+    assert "**GPU**: not measured yet" in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert (tmp_path / "ratios.png").stat().st_size > 5000
