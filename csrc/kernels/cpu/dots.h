@@ -19,6 +19,8 @@ constexpr bool few_rows(int64_t count, int64_t width) {
   return count <= 2 || (count <= kLanes<A> && width >= 8 * kLanes<A>);
 }
 
+constexpr int64_t kAhead = 8;  // rows of b that are fetched before they are needed
+
 // Lanes l with l & kHalf from b, the others from a, each added to its neighbour l ^ kHalf.
 template <class A, int kHalf>
 inline vec_t<A> add_neighbours(vec_t<A> a, vec_t<A> b) {
@@ -42,26 +44,33 @@ inline vec_t<A> sum_lanes(vec_t<A>* x) {
 // The products of C rows of a with R = kLanes / C rows of b: [C, R]. Row r is b's `last` one at most.
 template <class A, int C>
 inline vec_t<A> dot_block(const A* a, int64_t a_row, const A* b, int64_t b_row, int64_t last, int64_t width) {
-  constexpr int kStep = kLanes<A>, R = kStep / C;
+  constexpr int kStep = kLanes<A>, R = kStep / C, kStreams = R < 4 ? R : 4;
   vec_t<A> total{};
-  const A* rows[R];
-  for (int r = 0; r < R; ++r) rows[r] = b + min(r, last) * b_row;
   for (int64_t begin = 0; begin < width; begin += kChain * kStep) {
-    vec_t<A> sums[kStep] = {};
+    vec_t<A> sums[kStep];
     const int64_t end = min(begin + kChain * kStep, width);
-    int64_t k = begin;
-    for (; k + kStep <= end; k += kStep) {
-      vec_t<A> left[C];
-      for (int c = 0; c < C; ++c) left[c] = load(a + c * a_row + k);
-      for (int r = 0; r < R; ++r) {
-        const vec_t<A> right = load(rows[r] + k);
-        for (int c = 0; c < C; ++c) sums[c * R + r] += left[c] * right;
+    for (int r = 0; r < R; r += kStreams) {
+      const A* rows[kStreams];
+      for (int i = 0; i < kStreams; ++i) rows[i] = b + min(r + i, last) * b_row;
+      vec_t<A> part[kStreams][C] = {};
+      int64_t k = begin;
+      for (; k + kStep <= end; k += kStep) {
+        vec_t<A> left[C];
+        for (int c = 0; c < C; ++c) left[c] = load(a + c * a_row + k);
+        for (int i = 0; i < kStreams; ++i) {
+          __builtin_prefetch(rows[i] + k + kAhead * b_row);
+          const vec_t<A> right = load(rows[i] + k);
+          for (int c = 0; c < C; ++c) part[i][c] += left[c] * right;
+        }
       }
-    }
-    if (k < end) {
-      for (int r = 0; r < R; ++r) {
-        const vec_t<A> right = load_first(rows[r] + k, end - k, A(0));
-        for (int c = 0; c < C; ++c) sums[c * R + r] += load_first(a + c * a_row + k, end - k, A(0)) * right;
+      if (k < end) {
+        for (int i = 0; i < kStreams; ++i) {
+          const vec_t<A> right = load_first(rows[i] + k, end - k, A(0));
+          for (int c = 0; c < C; ++c) part[i][c] += load_first(a + c * a_row + k, end - k, A(0)) * right;
+        }
+      }
+      for (int i = 0; i < kStreams; ++i) {
+        for (int c = 0; c < C; ++c) sums[c * R + r + i] = part[i][c];
       }
     }
     total += sum_lanes<A>(sums);

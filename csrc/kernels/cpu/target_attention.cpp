@@ -7,6 +7,7 @@
 // history; their partial results (out unnormalised, maximum, sum) are merged in order.
 //
 // Scores are kept in units of log 2, so that the exponential is 2^x and needs no multiplication of its own.
+#include "dots.h"
 #include "target_attention_tile.h"
 
 namespace stca {
@@ -61,6 +62,31 @@ void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A* most
   }
 }
 
+// The same for one query row, whose scores [n] lie one after the other, with room for a whole last vector.
+template <class A>
+void exponentiate_row(A* scores, int64_t n, A* most, A* weights, A* sum, int64_t width) {
+  using Vec = vec_t<A>;
+  const int64_t whole = n / kLanes<A> * kLanes<A>;
+  if (whole < n) store(scores + whole, load_first(scores + whole, n - whole, -kInfinity<A>));
+  Vec highest = broadcast<A>(*most);
+  for (int64_t i = 0; i < n; i += kLanes<A>) {
+    const Vec s = load(scores + i);
+    highest = s > highest ? s : highest;
+  }
+  const A new_most = max<A>(highest), shift = new_most == -kInfinity<A> ? A(0) : new_most;
+  Vec total{};
+  for (int64_t i = 0; i < n; i += kLanes<A>) {  // short enough a chain: a tile has at most 256 rows
+    const Vec w = exp2<A>(load(scores + i) - shift);
+    store(scores + i, w);
+    total += w;
+  }
+  const A factor = exp2<A>(*most - shift);
+  *weights = *weights * factor + stca::STCA_ISA::sum<A>(total);
+  *most = new_most;
+  if (factor == A(1)) return;
+  for (int64_t d = 0; d < width; ++d) sum[d] *= factor;
+}
+
 // Normalises one row in place and writes it; a row that saw nothing is 0 with lse -inf.
 template <class T>
 void write_row(const TargetAttentionParams& p, int64_t target, int64_t head, accumulator_t<T>* sum,
@@ -76,7 +102,8 @@ void write_row(const TargetAttentionParams& p, int64_t target, int64_t head, acc
   static_cast<A*>(p.softmax)[2 * row + 1] = weight;
 }
 
-// The query rows of a run of targets as the columns of a matrix: panels of [Dk, kPanel] for each history head.
+// The query rows of a run of targets, scaled, for each history head: as the columns of a matrix in panels of
+// [Dk, kPanel], or as they are, [targets * G, Dk], where they are few.
 template <class A>
 struct Queries {
   A* panels;
@@ -93,9 +120,15 @@ void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t 
   queries.target_end = target_end;
   const int64_t count = (target_end - target_begin) * (p.heads / p.kv_heads);
   for (int64_t j = 0; j < p.kv_heads; ++j) {
-    stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, queries.rows);
-    transpose_to_panels<A>(queries.rows, count, p.key_dim, A(p.scale * kLog2E),
-                           queries.panels + j * panels_size<A>(count, p.key_dim));
+    A* panels = queries.panels + j * panels_size<A>(count, p.key_dim);
+    A* rows = few_rows<A>(count, p.key_dim) ? panels : queries.rows;
+    stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, rows);
+    const A factor = A(p.scale * kLog2E);
+    if (rows != panels) {
+      transpose_to_panels<A>(rows, count, p.key_dim, factor, panels);
+    } else {
+      for (int64_t i = 0; i < count * p.key_dim; ++i) rows[i] *= factor;
+    }
   }
 }
 
@@ -132,21 +165,33 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
       load_queries<T>(p, a, b, queries);
       const int64_t count = (b - a) * group;
       const int64_t height = seen.end - seen.begin;
-      const int64_t stride = panels_size<A>(count, 1);
+      const bool few = few_rows<A>(count, p.key_dim);
+      const int64_t stride = few ? whole_lanes<A>(height) : panels_size<A>(count, 1);
+      // weights [count, height]: of few query rows one after the other, of many as columns
+      const Strided<A> weights = few ? Strided<A>{scores, stride, 1} : Strided<A>{scores, 1, stride};
       for (int64_t j = 0; j < p.kv_heads; ++j) {
         const int64_t first = (j * targets + a - item.target_begin) * group;
         A* sum = state.sum + first * p.value_dim;
-        // scores [height, stride] = keys [height, Dk] queries [Dk, count]
-        multiply<A>(height, whole_lanes<A>(count), p.key_dim, {keys.at(seen.begin, j), keys.row_stride, 1},
-                    padded_panels(queries.panels + j * panels_size<A>(count, p.key_dim), p.key_dim), scores, stride,
-                    false);
-        for (int64_t c = 0; c < count; c += kLanes<A>) {
-          exponentiate(scores + c, height, stride, min(kLanes<A>, count - c), state.most + first + c,
-                       state.weights + first + c, sum + c * p.value_dim, p.value_dim);
+        const A* panels = queries.panels + j * panels_size<A>(count, p.key_dim);
+        if (few) {
+          multiply_dots<A>(count, panels, p.key_dim, height, keys.at(seen.begin, j), keys.row_stride, p.key_dim, scores,
+                           stride);
+          for (int64_t c = 0; c < count; ++c) {
+            exponentiate_row(scores + c * stride, height, state.most + first + c, state.weights + first + c,
+                             sum + c * p.value_dim, p.value_dim);
+          }
+        } else {
+          // scores [height, stride] = keys [height, Dk] queries [Dk, count]
+          multiply<A>(height, whole_lanes<A>(count), p.key_dim, {keys.at(seen.begin, j), keys.row_stride, 1},
+                      padded_panels(panels, p.key_dim), scores, stride, false);
+          for (int64_t c = 0; c < count; c += kLanes<A>) {
+            exponentiate(scores + c, height, stride, min(kLanes<A>, count - c), state.most + first + c,
+                         state.weights + first + c, sum + c * p.value_dim, p.value_dim);
+          }
         }
-        // sum [count, Dv] += transposed scores [count, height] values [height, Dv]
-        multiply<A>(count, p.value_dim, height, {scores, 1, stride},
-                    plain_rows(values.at(seen.begin, j), values.row_stride), sum, p.value_dim, true, kFineChain);
+        // sum [count, Dv] += weights [count, height] values [height, Dv]
+        multiply<A>(count, p.value_dim, height, weights, plain_rows(values.at(seen.begin, j), values.row_stride), sum,
+                    p.value_dim, true, kFineChain);
       }
     });
   }

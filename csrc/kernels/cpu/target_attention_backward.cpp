@@ -7,23 +7,25 @@
 // One item is a range of history rows against all targets of the request, so every row of dk and dv has one owner and
 // is written once. dq is summed over the item's tiles; where a history is cut into several items their partial dq are
 // added in order of rows. When v is k, dk holds the sum of both roles.
+#include "dots.h"
 #include "target_attention_tile.h"
 
 namespace stca {
 namespace STCA_ISA {
 namespace {
 
-// The query rows of a run of targets and the gradients of their outputs, for each history head: as rows, and as the
-// columns of a matrix.
+// The query rows of a run of targets and the gradients of their outputs, for each history head: as rows, and, where
+// they are many, as the columns of a matrix.
 template <class A>
 struct Run {
-  A* queries;       // [Hk, targets * G, Dk]
-  A* douts;         // [Hk, targets * G, Dv]
-  A* query_panels;  // scaled to units of log 2
-  A* dout_panels;
-  A* most;     // [Hk, targets * G] largest score in units of log 2
-  A* inverse;  // [Hk, targets * G] 1 / sum of 2^(score - most)
-  A* delta;    // [Hk, targets * G]
+  A* queries;        // [Hk, targets * G, Dk]
+  A* douts;          // [Hk, targets * G, Dv]
+  A* query_panels;   // scaled to units of log 2; few ones as rows, [Hk, targets * G, Dk]
+  A* dout_panels;    // few ones: the rows of out instead
+  A* most;           // [Hk, targets * G] largest score in units of log 2
+  A* inverse;        // [Hk, targets * G] 1 / sum of 2^(score - most)
+  A* delta;          // [Hk, targets * G]
+  bool few = false;  // scores and dp are [rows, history rows] then, and [history rows, rows] else
   int64_t target_begin = -1, target_end = -1;
 };
 
@@ -57,6 +59,25 @@ void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begi
   store_first(run.delta + j * count + column, total - load(dlse), columns);
 }
 
+// The same of a few rows, in the order of multiply_dots().
+template <class T>
+void load_few_deltas(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end, int64_t j,
+                     Run<accumulator_t<T>>& run) {
+  using A = accumulator_t<T>;
+  const TargetAttentionParams& p = params.forward;
+  const int64_t group = p.heads / p.kv_heads, count = (target_end - target_begin) * group;
+  A* outs = run.dout_panels;
+  stack_rows<T>(p, p.out, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, outs);
+  for (int64_t row = 0; row < count; ++row) {
+    A products[kLanes<A>];
+    multiply_dots<A>(1, run.douts + (j * count + row) * p.value_dim, p.value_dim, 1, outs + row * p.value_dim,
+                     p.value_dim, p.value_dim, products, kLanes<A>);
+    const int64_t at = (target_begin + row / group) * p.heads + j * group + row % group;
+    const A dlse = params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at];
+    run.delta[j * count + row] = products[0] - dlse;
+  }
+}
+
 template <class T>
 void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end,
               Run<accumulator_t<T>>& run) {
@@ -67,13 +88,18 @@ void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin,
   run.target_end = target_end;
   const int64_t targets = target_end - target_begin;
   const int64_t count = targets * (p.heads / p.kv_heads);
+  run.few = few_rows<A>(count, min(p.key_dim, p.value_dim));
   for (int64_t j = 0; j < p.kv_heads; ++j) {
     A* queries = run.queries + j * count * p.key_dim;
     A* douts = run.douts + j * count * p.value_dim;
     stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, queries);
     stack_rows<T>(p, params.dout, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, douts);
-    transpose_to_panels<A>(queries, count, p.key_dim, A(p.scale * kLog2E),
-                           run.query_panels + j * panels_size<A>(count, p.key_dim));
+    A* scaled = run.query_panels + j * panels_size<A>(count, p.key_dim);
+    if (run.few) {
+      for (int64_t i = 0; i < count * p.key_dim; ++i) scaled[i] = queries[i] * A(p.scale * kLog2E);
+      continue;
+    }
+    transpose_to_panels<A>(queries, count, p.key_dim, A(p.scale * kLog2E), scaled);
     transpose_to_panels<A>(douts, count, p.value_dim, A(1), run.dout_panels + j * panels_size<A>(count, p.value_dim));
   }
   for (int64_t t = 0; t < targets; ++t) {
@@ -86,6 +112,10 @@ void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin,
     }
   }
   for (int64_t j = 0; j < p.kv_heads; ++j) {
+    if (run.few) {
+      load_few_deltas<T>(params, target_begin, target_end, j, run);
+      continue;
+    }
     for (int64_t c = 0; c < count; c += kLanes<A>) load_delta<T>(params, target_begin, j, count, c, run);
   }
 }
@@ -101,6 +131,16 @@ void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns,
     const vec_t<A> w = exp2<A>(load(scores + i * stride) - most) * inverse;
     store(scores + i * stride, w);
     store(dp + i * stride, w * (load(dp + i * stride) - delta) * scale);
+  }
+}
+
+// The same for one query row, whose scores and dp [n] lie one after the other, with room for a whole last vector.
+template <class A>
+void differentiate_row(A* scores, A* dp, int64_t n, const Run<A>& run, int64_t row, A scale) {
+  for (int64_t i = 0; i < n; i += kLanes<A>) {
+    const vec_t<A> w = exp2<A>(load(scores + i) - run.most[row]) * run.inverse[row];
+    store(scores + i, w);
+    store(dp + i, w * (load(dp + i) - run.delta[row]) * scale);
   }
 }
 
@@ -182,7 +222,10 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
           load_run<T>(params, a, b, run);
           const int64_t count = (b - a) * group;
           const int64_t height = seen.end - seen.begin;
-          const int64_t stride = panels_size<A>(count, 1);
+          const int64_t stride = run.few ? whole_lanes<A>(height) : panels_size<A>(count, 1);
+          // [count, height], and their transposes
+          const int64_t by_row = run.few ? stride : 1, by_column = run.few ? 1 : stride;
+          const Strided<A> weights_t{scores, by_column, by_row}, ds_t{dp, by_column, by_row}, ds{dp, by_row, by_column};
           for (int64_t j = 0; j < p.kv_heads; ++j) {
             const A* k = keys.at(seen.begin, j);
             const A* v = values.at(seen.begin, j);
@@ -191,21 +234,29 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
             A* dq_rows = dq + (j * targets + a - item.target_begin) * group * p.key_dim;
             const int64_t row = j * count;
 
-            multiply<A>(height, whole_lanes<A>(count), p.key_dim, {k, keys.row_stride, 1},
-                        padded_panels(run.query_panels + j * panels_size<A>(count, p.key_dim), p.key_dim), scores,
-                        stride, false);
-            multiply<A>(height, whole_lanes<A>(count), p.value_dim, {v, values.row_stride, 1},
-                        padded_panels(run.dout_panels + j * panels_size<A>(count, p.value_dim), p.value_dim), dp,
-                        stride, false, kFineChain);
-            for (int64_t c = 0; c < count; c += kLanes<A>) {
-              differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, row + c, A(p.scale));
+            const A* queries = run.query_panels + j * panels_size<A>(count, p.key_dim);
+            if (run.few) {
+              multiply_dots<A>(count, queries, p.key_dim, height, k, keys.row_stride, p.key_dim, scores, stride);
+              multiply_dots<A>(count, run.douts + row * p.value_dim, p.value_dim, height, v, values.row_stride,
+                               p.value_dim, dp, stride);
+              for (int64_t c = 0; c < count; ++c) {
+                differentiate_row(scores + c * stride, dp + c * stride, height, run, row + c, A(p.scale));
+              }
+            } else {
+              multiply<A>(height, whole_lanes<A>(count), p.key_dim, {k, keys.row_stride, 1},
+                          padded_panels(queries, p.key_dim), scores, stride, false);
+              multiply<A>(height, whole_lanes<A>(count), p.value_dim, {v, values.row_stride, 1},
+                          padded_panels(run.dout_panels + j * panels_size<A>(count, p.value_dim), p.value_dim), dp,
+                          stride, false, kFineChain);
+              for (int64_t c = 0; c < count; c += kLanes<A>) {
+                differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, row + c, A(p.scale));
+              }
             }
-            multiply<A>(height, p.value_dim, count, {scores, stride, 1},
-                        plain_rows(run.douts + row * p.value_dim, p.value_dim), dv_rows, v_row, true);
-            multiply<A>(height, p.key_dim, count, {dp, stride, 1}, plain_rows(run.queries + row * p.key_dim, p.key_dim),
-                        dk_rows, k_row, true);
-            multiply<A>(count, p.key_dim, height, {dp, 1, stride}, plain_rows(k, keys.row_stride), dq_rows, p.key_dim,
-                        true);
+            multiply<A>(height, p.value_dim, count, weights_t, plain_rows(run.douts + row * p.value_dim, p.value_dim),
+                        dv_rows, v_row, true);
+            multiply<A>(height, p.key_dim, count, ds_t, plain_rows(run.queries + row * p.key_dim, p.key_dim), dk_rows,
+                        k_row, true);
+            multiply<A>(count, p.key_dim, height, ds, plain_rows(k, keys.row_stride), dq_rows, p.key_dim, true);
           }
         });
       }
