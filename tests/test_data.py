@@ -1,9 +1,7 @@
 """stca.data: what is written comes back once and only once, for any reader, in bounded memory, or with an error."""
 
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -133,60 +131,3 @@ def test_an_interrupted_epoch_goes_on(tmp_path: Path, stop: int) -> None:
     assert len(rest) == len(first) - stop + len(second)
     for actual, expected in zip(rest, first[stop:] + second, strict=True):
         _same(actual, expected)
-
-
-def test_bad_files(tmp_path: Path) -> None:
-    path = tmp_path / "log.parquet"
-    write_requests(make_requests(30), path, tokens=100)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"log.parquet: must be a whole Parquet file"):
-        RequestDataset(path, budget=100)
-    path.write_bytes(b"\0" * 100 + whole[100:-2000] + whole[-2000:])
-    with pytest.raises(ValueError, match=r"log.parquet: row group 0 cannot be read|log.parquet: must be a whole"):
-        list(RequestDataset(path, budget=100, shuffle=False))
-    with pytest.raises(ValueError, match=r"none.parquet: must be a whole Parquet file"):
-        RequestDataset(tmp_path / "none.parquet", budget=100)
-
-    def rewritten(**columns: Any) -> Path:
-        path.write_bytes(whole)
-        table = pq.read_table(path)
-        for name, column in columns.items():
-            table = table.drop([name])
-            if column is not None:
-                table = table.append_column(name, column)
-        pq.write_table(table, tmp_path / "other.parquet")
-        return tmp_path / "other.parquet"
-
-    with pytest.raises(
-        ValueError, match=r"other.parquet: column request_targets is missing, so write_requests did not"
-    ):
-        RequestDataset(rewritten(request_targets=None), budget=100)
-    with pytest.raises(ValueError, match=r"other.parquet: column target_price of .*log.parquet is missing"):
-        RequestDataset([path, rewritten(target_price=None)], budget=100)
-    with pytest.raises(ValueError, match=r"other.parquet: column history_item must be a list, got int64"):
-        RequestDataset(rewritten(history_item=pa.array(range(30))), budget=100)
-    with_nulls = pa.array([None, *[[1]] * 29], pa.large_list(pa.int64()))
-    with pytest.raises(ValueError, match=r"other.parquet: column history_item must not have empty values"):
-        list(RequestDataset(rewritten(history_item=with_nulls), budget=100))
-    short = pa.array([[1]] * 30, pa.large_list(pa.int64()))
-    with pytest.raises(ValueError, match=r"other.parquet: column history_item must have lists as long as the other"):
-        list(RequestDataset(rewritten(history_item=short), budget=100))
-
-
-def test_bad_writes_leave_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "log.parquet"
-    write_requests(make_requests(3), path)
-    before = path.read_bytes()
-    half = make_requests(3).map(lambda x: x.bfloat16() if x.dtype == torch.float32 else x)
-    with pytest.raises(
-        ValueError, match=r"column history_vector must be .* dtype that Parquet has, got torch.bfloat16"
-    ):
-        write_requests(half, path)
-    other = RequestBatch({}, offsets([0]), {}, offsets([1]))
-    with pytest.raises(ValueError, match="write_requests: every batch must have the columns of the first"):
-        write_requests([make_requests(3), other], path)
-    with pytest.raises(ValueError, match="write_requests: batches must hold at least one batch, got none"):
-        write_requests([], path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["log.parquet"]
