@@ -1,7 +1,11 @@
 """stca.data: what is written comes back once and only once, for any reader, in bounded memory, or with an error."""
 
+import tracemalloc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -131,3 +135,35 @@ def test_an_interrupted_epoch_goes_on(tmp_path: Path, stop: int) -> None:
     assert len(rest) == len(first) - stop + len(second)
     for actual, expected in zip(rest, first[stop:] + second, strict=True):
         _same(actual, expected)
+
+
+def _peak_and_size(path: Path, row_groups: int) -> tuple[int, int]:
+    """Bytes held at most while a file of equal row groups is streamed: Arrow's, numpy's, those of live batches."""
+    group = make_requests(60, longest=500)
+    write_requests((group for _ in range(row_groups)), path, tokens=group.N)
+    with pq.ParquetFile(path) as file:
+        assert file.num_row_groups == row_groups
+    alive: weakref.WeakValueDictionary[int, RequestBatch] = weakref.WeakValueDictionary()
+    pool, rows, held = pa.default_memory_pool(), 0, 0
+    own = pa.proxy_memory_pool(pool)  # its peak begins at 0
+    pa.set_memory_pool(own)
+    tracemalloc.start()
+    try:
+        for number, batch in enumerate(RequestDataset(path, budget=group.N // 3)):
+            alive[number] = batch
+            rows += batch.N
+            held = max(held, sum(each.nbytes() for each in alive.values()))
+        assert rows == row_groups * group.N
+        return held + own.max_memory() + tracemalloc.get_traced_memory()[1], path.stat().st_size
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(pool)
+
+
+def test_memory_is_bounded_by_a_row_group(tmp_path: Path, threads: Callable[[int], None]) -> None:
+    threads(1)  # ten times as quick on a busy machine
+    short_peak, short_size = _peak_and_size(tmp_path / "short.parquet", 4)
+    long_peak, long_size = _peak_and_size(tmp_path / "long.parquet", 32)
+    assert long_size > 7 * short_size
+    assert long_peak < 1.2 * short_peak
+    assert long_peak < long_size / 3
