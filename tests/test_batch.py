@@ -9,6 +9,7 @@ from cases import offsets
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import stca
 from stca.batch import RequestBatch, Sample, bce_loss, from_pointwise, to_pointwise
@@ -195,3 +196,55 @@ class _Requests(torch.utils.data.Dataset[RequestBatch]):
 def test_in_a_data_loader_with_workers() -> None:
     loader = torch.utils.data.DataLoader(_Requests(), batch_size=None, num_workers=2)
     assert [int(batch.validate().targets["item"][0]) for batch in loader] == [0, 1, 2, 3]
+
+
+class _Calls(TorchFunctionMode):
+    """Notes `pin_memory` and `to` of tensors; the first gives a copy, for to pin memory takes a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: list[Tensor] = []
+        self.moved: list[tuple[Tensor, dict[str, Any]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.pin_memory:
+            self.pinned.append(args[0].clone())
+            return self.pinned[-1]
+        if func is Tensor.to:
+            self.moved.append((args[0], kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_data_loader_pins_every_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator: Any = torch.accelerator  # without one, a DataLoader never asks
+    monkeypatch.setattr(accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    batch = _batch()
+    requests: Any = [batch]
+    loader: Any = torch.utils.data.DataLoader(requests, batch_size=None, pin_memory=True)
+    with _Calls() as calls:
+        [pinned] = loader
+    assert isinstance(pinned, RequestBatch)
+    names = batch.tensors()
+    assert pinned.tensors().keys() == names.keys()
+    assert {id(x) for x in pinned.tensors().values()} == {id(x) for x in calls.pinned}
+    assert len(calls.pinned) == len(names)
+    for name, x in pinned.tensors().items():
+        assert torch.equal(x, names[name])
+        assert batch.tensors()[name] is names[name]  # the batch itself stays as it was
+    assert pinned.history_lengths is batch.history_lengths
+    assert pinned.target_lengths is batch.target_lengths
+    without = _batch(visible=None, request_offsets=None).pin_memory
+    with _Calls():
+        assert without().visible is None
+
+
+@pytest.mark.parametrize("non_blocking", [False, True])
+def test_every_tensor_moves_as_asked(non_blocking: bool) -> None:
+    batch = _batch()
+    with _Calls() as calls:
+        moved = batch.to("meta", non_blocking)
+    assert [id(x) for x, _ in calls.moved] == [id(x) for x in batch.tensors().values()]
+    assert all(options == {"non_blocking": non_blocking} for _, options in calls.moved)
+    assert {x.device.type for x in moved.tensors().values()} == {"meta"}
+    assert moved.history_lengths is batch.history_lengths  # no device is asked

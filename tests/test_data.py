@@ -1,7 +1,9 @@
 """stca.data: what is written comes back once and only once, for any reader, in bounded memory, or with an error."""
 
+import tracemalloc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -135,58 +137,33 @@ def test_an_interrupted_epoch_goes_on(tmp_path: Path, stop: int) -> None:
         _same(actual, expected)
 
 
-def test_bad_files(tmp_path: Path) -> None:
-    path = tmp_path / "log.parquet"
-    write_requests(make_requests(30), path, tokens=100)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"log.parquet: must be a whole Parquet file"):
-        RequestDataset(path, budget=100)
-    path.write_bytes(b"\0" * 100 + whole[100:-2000] + whole[-2000:])
-    with pytest.raises(ValueError, match=r"log.parquet: row group 0 cannot be read|log.parquet: must be a whole"):
-        list(RequestDataset(path, budget=100, shuffle=False))
-    with pytest.raises(ValueError, match=r"none.parquet: must be a whole Parquet file"):
-        RequestDataset(tmp_path / "none.parquet", budget=100)
-
-    def rewritten(**columns: Any) -> Path:
-        path.write_bytes(whole)
-        table = pq.read_table(path)
-        for name, column in columns.items():
-            table = table.drop([name])
-            if column is not None:
-                table = table.append_column(name, column)
-        pq.write_table(table, tmp_path / "other.parquet")
-        return tmp_path / "other.parquet"
-
-    with pytest.raises(
-        ValueError, match=r"other.parquet: column request_targets is missing, so write_requests did not"
-    ):
-        RequestDataset(rewritten(request_targets=None), budget=100)
-    with pytest.raises(ValueError, match=r"other.parquet: column target_price of .*log.parquet is missing"):
-        RequestDataset([path, rewritten(target_price=None)], budget=100)
-    with pytest.raises(ValueError, match=r"other.parquet: column history_item must be a list, got int64"):
-        RequestDataset(rewritten(history_item=pa.array(range(30))), budget=100)
-    with_nulls = pa.array([None, *[[1]] * 29], pa.large_list(pa.int64()))
-    with pytest.raises(ValueError, match=r"other.parquet: column history_item must not have empty values"):
-        list(RequestDataset(rewritten(history_item=with_nulls), budget=100))
-    short = pa.array([[1]] * 30, pa.large_list(pa.int64()))
-    with pytest.raises(ValueError, match=r"other.parquet: column history_item must have lists as long as the other"):
-        list(RequestDataset(rewritten(history_item=short), budget=100))
+def _peak_and_size(path: Path, row_groups: int) -> tuple[int, int]:
+    """Bytes held at most while a file of equal row groups is streamed: Arrow's, numpy's, those of live batches."""
+    group = make_requests(60, longest=500)
+    write_requests((group for _ in range(row_groups)), path, tokens=group.N)
+    with pq.ParquetFile(path) as file:
+        assert file.num_row_groups == row_groups
+    alive: weakref.WeakValueDictionary[int, RequestBatch] = weakref.WeakValueDictionary()
+    pool, rows, held = pa.default_memory_pool(), 0, 0
+    own = pa.proxy_memory_pool(pool)  # its peak begins at 0
+    pa.set_memory_pool(own)
+    tracemalloc.start()
+    try:
+        for number, batch in enumerate(RequestDataset(path, budget=group.N // 3)):
+            alive[number] = batch
+            rows += batch.N
+            held = max(held, sum(each.nbytes() for each in alive.values()))
+        assert rows == row_groups * group.N
+        return held + own.max_memory() + tracemalloc.get_traced_memory()[1], path.stat().st_size
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(pool)
 
 
-def test_bad_writes_leave_what_was_there(tmp_path: Path) -> None:
-    path = tmp_path / "log.parquet"
-    write_requests(make_requests(3), path)
-    before = path.read_bytes()
-    half = make_requests(3).map(lambda x: x.bfloat16() if x.dtype == torch.float32 else x)
-    with pytest.raises(
-        ValueError, match=r"column history_vector must be .* dtype that Parquet has, got torch.bfloat16"
-    ):
-        write_requests(half, path)
-    other = RequestBatch({}, offsets([0]), {}, offsets([1]))
-    with pytest.raises(ValueError, match="write_requests: every batch must have the columns of the first"):
-        write_requests([make_requests(3), other], path)
-    with pytest.raises(ValueError, match="write_requests: batches must hold at least one batch, got none"):
-        write_requests([], path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["log.parquet"]
+def test_memory_is_bounded_by_a_row_group(tmp_path: Path, threads: Callable[[int], None]) -> None:
+    threads(1)  # ten times as quick on a busy machine
+    short_peak, short_size = _peak_and_size(tmp_path / "short.parquet", 4)
+    long_peak, long_size = _peak_and_size(tmp_path / "long.parquet", 32)
+    assert long_size > 7 * short_size
+    assert long_peak < 1.2 * short_peak
+    assert long_peak < long_size / 3

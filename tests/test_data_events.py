@@ -13,11 +13,12 @@ from stca.data import Names, read_events, read_git
 from stca.data.convert import main
 
 RATINGS = [(7, 31, 2.5, 100), (7, 32, 4.0, 200), (9, 31, 5.0, 50)]
-KUAIRAND = (
+KUAIRAND = (  # the header as published; no two columns hold the same
     "user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,long_view,"
     "play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab\n"
-    "0,1017,20220422,2200,1650636567999,1,0,0,0,0,0,1,10000,20000,0,0,0,0,1\n"
-    "1,1018,20220422,2300,1650640000123,0,0,0,0,0,0,0,0,7000,0,0,0,0,4\n"
+    "0,1017,20220408,2200,1649426567999,0,0,0,1,1,1,1,10000,20000,0,0,0,0,1\n"
+    "1,1018,20220408,2300,1649430000123,0,1,1,0,0,1,1,0,7000,0,0,0,0,4\n"
+    "1,1019,20220408,2300,1649430000123,1,0,1,0,1,0,1,300,9000,0,0,0,0,2\n"
 )
 
 
@@ -46,23 +47,19 @@ def test_every_edition_of_movielens(tmp_path: Path, name: str, header: str, sepa
 
 
 def test_kuairand(tmp_path: Path) -> None:
-    path = tmp_path / "log_standard_4_22_to_5_08_pure.csv"
+    path = tmp_path / "log_standard_4_08_to_4_21_pure.csv"
     path.write_text(KUAIRAND)
-    first, second = _events(path)
-    assert first | second == second | {"request_id": 0}
-    assert {name: first[name] for name in ("user_id", "item_id", "timestamp", "label")} == {
-        "user_id": 0,
-        "item_id": 1017,
-        "timestamp": 1650636567,
-        "label": 1.0,
-    }
-    assert (first["label_long_view"], first["label_play_time_ms"], first["duration_ms"], first["tab"]) == (
-        1.0,
-        10000.0,
-        20000,
-        1,
-    )
-    assert second["label"] == second["label_like"] == 0.0
+    names, *rows = (line.split(",") for line in KUAIRAND.splitlines())
+    flags = ("like", "follow", "comment", "forward", "hate")
+    theirs = {"user_id": "user_id", "item_id": "video_id", "label": "is_click", "duration_ms": "duration_ms"}
+    theirs |= {f"label_{flag}": f"is_{flag}" for flag in flags}
+    theirs |= {"label_long_view": "long_view", "label_play_time_ms": "play_time_ms", "tab": "tab"}
+    expected = []
+    for row in rows:
+        event = {name: int(value) for name, value in zip(names, row, strict=True)}
+        own = {"timestamp": event["time_ms"] // 1000, "request_id": 0}
+        expected.append(own | {ours: event[name] for ours, name in theirs.items()})
+    assert _events(path) == expected
 
 
 def test_names_become_numbers_in_order_of_first_appearance(tmp_path: Path) -> None:

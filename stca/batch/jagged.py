@@ -90,8 +90,11 @@ def to_keyed(batch: RequestBatch, kind: Kind = "history", names: Sequence[str] |
         ValueError: a feature of other shape or dtype than the first, or none.
 
     Example:
-        >>> keyed = stca.batch.to_keyed(batch, names=["item"])  # doctest: +SKIP
-        >>> table = torchrec.EmbeddingCollection(...)(keyed)["item"].values()  # doctest: +SKIP
+        >>> rows, offsets = {"item": torch.tensor([3, 4, 5])}, torch.tensor([0, 2, 3])
+        >>> batch = stca.batch.RequestBatch(rows, offsets, rows, offsets)
+        >>> keyed = stca.batch.to_keyed(batch, names=["item"])  # for torchrec.EmbeddingCollection(...)(keyed)
+        >>> keyed.keys(), keyed.values().tolist(), keyed.lengths().tolist()
+        (['item'], [3, 4, 5], [2, 1])
     """
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -127,6 +130,15 @@ def from_keyed(
 
     Raises:
         ValueError: keys of other lengths than the first, or none.
+
+    Example:
+        >>> from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+        >>> values, lengths = torch.tensor([3, 4, 5, 30, 40, 50]), torch.tensor([2, 1, 2, 1])
+        >>> history = KeyedJaggedTensor(["item", "shop"], values, lengths=lengths)
+        >>> targets = KeyedJaggedTensor(["item"], torch.tensor([7, 8]), lengths=torch.tensor([1, 1]))
+        >>> batch = stca.batch.from_keyed(history, targets)
+        >>> batch.history["shop"].tolist(), batch.history_lengths
+        ([30, 40, 50], (2, 1))
     """
     parts = {}
     for kind, keyed in (("history", history), ("targets", targets)):

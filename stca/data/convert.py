@@ -31,7 +31,7 @@ def write_events(tables: Iterable[pa.Table], path: Path) -> None:
     writer: pq.ParquetWriter | None = None
     try:
         for table in tables:
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True)
             writer.write_table(table)
     finally:
         if writer is not None:

@@ -31,7 +31,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         shuffle: False: files and row groups in their order, batches of a row group by falling tokens.
 
     Raises:
-        ValueError: a file that is not whole, is no Parquet or has other columns, by file and column.
+        ValueError: a file that is not whole, is no Parquet, is damaged or has other columns, by file and column.
     """
 
     def __init__(
@@ -95,8 +95,11 @@ class RequestDataset(IterableDataset[RequestBatch]):
             if name not in schema.names:
                 raise ValueError(f"{path}: column {name} is missing, so write_requests did not write this file")
         for name in filter(is_ours, schema.names):
-            if not pa.types.is_large_list(schema.field(name).type):
-                raise ValueError(f"{path}: column {name} must be a list, got {schema.field(name).type}")
+            kind = schema.field(name).type
+            index = name in (REQUESTS, *VISIBLE)
+            if not pa.types.is_large_list(kind) or not _fits(kind.value_type, index):
+                wanted = "integers" if index else "numbers, or of fixed-size lists of them"
+                raise ValueError(f"{path}: column {name} must be a large_list of {wanted}, got {kind}")
         for name in filter(is_ours, first.names):
             if name not in schema.names:
                 raise ValueError(f"{path}: column {name} of {self.paths[0]} is missing, got {schema.names}")
@@ -105,3 +108,11 @@ class RequestDataset(IterableDataset[RequestBatch]):
                     f"{path}: column {name} must be {first.field(name).type} as in {self.paths[0]}, got "
                     f"{schema.field(name).type}"
                 )
+
+
+def _fits(value: pa.DataType, index: bool) -> bool:
+    """Whether a tensor, or one that is an index, can be made of such values."""
+    if index:
+        return bool(pa.types.is_integer(value))
+    number = value.value_type if pa.types.is_fixed_size_list(value) else value
+    return bool(pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_boolean(number))

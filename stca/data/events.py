@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from stca.data.formats import FORMATS, LogFormat, Names
 from stca.data.git import read_git
+from stca.data.read import UNREADABLE, broken_part, open_file
 
 
 def read_events(
@@ -81,8 +82,12 @@ def _read_file(path: Path, form: LogFormat | None, names: Names) -> Iterator[pa.
 
 def _batches(path: Path, form: LogFormat) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches()
+        with open_file(path) as file:
+            try:
+                yield from file.iter_batches()
+            except UNREADABLE as error:
+                part = broken_part(file, range(file.num_row_groups))
+                raise ValueError(f"{path}: {part} cannot be read: {error}") from error
         return
     header = None if form.header is None else [name or f"empty{i}" for i, name in enumerate(form.header)]
     with pa.input_stream(str(path), compression="detect") as stream:

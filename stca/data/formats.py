@@ -84,7 +84,11 @@ class Names:
         if name in self.known and not self.known[name]:
             raise ValueError(f"{where} must hold integers, as those read before, got {column.type}")
         known = self.known.setdefault(name, {})
-        encoded = pa.concat_arrays(column.cast(pa.string()).chunks).dictionary_encode()
+        try:
+            strings = column.cast(pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise ValueError(f"{where} must be integers or names, got {column.type}: {error}") from error
+        encoded = pa.concat_arrays(strings.chunks).dictionary_encode()
         own = pa.array([known.setdefault(each, len(known)) for each in encoded.dictionary.to_pylist()], pa.int64())
         return pa.chunked_array([own.take(encoded.indices)])
 

@@ -13,7 +13,7 @@ from stca.data.columns import KINDS, REQUESTS, VISIBLE
 
 
 def write_requests(batches: RequestBatch | Iterable[RequestBatch], path: Path | str, *, tokens: int = 1_000_000) -> int:
-    """Writes batches as one Parquet file (zstd) that any reader of Parquet understands.
+    """Writes batches as one Parquet file (zstd, checksums) that any reader of Parquet understands.
 
     A row is one history with everything that looks at it, in list columns: `history_<feature>`, `target_<feature>`,
     `label_<name>`, `visible_begin` and `visible_end` of each target, and `request_targets`, the targets of each of its
@@ -48,7 +48,8 @@ def write_requests(batches: RequestBatch | Iterable[RequestBatch], path: Path | 
     try:
         for table in _row_groups([batches] if isinstance(batches, RequestBatch) else batches, tokens):
             if writer is None:
-                writer = pq.ParquetWriter(part, table.schema, compression="zstd")
+                # Without checksums most flipped bits are read as other numbers, and trained on.
+                writer = pq.ParquetWriter(part, table.schema, compression="zstd", write_page_checksum=True)
             writer.write_table(table, row_group_size=max(1, len(table)))
             written += len(table)
         if writer is None:
