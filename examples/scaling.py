@@ -180,7 +180,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs-per-step", type=int, default=2, help="histories in a batch, each of up to 32 requests")
     parser.add_argument("--restart", action="store_true", help="forget the runs that are there")
     args = parser.parse_args(arguments)
-    args.shown = [Path(a).name if Path(a).is_absolute() else a for a in arguments if a != "--restart"]
+    log = str(args.log)
+    args.shown = [Path(a).name if a == log or Path(a).is_absolute() else a for a in arguments if a != "--restart"]
     args.out = args.out or Path("build/scaling-quick" if args.quick else "build/scaling")
     args.report = args.report or args.out
     args.seeds = args.seeds or (1 if args.quick else 3)
