@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kColumns = 1024;  // of a sum at a time: stays in a first-level cache while its rows stream by
 constexpr int kTogether = 8;        // rows read side by side: the sum is loaded and stored once for all of them
+constexpr int kAhead = 16;          // rows fetched before they are needed
 constexpr int64_t kChain = 64;      // rows added one after the other
 
 // By vectors: libc's memcpy takes another path at these sizes, half as fast here.
@@ -19,7 +20,7 @@ inline void copy_row(const char* from, char* to, int64_t bytes) {
   __builtin_memcpy(to + i, from + i, bytes - i);
 }
 
-// chain += rows, one after the other, while those after them, rows[kRows] and so on, are fetched.
+// chain += rows, one after the other, while those from rows[kAhead] on are fetched.
 template <int kRows, class T>
 void add_rows(const T* const* rows, int64_t width, accumulator_t<T>* chain) {
   constexpr int kStep = kLanes<accumulator_t<T>>;
@@ -27,7 +28,7 @@ void add_rows(const T* const* rows, int64_t width, accumulator_t<T>* chain) {
   for (; c + kStep <= width; c += kStep) {
     auto sum = load(chain + c);
     for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch(rows[kRows + r] + c);
+      __builtin_prefetch(rows[kAhead + r] + c);
       sum += load_wide(rows[r] + c);
     }
     store(chain + c, sum);
@@ -83,8 +84,8 @@ void sum_segment(const SegmentSumParams& p, int64_t begin, int64_t end, int64_t 
   A chain[kColumns];
   auto add_chain = [&](int64_t first, int64_t last) {
     for (int64_t c = 0; c < width; c += kLanes<A>) store(chain + c, vec_t<A>{});
-    const T* rows[kChain + kTogether];
-    for (int64_t i = first; i < last + kTogether; ++i) rows[i - first] = row_at(i < end ? i : end - 1);
+    const T* rows[kChain + kTogether + kAhead];
+    for (int64_t i = first; i < last + kTogether + kAhead; ++i) rows[i - first] = row_at(i < end ? i : end - 1);
     int64_t i = 0;
     for (; i + kTogether <= last - first; i += kTogether) add_rows<kTogether>(rows + i, width, chain);
     for (; i + 4 <= last - first; i += 4) add_rows<4>(rows + i, width, chain);
