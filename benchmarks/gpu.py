@@ -33,7 +33,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 import stca
 
-_LIMITS = {torch.float32: 5e-3, torch.bfloat16: 0.1}  # norms of differences of correct results over theirs
+_LIMITS = {torch.float32: 5e-3, torch.bfloat16: 0.25}  # norms of differences of correct results over theirs
 
 
 def projected(requests: Requests, D: int, H: int, dtype: torch.dtype) -> Problem:

@@ -30,7 +30,7 @@ def requests_of(D: int, H: int, m: int, L: int, beta: bool = False) -> Requests:
 
 
 def attention_cases(slow: bool) -> Iterator[Case]:
-    """Every op of attention on the whole grid; `slow` adds the peers that need a compiler."""
+    """Every op of attention on the whole grid; `slow` adds the peers that need a compiler, at sizes in its middle."""
     for op in _FORMS:
         for D, H in WIDTHS:
             for m in TARGETS:
@@ -39,7 +39,8 @@ def attention_cases(slow: bool) -> Iterator[Case]:
                         quick = (D, m, L) in ((256, 1, 10_000), (256, 64, 2000), (1024, 8, 2000)) and (
                             dtype == torch.float32 or m == 64
                         )
-                        yield _attention_case(op, D, H, m, L, dtype, False, quick, slow)
+                        compilers = slow and L == 2000 and m in (8, 64)  # they take half a minute a case
+                        yield _attention_case(op, D, H, m, L, dtype, False, quick, compilers)
         yield _attention_case(op, 256, 8, 8, 10_000, torch.float32, True, op == "TargetAttention", slow)
     # the promise of the first release: m*H = 128 at half the time of the fastest composition, projection included
     yield _attention_case("TargetAttention", 256, 8, 16, 10_000, torch.float32, False, True, slow)

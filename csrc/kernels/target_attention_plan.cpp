@@ -10,8 +10,10 @@ constexpr int64_t kBlockRows = 256;             // query rows that share a histo
 constexpr int64_t kBlockElements = 256 * 1024;  // of a block's running sums: 1 MB in float, about a second-level cache
 constexpr int64_t kTileElements = 32 * 1024;    // of a tile of k or v; with 128 * 1024, 16 heads took 1.4 times as long
 constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
+constexpr int64_t kManyBlocks = 8;      // times as many rows in the backward pass of several blocks
 constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is short
-constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth merging
+constexpr int64_t kSplitRowsMin =
+    512;  // a shorter piece of history is not worth merging; of several blocks, half of it
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t count) { return divide_up(count, 16) * 16; }  // as Scratch::take
@@ -34,7 +36,7 @@ std::pair<int64_t, int64_t> seen_rows(const TargetAttentionParams& p, int64_t r,
 }
 
 // Replaces whole items by pieces of their rows until no piece costs much more than a thread's fair share.
-void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> whole, int threads) {
+void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> whole, int threads, int64_t rows_min) {
   auto cost = [](const TargetAttentionItem& item) {
     return (item.row_end - item.row_begin) * (item.target_end - item.target_begin);
   };
@@ -44,7 +46,7 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
   for (auto& item : whole) {
     const int64_t rows = item.row_end - item.row_begin;
     const int64_t by_cost = share > 0 ? divide_up(cost(item), share) : 1;
-    const int64_t pieces = threads > 1 ? std::max<int64_t>(1, std::min(by_cost, rows / kSplitRowsMin)) : 1;
+    const int64_t pieces = threads > 1 ? std::max<int64_t>(1, std::min(by_cost, rows / rows_min)) : 1;
     if (pieces == 1) {
       plan.items.push_back(item);
       continue;
@@ -106,7 +108,7 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
     }
   }
   const int64_t targets = most_targets(whole);
-  split_items(plan, std::move(whole), threads);
+  split_items(plan, std::move(whole), threads, kSplitRowsMin);
   const int64_t rows = targets * p.heads, stacked = rows / p.kv_heads;
   plan.partial_size = padded(rows * (p.value_dim + 2));
   plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(stacked * p.key_dim) +
@@ -124,7 +126,12 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
     whole.push_back({r, p.target_offsets[r], p.target_offsets[r + 1], first, last, -1});
   }
   const int64_t targets = most_targets(whole);
-  split_items(plan, std::move(whole), threads);
+  // Several blocks of query rows take turns, and are packed again for every tile.
+  const bool several = targets > plan.tiling.block_targets;
+  if (several) {
+    plan.tiling.tile_rows = std::min(kManyBlocks * plan.tiling.tile_rows, kTileRowsMax);
+  }
+  split_items(plan, std::move(whole), threads, several ? kSplitRowsMin / 2 : kSplitRowsMin);
   const int64_t tile = plan.tiling.tile_rows;
   const int64_t block_targets = std::min(targets, plan.tiling.block_targets);
   const int64_t block_rows = block_targets * p.heads, stacked = block_rows / p.kv_heads;
