@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from grid import all_cases
 
 Row = dict[str, Any]
 BEGIN, END = "<!-- benchmarks/report.py: begin -->\n", "<!-- benchmarks/report.py: end -->\n"
@@ -69,6 +70,7 @@ def automatic(rows: list[Row]) -> str:
 def cpu_section(folder: Path) -> list[str]:
     """What compare.py found on a CPU."""
     rows, machine = json.loads((folder / "cpu.json").read_text()), json.loads((folder / "cpu.machine.json").read_text())
+    cases = sum(len(case.directions) for case in all_cases(quick=False))
     grid = [row for row in rows if row["op"].startswith("target_attention") and "small call" not in row["case"]]
     means = ", ".join(
         f"{direction} {mean_ratio([row for row in grid if row['direction'] == direction]):.2f}"
@@ -77,13 +79,13 @@ def cpu_section(folder: Path) -> list[str]:
     return [
         f"**CPU**: {machine['cpu']}, {machine['threads']} threads, {machine['build_info']['cpu_isa']}, torch "
         f"{machine['torch']}, float32 GEMM {machine['gemm_gflops']:.0f} GFLOP/s, reads {machine['read_gbs']:.0f} GB/s, "
-        f"{machine['date']}; `python benchmarks/compare.py --json benchmarks/results/cpu.json`. Every way runs in "
+        f"{machine['date']}; `python benchmarks/compare.py`: {len(rows)} of {cases} cases of the grid. Every way runs in "
         "turn, in the form that suits it best; the floor is the larger of FLOPs over float32 GEMM speed and bytes over "
         "reading speed.",
         "",
         *table(rows),
         "",
-        f"`target_attention` over the whole grid, geometric mean of the best peer's time over ours: {means}. "
+        f"All cases of `target_attention`, geometric mean of the best peer's time over ours: {means}. "
         + automatic(rows),
         "",
         "![Every case against its best peer](benchmarks/results/ratios.png)",
