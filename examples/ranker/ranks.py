@@ -15,7 +15,10 @@ def joined() -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ:
         yield
         return
-    dist.init_process_group("gloo")
+    # A name of its own for every restart: in torch 2.13 processes of torchrun find the addresses of those before them.
+    store, number, processes = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    own = dist.distributed_c10d.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("gloo", store=own, rank=number, world_size=processes)
     yield
     dist.barrier()  # nobody leaves while another still works
     dist.destroy_process_group()
