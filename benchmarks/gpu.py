@@ -33,18 +33,17 @@ from torch.nn.attention.varlen import varlen_attn
 
 import stca
 
-_LIMITS = {torch.float32: 5e-3, torch.bfloat16: 0.25}  # norms of differences of correct results over theirs
+_LIMITS = {torch.float32: 5e-3, torch.bfloat16: 0.1}  # norms of differences of correct results over theirs
 
 
 def projected(requests: Requests, D: int, H: int, dtype: torch.dtype) -> Problem:
     """The projected form, with the peers that only GPUs have."""
     problem = attention.projected(requests, D, H, dtype, slow=True)
-    R, m, dh = requests.R, requests.m, D // H
     offsets = requests.target_offsets.int(), requests.history_offsets.int()
     longest = max(requests.lengths)
 
     def varlen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        y = varlen_attn(q, k, v, *offsets, m, longest)
+        y = varlen_attn(q, k, v, *offsets, requests.m, longest)
         assert isinstance(y, Tensor)
         return y
 
@@ -52,17 +51,9 @@ def projected(requests: Requests, D: int, H: int, dtype: torch.dtype) -> Problem
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=requests.attention_mask())
 
-    def heads_first(q: Tensor) -> Tensor:
-        return q.view(R, m, H, dh).transpose(1, 2).contiguous()
-
-    def pad_heads(x: Tensor) -> Tensor:
-        return requests.pad(x).transpose(1, 2).contiguous()
-
-    def tokens_first(y: Tensor) -> Tensor:
-        return y.transpose(1, 2).reshape(requests.T, H, dh)
-
     problem.ways["varlen_attn (FlashAttention-2)"] = Way(varlen)
-    problem.ways["cuDNN SDPA padded"] = Way(cudnn, [heads_first, pad_heads, pad_heads], tokens_first)
+    padded = problem.ways["sdpa padded"]
+    problem.ways["cuDNN SDPA padded"] = Way(cudnn, padded.forms, padded.flat)
     return problem
 
 

@@ -9,6 +9,7 @@ variable, values, ms, peak_mb, exponent; benchmarks/report.py draws them.
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ VALUES = {
 }
 _OTHERS = {"L": 4096, "m": 8, "R": 1}  # what the other two are
 _STEP = {"L": 2048, "m": 8, "R": 1}  # for the whole stack
+_MOST_ROWS = 32_768  # of its history: 4 seconds a step
 _SECONDS = 1.0
 
 
@@ -52,12 +54,16 @@ def exponent(values: list[int], ms: list[float]) -> float:
     return slope
 
 
+def _size(op: str, variable: str, value: int) -> dict[str, int]:
+    return (_STEP if op == "STCA" else _OTHERS) | {variable: value}
+
+
 def curve(op: str, direction: Direction, variable: str, values: list[int], seconds: float) -> dict[str, Any]:
     """Time and peak memory of stca at every value."""
     make, _ = OPS[op]
     ms, peak_mb = [], []
     for value in values:
-        size = (_STEP if op == "STCA" else _OTHERS) | {variable: value}
+        size = _size(op, variable, value)
         torch.manual_seed(0)
         problem = make(Requests(size["m"], [size["L"]] * size["R"]))
         out = Runner(problem.ways["stca"], problem.leaves).result()
@@ -75,13 +81,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     keep_freed_memory()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     wanted = [(op, way, variable) for op, (_, ways) in OPS.items() for way in ways for variable in VALUES]
     curves = []
     for op, direction, variable in tqdm(wanted, unit="curve"):
         values = [v for v in VALUES[variable] if not args.quick or v <= 8192]
         values = values[::-2][::-1] if args.quick else values
-        if op == "STCA" and variable == "L":
-            values = [v for v in values if v <= 32_768]
+        values = [v for v in values if op != "STCA" or math.prod(_size(op, variable, v)[n] for n in "LR") <= _MOST_ROWS]
         curves.append(curve(op, direction, variable, values, 0.1 if args.quick else _SECONDS))
         args.json.write_text(json.dumps(curves, indent=1) + "\n")
         tqdm.write(f"{op}, {direction}: time grows as {variable}^{curves[-1]['exponent']:.2f}")

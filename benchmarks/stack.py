@@ -65,10 +65,11 @@ def training(requests: Requests, D: int, H: int, dtype: torch.dtype) -> Problem:
     factor = _LAYERS * (24.0 * N * D * D + 2.5 * attention) / flops
     leaves = [targets, history, *(each.detach() for each in model.parameters())]
     # The point-wise copies of 4 layers' hidden rows and keys, 9 D a row and layer, and their gradients.
-    # In bfloat16 a step with them takes minutes.
-    cannot = requests.cannot_repeat(9 * _LAYERS * D, size, most=6 if dtype == torch.float32 else 0.5)
+    cannot = requests.cannot_repeat(9 * _LAYERS * D, size, most=6)
     ways = {name: way for name, way in ways.items() if name not in cannot}
-    return Problem(leaves, ways, flops, _LAYERS * 3.0 * N * D * size, factor, 1.0, cannot)
+    biases = (i for i, name in enumerate(names, start=2) if name.endswith("norm_bias"))
+    lost = frozenset(biases if dtype == torch.bfloat16 else ())
+    return Problem(leaves, ways, flops, _LAYERS * 3.0 * N * D * size, factor, 1.0, cannot, lost)
 
 
 def serving(m: int, L: int, D: int, H: int, dtype: torch.dtype) -> Problem:

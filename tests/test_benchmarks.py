@@ -73,6 +73,18 @@ def test_a_wrong_peer_is_not_timed(direction: Any) -> None:
             check(_problem(wrong), direction, 1e-3)
 
 
+def test_a_gradient_that_torch_loses_is_left_out_and_no_other() -> None:
+    def peer(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return x + bias.detach() + 0 * bias
+
+    leaves = [torch.ones(4), torch.ones(4)]
+    ways = {"stca": Way(lambda x, bias: x + bias), "peer": Way(peer)}
+    check(Problem(leaves, ways, 1, 1, lost_by_torch=frozenset({1})), "forward+backward", 1e-3)
+    for lost in ((), (0,)):
+        with pytest.raises(AssertionError, match=r"peer, forward\+backward: differs from stca by"):
+            check(Problem(leaves, ways, 1, 1, lost_by_torch=frozenset(lost)), "forward+backward", 1e-3)
+
+
 def test_exponents() -> None:
     values = [1, 2, 4, 8, 16, 32]
     assert growth.exponent(values, [9.0, 9.0, 9.0, *(0.5 * v**1.5 for v in values[3:])]) == pytest.approx(1.5)

@@ -12,8 +12,7 @@ constexpr int64_t kTileElements = 32 * 1024;    // of a tile of k or v; with 128
 constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
 constexpr int64_t kManyBlocks = 8;      // times as many rows in the backward pass of several blocks
 constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is short
-constexpr int64_t kSplitRowsMin =
-    512;  // a shorter piece of history is not worth merging; of several blocks, half of it
+constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth merging; half, of several blocks
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t count) { return divide_up(count, 16) * 16; }  // as Scratch::take

@@ -121,13 +121,14 @@ void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t 
   const int64_t count = (target_end - target_begin) * (p.heads / p.kv_heads);
   for (int64_t j = 0; j < p.kv_heads; ++j) {
     A* panels = queries.panels + j * panels_size<A>(count, p.key_dim);
-    A* rows = few_rows<A>(count, p.key_dim) ? panels : queries.rows;
+    const bool few = few_rows<A>(count, p.key_dim);
+    A* rows = few ? panels : queries.rows;
     stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, rows);
     const A factor = A(p.scale * kLog2E);
-    if (rows != panels) {
-      transpose_to_panels<A>(rows, count, p.key_dim, factor, panels);
-    } else {
+    if (few) {
       for (int64_t i = 0; i < count * p.key_dim; ++i) rows[i] *= factor;
+    } else {
+      transpose_to_panels<A>(rows, count, p.key_dim, factor, panels);
     }
   }
 }
