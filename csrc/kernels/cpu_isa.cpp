@@ -62,10 +62,10 @@ bool cpu_supports(CpuIsa isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == CpuIsa::avx2) return avx2;
-  if (isa == CpuIsa::avx512) {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa == CpuIsa::avx512) return avx512;
+  if (isa == CpuIsa::avx512bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
   return isa == CpuIsa::baseline;
 }

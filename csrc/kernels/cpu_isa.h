@@ -2,9 +2,10 @@
 // namespace of that name; a call goes through the copy that `cpu_isa()` names.
 #pragma once
 
-// X(name): the sets that this build holds, least first. `baseline` runs on any CPU of the architecture.
+// X(name): the sets that this build holds, least first. `baseline` runs on any CPU of the architecture; avx512bf16 is
+// avx512 with products of bfloat16.
 #if defined(__x86_64__)
-#define STCA_FOR_EACH_CPU_ISA(X) X(baseline) X(avx2) X(avx512)
+#define STCA_FOR_EACH_CPU_ISA(X) X(baseline) X(avx2) X(avx512) X(avx512bf16)
 #else
 #define STCA_FOR_EACH_CPU_ISA(X) X(baseline)
 #endif
@@ -39,9 +40,10 @@ bool cpu_supports(CpuIsa isa);
   void name(__VA_ARGS__);                          \
   }
 #if defined(__x86_64__)
-#define STCA_DECLARE_CPU_KERNEL_X86(name, ...)        \
-  STCA_DECLARE_CPU_KERNEL_IN(avx2, name, __VA_ARGS__) \
-  STCA_DECLARE_CPU_KERNEL_IN(avx512, name, __VA_ARGS__)
+#define STCA_DECLARE_CPU_KERNEL_X86(name, ...)          \
+  STCA_DECLARE_CPU_KERNEL_IN(avx2, name, __VA_ARGS__)   \
+  STCA_DECLARE_CPU_KERNEL_IN(avx512, name, __VA_ARGS__) \
+  STCA_DECLARE_CPU_KERNEL_IN(avx512bf16, name, __VA_ARGS__)
 #else
 #define STCA_DECLARE_CPU_KERNEL_X86(name, ...)
 #endif
@@ -49,10 +51,11 @@ bool cpu_supports(CpuIsa isa);
 // The copy of `name` for the set `isa`, as a function pointer. Kernels of one call that agree on a layout must be of
 // one set: another thread may choose a new one at any time.
 #if defined(__x86_64__)
-#define STCA_CPU_KERNEL(isa, name)                         \
-  ((isa) == ::stca::CpuIsa::avx512 ? &::stca::avx512::name \
-   : (isa) == ::stca::CpuIsa::avx2 ? &::stca::avx2::name   \
-                                   : &::stca::baseline::name)
+#define STCA_CPU_KERNEL(isa, name)                                 \
+  ((isa) == ::stca::CpuIsa::avx512bf16 ? &::stca::avx512bf16::name \
+   : (isa) == ::stca::CpuIsa::avx512   ? &::stca::avx512::name     \
+   : (isa) == ::stca::CpuIsa::avx2     ? &::stca::avx2::name       \
+                                       : &::stca::baseline::name)
 #else
 #define STCA_CPU_KERNEL(isa, name) ((void)(isa), &::stca::baseline::name)
 #endif

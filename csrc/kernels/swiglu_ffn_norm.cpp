@@ -1,6 +1,8 @@
 // Sizes of swiglu_ffn_norm's buffers. Compiled once, for any CPU.
 #include "swiglu_ffn_norm.h"
 
+#include <algorithm>
+
 namespace stca {
 namespace {
 
@@ -15,7 +17,9 @@ int64_t swiglu_ffn_norm_scratch_size(const SwigluFfnNormParams& p) {
 }
 
 int64_t swiglu_ffn_norm_backward_scratch_size(const SwigluFfnNormParams& p) {
-  return kSwigluTileRows * (3 * whole_panels(p.dim) + 3 * whole_panels(p.hidden)) + whole_panels(p.dim);
+  const int64_t dim = whole_panels(p.dim), hidden = whole_panels(p.hidden);
+  const int64_t rounded = p.dtype == Dtype::kBFloat16 ? std::max(dim, hidden) : 0;
+  return kSwigluTileRows * (3 * dim + 3 * hidden + rounded) + dim;
 }
 
 SwigluFfnNormWeightGrads swiglu_ffn_norm_weight_grads(const SwigluFfnNormParams& p) {

@@ -24,12 +24,14 @@ struct SwigluFfnNormParams {
   const void* x;  // [N, D], last dimension contiguous
   int64_t x_stride;
 
-  // In the accumulation type, in panels made by pack_panels(): zeros fill up the last panel.
-  const void* w_u;          // [D, F]
-  const void* w_v;          // [D, F]
-  const void* w_o;          // [F, D]
-  const void* norm_weight;  // [1, D]; not read without a norm
-  const void* norm_bias;    // [1, D]
+  // In panels made by pack_panels(): zeros fill up the last panel.
+  const void* w_u;  // [D, F]
+  const void* w_v;  // [D, F]
+  const void* w_o;  // [F, D]
+
+  // In the accumulation type, filled up with zeros to a whole panel; not read without a norm.
+  const void* norm_weight;  // [D]
+  const void* norm_bias;    // [D]
 
   void* y;     // [N, D] contiguous
   void* mean;  // [N] of h, accumulation type
@@ -51,7 +53,7 @@ constexpr int64_t kSwigluTileRows = 96;
 int64_t swiglu_ffn_norm_scratch_size(const SwigluFfnNormParams& params);
 int64_t swiglu_ffn_norm_backward_scratch_size(const SwigluFfnNormParams& params);
 
-// Elements that hold a matrix [rows, columns] in panels, for any instruction set.
+// Elements of the accumulation type that hold a matrix [rows, columns] in panels, for any instruction set.
 constexpr int64_t kWidestPanel = 32;  // AVX-512 in float
 int64_t panels_capacity(int64_t rows, int64_t columns);
 

@@ -110,7 +110,7 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
   split_items(plan, std::move(whole), threads, kSplitRowsMin);
   const int64_t rows = targets * p.heads, stacked = rows / p.kv_heads;
   plan.partial_size = padded(rows * (p.value_dim + 2));
-  plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(stacked * p.key_dim) +
+  plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(rows * p.key_dim) +
                       padded(panels(stacked, plan.tiling.tile_rows)) + plan.partial_size;
   if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, plan.tiling.tile_rows);
   return plan;
@@ -135,8 +135,8 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
   const int64_t block_targets = std::min(targets, plan.tiling.block_targets);
   const int64_t block_rows = block_targets * p.heads, stacked = block_rows / p.kv_heads;
   plan.partial_size = padded(targets * p.heads * p.key_dim);
-  plan.scratch_size = plan.partial_size + padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
-                      padded(p.kv_heads * panels(stacked, p.key_dim)) +
+  plan.scratch_size = plan.partial_size + 2 * padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
+                      padded(stacked * p.value_dim) + padded(p.kv_heads * panels(stacked, p.key_dim)) +
                       padded(p.kv_heads * panels(stacked, p.value_dim)) + 3 * padded(block_rows) +
                       2 * padded(panels(stacked, tile));
   if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, tile);

@@ -42,6 +42,15 @@ const void* pack(Inputs& in, const Tensor& matrix, bool transposed) {
   return to;
 }
 
+// The vector [D] in the accumulation type, zeros where there is none and behind it, for whole panels.
+const void* widen_vector(Inputs& in, const optional<Tensor>& vector) {
+  const int64_t D = in.params.dim;
+  const Tensor wide = at::zeros({panels_capacity(1, D)}, in.x.options().dtype(accumulation_type(in.x)));
+  if (vector.has_value()) wide.narrow(0, 0, D).copy_(*vector);
+  in.packed.push_back(wide);
+  return wide.const_data_ptr();
+}
+
 void check_weight(const char* name, const Tensor& weight, const Tensor& x, const char* shape,
                   at::IntArrayRef expected) {
   STCA_CHECK(weight.sizes() == expected, kOp, name, " must be ", shape, " = ", expected, ", got ", weight.sizes());
@@ -80,9 +89,8 @@ Inputs packed_inputs(const SwigluFfnNormTensors& from, double eps) {
   p.w_u = pack(in, from.w_u, false);
   p.w_v = pack(in, from.w_v, false);
   p.w_o = pack(in, from.w_o, false);
-  p.norm_weight = p.norm ? pack(in, from.norm_weight->unsqueeze(0), false) : nullptr;
-  const Tensor bias = from.norm_bias.has_value() ? *from.norm_bias : at::zeros({p.dim}, in.x.options());
-  p.norm_bias = p.norm ? pack(in, bias.unsqueeze(0), false) : nullptr;
+  p.norm_weight = p.norm ? widen_vector(in, *from.norm_weight) : nullptr;
+  p.norm_bias = p.norm ? widen_vector(in, from.norm_bias) : nullptr;
   return in;
 }
 

@@ -42,31 +42,34 @@ inline vec_t<A> sum_lanes(vec_t<A>* x) {
 }
 
 // The products of C rows of a with R = kLanes / C rows of b: [C, R]. Row r is b's `last` one at most.
-template <class A, int C>
-inline vec_t<A> dot_block(const A* a, int64_t a_row, const A* b, int64_t b_row, int64_t last, int64_t width) {
-  constexpr int kStep = kLanes<A>, R = kStep / C, kStreams = R < 4 ? R : 4;
+template <class E, int C>
+inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, int64_t width) {
+  using A = product_t<E>;
+  constexpr int kStep = kLanes<E>, R = kStep / C, kStreams = R < 4 ? R : 4;
   vec_t<A> total{};
   for (int64_t begin = 0; begin < width; begin += kChain * kStep) {
     vec_t<A> sums[kStep];
     const int64_t end = min(begin + kChain * kStep, width);
     for (int r = 0; r < R; r += kStreams) {
-      const A* rows[kStreams];
-      for (int i = 0; i < kStreams; ++i) rows[i] = b + min(r + i, last) * b_row;
+      const E* rows[kStreams];
+      for (int i = 0; i < kStreams; ++i) rows[i] = b.data + min(r + i, last) * b.row;
       vec_t<A> part[kStreams][C] = {};
       int64_t k = begin;
       for (; k + kStep <= end; k += kStep) {
-        vec_t<A> left[C];
-        for (int c = 0; c < C; ++c) left[c] = load(a + c * a_row + k);
+        vec_t<E> left[C];
+        for (int c = 0; c < C; ++c) left[c] = load(a.data + c * a.row + k);
         for (int i = 0; i < kStreams; ++i) {
-          __builtin_prefetch(rows[i] + k + kAhead * b_row);
-          const vec_t<A> right = load(rows[i] + k);
-          for (int c = 0; c < C; ++c) part[i][c] += left[c] * right;
+          __builtin_prefetch(rows[i] + k + kAhead * b.row);
+          const vec_t<E> right = load(rows[i] + k);
+          for (int c = 0; c < C; ++c) part[i][c] = multiply_add<E>(part[i][c], left[c], right);
         }
       }
       if (k < end) {
         for (int i = 0; i < kStreams; ++i) {
-          const vec_t<A> right = load_first(rows[i] + k, end - k, A(0));
-          for (int c = 0; c < C; ++c) part[i][c] += load_first(a + c * a_row + k, end - k, A(0)) * right;
+          const vec_t<E> right = load_first(rows[i] + k, end - k, E{});
+          for (int c = 0; c < C; ++c) {
+            part[i][c] = multiply_add<E>(part[i][c], load_first(a.data + c * a.row + k, end - k, E{}), right);
+          }
         }
       }
       for (int i = 0; i < kStreams; ++i) {
@@ -78,13 +81,13 @@ inline vec_t<A> dot_block(const A* a, int64_t a_row, const A* b, int64_t b_row, 
   return total;
 }
 
-// Rows [first, first + C) of a with one vector of rows of b, `height` of them real.
-template <class A, int C>
-inline void dot_rows(const A* a, int64_t a_row, const A* b, int64_t b_row, int64_t height, int64_t width, A* out,
-                     int64_t out_row) {
+// C rows of a with one vector of rows of b, `height` of them real.
+template <class E, int C>
+inline void dot_rows(Strided<E> a, Strided<E> b, int64_t height, int64_t width, product_t<E>* out, int64_t out_row) {
+  using A = product_t<E>;
   constexpr int R = kLanes<A> / C;
   for (int64_t n = 0; n < min(height, kLanes<A>); n += R) {
-    const vec_t<A> block = dot_block<A, C>(a, a_row, b + n * b_row, b_row, height - 1 - n, width);
+    const vec_t<A> block = dot_block<E, C>(a, {b.data + n * b.row, b.row, 1}, height - 1 - n, width);
     A products[kLanes<A>];
     store(products, block);
     for (int c = 0; c < C; ++c) __builtin_memcpy(out + c * out_row + n, products + c * R, R * sizeof(A));
@@ -92,18 +95,20 @@ inline void dot_rows(const A* a, int64_t a_row, const A* b, int64_t b_row, int64
 }
 
 // Writes whole vectors of each row of out: up to whole_lanes(height) columns, those beyond `height` without meaning.
-template <class A>
-void multiply_dots(int64_t count, const A* a, int64_t a_row, int64_t height, const A* b, int64_t b_row, int64_t width,
-                   A* out, int64_t out_row) {
-  constexpr int kMost = kLanes<A> < 4 ? kLanes<A> : 4;
-  for (int64_t n = 0; n < height; n += kLanes<A>) {
-    const A* rows = b + n * b_row;
+// `width` counts operands.
+template <class E>
+void multiply_dots(int64_t count, Strided<E> a, int64_t height, Strided<E> b, int64_t width, product_t<E>* out,
+                   int64_t out_row) {
+  constexpr int kMost = kLanes<E> < 4 ? kLanes<E> : 4;
+  for (int64_t n = 0; n < height; n += kLanes<E>) {
+    const Strided<E> rows{b.data + n * b.row, b.row, 1};
     int64_t c = 0;
     for (; c + kMost <= count; c += kMost) {
-      dot_rows<A, kMost>(a + c * a_row, a_row, rows, b_row, height - n, width, out + c * out_row + n, out_row);
+      dot_rows<E, kMost>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row);
     }
-    for (; c < count; ++c)
-      dot_rows<A, 1>(a + c * a_row, a_row, rows, b_row, height - n, width, out + c * out_row + n, out_row);
+    for (; c < count; ++c) {
+      dot_rows<E, 1>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row);
+    }
   }
 }
 

@@ -32,15 +32,14 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
   A* u = static_cast<A*>(scratch);
   A* v = u + kSwigluTileRows * hidden;
   A* h = v + kSwigluTileRows * hidden;
-  A* x_buffer = h + kSwigluTileRows * dim;
+  tile_t<T>* x_buffer = reinterpret_cast<tile_t<T>*>(h + kSwigluTileRows * dim);
   const A* weight = static_cast<const A*>(p.norm_weight);
   const A* bias = static_cast<const A*>(p.norm_bias);
   for (int64_t begin = row_begin; begin < row_end; begin += kSwigluTileRows) {
     const int64_t rows = min(kSwigluTileRows, row_end - begin);
-    const Strided<A> x = load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, x_buffer);
-    project_up<A>(p, x, rows, u, v, hidden);
+    project_up(p, load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, x_buffer), rows, u, v, hidden);
     gate<A>(u, v, u, rows * hidden);
-    project_down<A>(p, u, hidden, rows, h, dim);
+    project_down<tile_t<T>>(p, u, hidden, rows, u, h, dim);
     for (int64_t i = 0; i < rows; ++i) {
       A* row = h + i * dim;
       T* y = static_cast<T*>(p.y) + (begin + i) * p.dim;
@@ -58,20 +57,29 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
   }
 }
 
+// One operand, whose terms lie `stride` apart, `count` of them.
+template <class T>
+operand_t<tile_t<T>> load_operand(const T* from, int64_t stride, int64_t count) {
+  if constexpr (kTerms<tile_t<T>> == 1) {
+    return widen(*from);
+  } else {
+    return {int32_t(uint32_t(from->bits) | (count > 1 ? uint32_t(from[stride].bits) << 16 : 0u))};
+  }
+}
+
 template <class T>
 void pack(const T* from, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride, int64_t begin,
-          int64_t end, accumulator_t<T>* to) {
-  using A = accumulator_t<T>;
-  for (int64_t j = begin; j < end; j += kPanel<A>) {
-    A* panel = to + j * rows;
-    const int64_t width = min(kPanel<A>, columns - j);
-    for (int64_t i = 0; i < rows; ++i, panel += kPanel<A>) {
+          int64_t end, operand_t<tile_t<T>>* to) {
+  using S = tile_t<T>;
+  using E = operand_t<S>;
+  for (int64_t j = begin; j < end; j += kPanel<E>) {
+    E* panel = to + j * operands<S>(rows);
+    const int64_t width = min(kPanel<E>, columns - j);
+    for (int64_t i = 0; i < rows; i += kTerms<S>, panel += kPanel<E>) {
       const T* row = from + i * row_stride + j * column_stride;
-      if (column_stride == 1 && width == kPanel<A>) {
-        widen<T>(row, panel, kPanel<A>);
-        continue;
+      for (int64_t c = 0; c < kPanel<E>; ++c) {
+        panel[c] = c < width ? load_operand(row + c * column_stride, row_stride, rows - i) : E{};
       }
-      for (int64_t c = 0; c < kPanel<A>; ++c) panel[c] = c < width ? widen(row[c * column_stride]) : A(0);
     }
   }
 }
@@ -83,7 +91,7 @@ void pack_panels(Dtype dtype, const void* from, int64_t rows, int64_t columns, i
   visit_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     pack<T>(static_cast<const T*>(from), rows, columns, row_stride, column_stride, begin, end,
-            static_cast<accumulator_t<T>*>(to));
+            static_cast<operand_t<tile_t<T>>*>(to));
   });
 }
 

@@ -44,10 +44,28 @@ void differentiate_norm(A* dy, const A* weight, A mean, A rstd, int64_t width, A
   }
 }
 
+// The transpose of rows of a tile as a left matrix, [width, rows]; pairs are made in `buffer`.
+template <class S>
+Strided<operand_t<S>> by_columns(Rows<S> x, int64_t rows, int64_t width, void* buffer) {
+  if constexpr (kTerms<S> == 1) {
+    return {x.data, 1, x.stride};
+  } else {
+    const int64_t stride = whole_panels<operand_t<S>>(width);
+    operand_t<S>* pairs = static_cast<operand_t<S>*>(buffer);
+    for (int64_t i = 0; i < rows; i += 2) {
+      const S* row = x.data + i * x.stride;
+      pair_rows(row, i + 1 < rows ? row + x.stride : nullptr, width, pairs + i / 2 * stride);
+    }
+    return {pairs, 1, stride};
+  }
+}
+
 template <class T>
 void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin, int64_t row_end, void* weight_grads,
                    void* scratch) {
   using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  using E = operand_t<S>;
   const SwigluFfnNormParams& p = params.forward;
   const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
   A* u = static_cast<A*>(scratch);
@@ -55,8 +73,9 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
   A* g = v + kSwigluTileRows * hidden;
   A* dh = g + kSwigluTileRows * hidden;
   A* dx = dh + kSwigluTileRows * dim;
-  A* x_buffer = dx + kSwigluTileRows * dim;
-  A* dy = x_buffer + kSwigluTileRows * dim;  // [D] of one row
+  A* dy = dx + kSwigluTileRows * dim;  // [D] of one row
+  A* x_buffer = dy + dim;
+  A* rounded = x_buffer + kSwigluTileRows * dim;  // g, or the columns of x
   for (int64_t d = 0; d < dim; ++d) dy[d] = 0;
 
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(p);
@@ -65,12 +84,11 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
 
   for (int64_t begin = row_begin; begin < row_end; begin += kSwigluTileRows) {
     const int64_t rows = min(kSwigluTileRows, row_end - begin);
-    const Strided<A> x = load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, x_buffer);
-    const Strided<A> x_columns{x.data, x.column, x.row};
+    const Rows<S> x = load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, reinterpret_cast<S*>(x_buffer));
     const T* dy_rows = static_cast<const T*>(params.dy) + begin * p.dim;
-    project_up<A>(p, x, rows, u, v, hidden);
+    project_up(p, x, rows, u, v, hidden);
     gate<A>(u, v, g, rows * hidden);
-    if (p.norm) project_down<A>(p, g, hidden, rows, dh, dim);
+    if (p.norm) project_down<S>(p, g, hidden, rows, rounded, dh, dim);
     for (int64_t i = 0; i < rows; ++i) {
       if (!p.norm) {
         widen<T>(dy_rows + i * p.dim, dh + i * dim, p.dim);
@@ -81,18 +99,21 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
                             static_cast<const A*>(p.rstd)[begin + i], p.dim, dh + i * dim, grads + at.norm_weight,
                             grads + at.norm_bias);
     }
-    multiply<A>(p.hidden, p.dim, rows, {g, 1, hidden}, plain_rows(dh, dim), grads + at.w_o, p.dim, true);
+    const S* dh_rows = round_rows<S>(dh, rows, p.dim, dim, dh);
+    multiply<S>(p.hidden, p.dim, rows, round_columns<S>(g, rows, hidden, g), Rows<S>{dh_rows, dim}, grads + at.w_o,
+                p.dim, true);
     A* dg = g;
-    multiply<A>(rows, whole_panels<A>(p.hidden), p.dim, {dh, dim, 1}, panels_from<A>(params.w_o_t, p.dim, 0, 0), dg,
+    multiply<S>(rows, whole_panels<A>(p.hidden), p.dim, by_rows(dh_rows, dim), packed<S>(params.w_o_t, p.dim), dg,
                 hidden, false);
     differentiate_gate<A>(u, v, dg, rows * hidden);
-    const A *du = u, *dv = v;
-    multiply<A>(p.dim, p.hidden, rows, x_columns, plain_rows(du, hidden), grads + at.w_u, p.hidden, true);
-    multiply<A>(p.dim, p.hidden, rows, x_columns, plain_rows(dv, hidden), grads + at.w_v, p.hidden, true);
-    multiply<A>(rows, whole_panels<A>(p.dim), p.hidden, {du, hidden, 1}, panels_from<A>(params.w_u_t, p.hidden, 0, 0),
-                dx, dim, false);
-    multiply<A>(rows, whole_panels<A>(p.dim), p.hidden, {dv, hidden, 1}, panels_from<A>(params.w_v_t, p.hidden, 0, 0),
-                dx, dim, true);
+    const S *du = round_rows<S>(u, rows, p.hidden, hidden, u), *dv = round_rows<S>(v, rows, p.hidden, hidden, v);
+    const Strided<E> x_columns = by_columns(x, rows, p.dim, rounded);
+    multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{du, hidden}, grads + at.w_u, p.hidden, true);
+    multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{dv, hidden}, grads + at.w_v, p.hidden, true);
+    multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(du, hidden), packed<S>(params.w_u_t, p.hidden), dx, dim,
+                false);
+    multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(dv, hidden), packed<S>(params.w_v_t, p.hidden), dx, dim,
+                true);
     for (int64_t i = 0; i < rows; ++i) {
       narrow<T>(dx + i * dim, static_cast<T*>(params.dx) + (begin + i) * p.dim, p.dim);
     }

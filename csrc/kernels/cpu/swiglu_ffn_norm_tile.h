@@ -7,31 +7,33 @@
 namespace stca {
 namespace STCA_ISA {
 
-// A matrix in panels, from its row `k` on and from the panel of its column `j` on (a multiple of kPanel).
-template <class A>
-Panels<A> panels_from(const void* packed, int64_t rows, int64_t k, int64_t j) {
-  return {static_cast<const A*>(packed) + j * rows + k * kPanel<A>, rows * kPanel<A>, kPanel<A>, true};
+// A matrix of `rows` rows as pack_panels() left it.
+template <class S>
+Panels<operand_t<S>> packed(const void* panels, int64_t rows) {
+  return {static_cast<const operand_t<S>*>(panels), operands<S>(rows)};
 }
 
-// Rows of a [N, D] tensor in the accumulation type: the tensor's own where no conversion is needed.
+// Rows of a [N, D] tensor for a tile, and their stride: the tensor's own where they are multiplied as they are.
 template <class T>
-Strided<accumulator_t<T>> load_rows(const void* tensor, int64_t stride, int64_t width, int64_t row_begin, int64_t rows,
-                                    accumulator_t<T>* buffer) {
+Rows<tile_t<T>> load_rows(const void* tensor, int64_t stride, int64_t width, int64_t row_begin, int64_t rows,
+                          tile_t<T>* buffer) {
+  using S = tile_t<T>;
+  const int64_t room = whole_operands<S>(width);
   const T* from = static_cast<const T*>(tensor) + row_begin * stride;
-  if constexpr (sizeof(T) == sizeof(accumulator_t<T>)) {
-    return {from, stride, 1};
-  } else {
-    for (int64_t i = 0; i < rows; ++i) widen<T>(from + i * stride, buffer + i * width, width);
-    return {buffer, width, 1};
+  if constexpr (sizeof(T) == sizeof(S)) {
+    if (width == room && stride % kTerms<S> == 0) return {from, stride};
   }
+  for (int64_t i = 0; i < rows; ++i) load_row<T>(from + i * stride, width, buffer + i * room);
+  return {buffer, room};
 }
 
 // u and v [rows, F] of a tile, with row stride `stride`.
-template <class A>
-void project_up(const SwigluFfnNormParams& p, Strided<A> x, int64_t rows, A* u, A* v, int64_t stride) {
+template <class S, class A>
+void project_up(const SwigluFfnNormParams& p, Rows<S> x, int64_t rows, A* u, A* v, int64_t stride) {
   const int64_t hidden = whole_panels<A>(p.hidden);
-  multiply<A>(rows, hidden, p.dim, x, panels_from<A>(p.w_u, p.dim, 0, 0), u, stride, false);
-  multiply<A>(rows, hidden, p.dim, x, panels_from<A>(p.w_v, p.dim, 0, 0), v, stride, false);
+  const Strided<operand_t<S>> left = by_rows(x.data, x.stride);
+  multiply<S>(rows, hidden, p.dim, left, packed<S>(p.w_u, p.dim), u, stride, false);
+  multiply<S>(rows, hidden, p.dim, left, packed<S>(p.w_v, p.dim), v, stride, false);
 }
 
 // g = u * silu(v); may be u itself.
@@ -43,10 +45,12 @@ void gate(const A* u, const A* v, A* g, int64_t count) {
   }
 }
 
-// h [rows, D] of a tile from g [rows, F].
-template <class A>
-void project_down(const SwigluFfnNormParams& p, const A* g, int64_t g_stride, int64_t rows, A* h, int64_t h_stride) {
-  multiply<A>(rows, whole_panels<A>(p.dim), p.hidden, {g, g_stride, 1}, panels_from<A>(p.w_o, p.hidden, 0, 0), h,
+// h [rows, D] of a tile from g [rows, F]; `rounded` has half the room of g, and may be g itself.
+template <class S, class A>
+void project_down(const SwigluFfnNormParams& p, const A* g, int64_t g_stride, int64_t rows, void* rounded, A* h,
+                  int64_t h_stride) {
+  multiply<S>(rows, whole_panels<A>(p.dim), p.hidden,
+              by_rows(round_rows<S>(g, rows, p.hidden, g_stride, rounded), g_stride), packed<S>(p.w_o, p.hidden), h,
               h_stride, false);
 }
 

@@ -5,8 +5,6 @@
 // head are stacked, so reordered attention (Hk = 1) is one product of m * H rows; they are the columns of the scores,
 // so that the softmax runs down the columns, a vector of query rows at a time. Few items are split over the
 // history; their partial results (out unnormalised, maximum, sum) are merged in order.
-//
-// Scores are kept in units of log 2, so that the exponential is 2^x and needs no multiplication of its own.
 #include "dots.h"
 #include "target_attention_tile.h"
 
@@ -30,15 +28,16 @@ struct Softmax {
   }
 };
 
-// Replaces the scores [n, stride] of `columns` query rows (one vector of them) by 2^(score - maximum), and brings their
-// running state to the new maximum.
+// Replaces the scores [n, stride] of `columns` query rows (one vector of them) by 2^(unit * score - maximum), and
+// brings their running state to the new maximum.
 template <class A>
-void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A* most, A* weights, A* sum, int64_t width) {
+void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A unit, A* most, A* weights, A* sum,
+                  int64_t width) {
   using Vec = vec_t<A>;
   const Vec old_most = load_first(most, columns, A(0));
   Vec new_most = old_most;
   for (int64_t i = 0; i < n; ++i) {
-    const Vec s = load(scores + i * stride);
+    const Vec s = load(scores + i * stride) * unit;
     new_most = s > new_most ? s : new_most;
   }
   // Where all scores are -inf: weights of 0, not 2^(-inf + inf).
@@ -47,7 +46,7 @@ void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A* most
   for (int64_t i = 0; i < n;) {
     Vec chain{};
     for (const int64_t end = min(i + kChain, n); i < end; ++i) {
-      const Vec w = exp2<A>(load(scores + i * stride) - shift);
+      const Vec w = exp2<A>(load(scores + i * stride) * unit - shift);
       store(scores + i * stride, w);
       chain += w;
     }
@@ -64,12 +63,12 @@ void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A* most
 
 // The same for one query row, whose scores [n] lie one after the other, with room for a whole last vector.
 template <class A>
-void exponentiate_row(A* scores, int64_t n, A* most, A* weights, A* sum, int64_t width) {
+void exponentiate_row(A* scores, int64_t n, A unit, A* most, A* weights, A* sum, int64_t width) {
   using Vec = vec_t<A>;
-  const int64_t whole = n / kLanes<A> * kLanes<A>;
-  if (whole < n) store(scores + whole, load_first(scores + whole, n - whole, -kInfinity<A>));
   Vec highest = broadcast<A>(*most);
   for (int64_t i = 0; i < n; i += kLanes<A>) {
+    store(scores + i, load(scores + i) * unit);
+    if (i + kLanes<A> > n) store(scores + i, load_first(scores + i, n - i, -kInfinity<A>));
     const Vec s = load(scores + i);
     highest = s > highest ? s : highest;
   }
@@ -102,34 +101,30 @@ void write_row(const TargetAttentionParams& p, int64_t target, int64_t head, acc
   static_cast<A*>(p.softmax)[2 * row + 1] = weight;
 }
 
-// The query rows of a run of targets, scaled, for each history head: as the columns of a matrix in panels of
-// [Dk, kPanel], or as they are, [targets * G, Dk], where they are few.
-template <class A>
+// The scaled query rows of a run of targets for each history head: as the columns of a matrix, or as they are where
+// they are few.
+template <class S>
 struct Queries {
-  A* panels;
-  A* rows;  // [targets * G, Dk], on the way to the panels
+  S* rows;               // [Hk, targets * G, Dk in whole operands]
+  operand_t<S>* panels;  // [Hk, panels_size()]
   int64_t target_begin = -1, target_end = -1;
 };
 
 template <class T>
 void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t target_end,
-                  Queries<accumulator_t<T>>& queries) {
-  using A = accumulator_t<T>;
+                  Queries<tile_t<T>>& queries) {
+  using S = tile_t<T>;
+  using E = operand_t<S>;
   if (queries.target_begin == target_begin && queries.target_end == target_end) return;
   queries.target_begin = target_begin;
   queries.target_end = target_end;
-  const int64_t count = (target_end - target_begin) * (p.heads / p.kv_heads);
+  const int64_t count = (target_end - target_begin) * (p.heads / p.kv_heads), depth = operands<S>(p.key_dim);
   for (int64_t j = 0; j < p.kv_heads; ++j) {
-    A* panels = queries.panels + j * panels_size<A>(count, p.key_dim);
-    const bool few = few_rows<A>(count, p.key_dim);
-    A* rows = few ? panels : queries.rows;
+    S* rows = queries.rows + j * count * depth * kTerms<S>;
     stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, rows);
-    const A factor = A(p.scale * kLog2E);
-    if (few) {
-      for (int64_t i = 0; i < count * p.key_dim; ++i) rows[i] *= factor;
-    } else {
-      transpose_to_panels<A>(rows, count, p.key_dim, factor, panels);
-    }
+    scale_queries(p, rows, count * depth * kTerms<S>, rows);
+    if (few_rows<E>(count, p.key_dim)) continue;
+    transpose_to_panels(as_operands(rows), count, depth, queries.panels + j * panels_size<E>(count, depth));
   }
 }
 
@@ -137,18 +132,23 @@ template <class T>
 void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
                   void* scratch_memory, void* partial) {
   using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  using E = operand_t<S>;
   const int64_t targets = item.target_end - item.target_begin;
   const int64_t group = p.heads / p.kv_heads;
   const int64_t rows = targets * p.heads;
+  const int64_t depth = operands<S>(p.key_dim), key_room = whole_operands<S>(p.key_dim);
 
-  Scratch<A> scratch{static_cast<A*>(scratch_memory)};
-  Queries<A> queries{scratch.take(p.kv_heads * panels_size<A>(targets * group, p.key_dim)),
-                     scratch.take(targets * group * p.key_dim)};
-  A* scores = scratch.take(panels_size<A>(targets * group, tiling.tile_rows));
-  A* state_memory = scratch.take(rows * (p.value_dim + 2));
+  Scratch scratch{static_cast<char*>(scratch_memory)};
+  Queries<S> queries{scratch.take<S>(rows * key_room),
+                     scratch.take<E>(p.kv_heads * panels_size<E>(targets * group, depth))};
+  A* scores = scratch.take<A>(panels_size<A>(targets * group, tiling.tile_rows));
+  A* state_memory = scratch.take<A>(rows * (p.value_dim + 2));
   const bool copies = copies_tiles<T>(p);
-  A* key_buffer = copies ? scratch.take(tiling.tile_rows * p.kv_heads * p.key_dim) : nullptr;
-  A* value_buffer = copies && !p.shared ? scratch.take(tiling.tile_rows * p.kv_heads * p.value_dim) : nullptr;
+  const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
+  S* key_buffer = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
+  S* value_buffer = copies && !p.shared ? scratch.take<S>(tile_heads * whole_operands<S>(p.value_dim)) : nullptr;
+  const A unit = score_unit<S>(p);
 
   Softmax<A> state(partial != nullptr ? static_cast<A*>(partial) : state_memory, rows, p.value_dim);
   state.reset(rows, p.value_dim);
@@ -157,41 +157,43 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
     const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
     if (seen_by_any.begin >= seen_by_any.end) continue;
-    const Tile<A> keys =
+    const Tile<S> keys =
         load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, key_buffer);
-    const Tile<A> values = p.shared ? keys
+    const Tile<S> values = p.shared ? keys
                                     : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, tile.begin,
                                                    tile.end, value_buffer);
     for_each_run(p, item, item.target_begin, item.target_end, tile, [&](int64_t a, int64_t b, RowRange seen) {
       load_queries<T>(p, a, b, queries);
       const int64_t count = (b - a) * group;
       const int64_t height = seen.end - seen.begin;
-      const bool few = few_rows<A>(count, p.key_dim);
+      const bool few = few_rows<E>(count, p.key_dim);
       const int64_t stride = few ? whole_lanes<A>(height) : panels_size<A>(count, 1);
-      // weights [count, height]: of few query rows one after the other, of many as columns
-      const Strided<A> weights = few ? Strided<A>{scores, stride, 1} : Strided<A>{scores, 1, stride};
       for (int64_t j = 0; j < p.kv_heads; ++j) {
         const int64_t first = (j * targets + a - item.target_begin) * group;
         A* sum = state.sum + first * p.value_dim;
-        const A* panels = queries.panels + j * panels_size<A>(count, p.key_dim);
+        const Strided<E> key_rows = by_rows(keys.at(seen.begin, j), keys.row_stride);
+        Strided<E> weights;  // [count, height]
         if (few) {
-          multiply_dots<A>(count, panels, p.key_dim, height, keys.at(seen.begin, j), keys.row_stride, p.key_dim, scores,
-                           stride);
+          // scores [count, stride] = queries [count, Dk] keys [height, Dk]^T
+          multiply_dots<E>(count, by_rows(queries.rows + j * count * key_room, key_room), height, key_rows, depth,
+                           scores, stride);
           for (int64_t c = 0; c < count; ++c) {
-            exponentiate_row(scores + c * stride, height, state.most + first + c, state.weights + first + c,
+            exponentiate_row(scores + c * stride, height, unit, state.most + first + c, state.weights + first + c,
                              sum + c * p.value_dim, p.value_dim);
           }
+          weights = by_rows(round_rows<S>(scores, count, height, stride, scores), stride);
         } else {
           // scores [height, stride] = keys [height, Dk] queries [Dk, count]
-          multiply<A>(height, whole_lanes<A>(count), p.key_dim, {keys.at(seen.begin, j), keys.row_stride, 1},
-                      padded_panels(panels, p.key_dim), scores, stride, false);
+          multiply<S>(height, whole_lanes<A>(count), p.key_dim, key_rows,
+                      Panels<E>{queries.panels + j * panels_size<E>(count, depth), depth}, scores, stride, false);
           for (int64_t c = 0; c < count; c += kLanes<A>) {
-            exponentiate(scores + c, height, stride, min(kLanes<A>, count - c), state.most + first + c,
+            exponentiate(scores + c, height, stride, min(kLanes<A>, count - c), unit, state.most + first + c,
                          state.weights + first + c, sum + c * p.value_dim, p.value_dim);
           }
+          weights = round_columns<S>(scores, height, stride, scores);
         }
         // sum [count, Dv] += weights [count, height] values [height, Dv]
-        multiply<A>(count, p.value_dim, height, weights, plain_rows(values.at(seen.begin, j), values.row_stride), sum,
+        multiply<S>(count, p.value_dim, height, weights, Rows<S>{values.at(seen.begin, j), values.row_stride}, sum,
                     p.value_dim, true, kFineChain);
       }
     });

@@ -14,30 +14,47 @@ namespace stca {
 namespace STCA_ISA {
 namespace {
 
-// The query rows of a run of targets and the gradients of their outputs, for each history head: as rows, and, where
-// they are many, as the columns of a matrix.
-template <class A>
+// The query rows of a run of targets and the gradients of their outputs, for each history head: as rows (of whole
+// operands), and, where they are many, as the columns of a matrix.
+template <class S>
 struct Run {
-  A* queries;        // [Hk, targets * G, Dk]
-  A* douts;          // [Hk, targets * G, Dv]
-  A* query_panels;   // scaled to units of log 2; few ones as rows, [Hk, targets * G, Dk]
-  A* dout_panels;    // few ones: the rows of out instead
-  A* most;           // [Hk, targets * G] largest score in units of log 2
-  A* inverse;        // [Hk, targets * G] 1 / sum of 2^(score - most)
-  A* delta;          // [Hk, targets * G]
-  bool few = false;  // scores and dp are [rows, history rows] then, and [history rows, rows] else
+  using A = product_t<operand_t<S>>;
+  S* queries;                  // [Hk, targets * G, Dk]
+  S* scaled;                   // [Hk, targets * G, Dk] by scale_queries()
+  S* douts;                    // [Hk, targets * G, Dv]
+  S* outs;                     // [targets * G, Dv] of one history head, where they are few
+  operand_t<S>* query_panels;  // [Hk, panels_size()]
+  operand_t<S>* dout_panels;   // [Hk, panels_size()]
+  A* most;                     // [Hk, targets * G] largest score in units of log 2
+  A* inverse;                  // [Hk, targets * G] 1 / sum of 2^(score - most)
+  A* delta;                    // [Hk, targets * G]
+  bool few = false;            // scores and dp are [rows, history rows] then, and [history rows, rows] else
   int64_t target_begin = -1, target_end = -1;
 };
+
+// Operand d of a row of out.
+template <class T>
+inline operand_t<tile_t<T>> operand_of(const T* row, int64_t width, int64_t d) {
+  if constexpr (kTerms<tile_t<T>> == 1) {
+    return widen(row[d]);
+  } else {
+    const uint32_t high = 2 * d + 1 < width ? row[2 * d + 1].bits : 0u;
+    return {int32_t(high << 16 | row[2 * d].bits)};
+  }
+}
 
 // delta of the query rows from `column` on (one vector of them) that share history head j. Sums in the order in which
 // multiply() sums dp = dout . v: for a target that sees a single row the two are equal, and ds is exactly 0.
 template <class T>
 void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t j, int64_t count,
-                int64_t column, Run<accumulator_t<T>>& run) {
+                int64_t column, Run<tile_t<T>>& run) {
   using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  using E = operand_t<S>;
   const TargetAttentionParams& p = params.forward;
   const int64_t group = p.heads / p.kv_heads, columns = min(kLanes<A>, count - column);
-  const A* dout = run.dout_panels + j * panels_size<A>(count, p.value_dim) + panel_column<A>(column, p.value_dim);
+  const int64_t depth = operands<S>(p.value_dim);
+  const E* dout = run.dout_panels + j * panels_size<E>(count, depth) + panel_column<E>(column, depth);
   const T* outs[kLanes<A>];
   A dlse[kLanes<A>];
   for (int64_t c = 0; c < kLanes<A>; ++c) {
@@ -47,12 +64,12 @@ void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begi
     dlse[c] = params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at];
   }
   vec_t<A> total{};
-  for (int64_t d = 0; d < p.value_dim;) {
+  for (int64_t d = 0; d < depth;) {
     vec_t<A> chain{};
-    for (const int64_t end = min(d + kFineChain, p.value_dim); d < end; ++d) {
-      vec_t<A> out;
-      for (int64_t c = 0; c < kLanes<A>; ++c) out[c] = widen(outs[c][d]);
-      chain += out * load(dout + d * kPanel<A>);
+    for (const int64_t end = min(d + kFineChain, depth); d < end; ++d) {
+      E out[kLanes<E>];
+      for (int64_t c = 0; c < kLanes<E>; ++c) out[c] = operand_of(outs[c], p.value_dim, d);
+      chain = multiply_add<E>(chain, load(out), load(dout + d * kPanel<E>));
     }
     total += chain;
   }
@@ -62,16 +79,17 @@ void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begi
 // The same of a few rows, in the order of multiply_dots().
 template <class T>
 void load_few_deltas(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end, int64_t j,
-                     Run<accumulator_t<T>>& run) {
+                     Run<tile_t<T>>& run) {
   using A = accumulator_t<T>;
+  using S = tile_t<T>;
   const TargetAttentionParams& p = params.forward;
   const int64_t group = p.heads / p.kv_heads, count = (target_end - target_begin) * group;
-  A* outs = run.dout_panels;
-  stack_rows<T>(p, p.out, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, outs);
+  const int64_t room = whole_operands<S>(p.value_dim);
+  stack_rows<T>(p, p.out, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, run.outs);
   for (int64_t row = 0; row < count; ++row) {
     A products[kLanes<A>];
-    multiply_dots<A>(1, run.douts + (j * count + row) * p.value_dim, p.value_dim, 1, outs + row * p.value_dim,
-                     p.value_dim, p.value_dim, products, kLanes<A>);
+    multiply_dots(1, by_rows(run.douts + (j * count + row) * room, room), 1, by_rows(run.outs + row * room, room),
+                  operands<S>(p.value_dim), products, kLanes<A>);
     const int64_t at = (target_begin + row / group) * p.heads + j * group + row % group;
     const A dlse = params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at];
     run.delta[j * count + row] = products[0] - dlse;
@@ -80,27 +98,29 @@ void load_few_deltas(const TargetAttentionBackwardParams& params, int64_t target
 
 template <class T>
 void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end,
-              Run<accumulator_t<T>>& run) {
+              Run<tile_t<T>>& run) {
   using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  using E = operand_t<S>;
   const TargetAttentionParams& p = params.forward;
   if (run.target_begin == target_begin && run.target_end == target_end) return;
   run.target_begin = target_begin;
   run.target_end = target_end;
   const int64_t targets = target_end - target_begin;
   const int64_t count = targets * (p.heads / p.kv_heads);
-  run.few = few_rows<A>(count, min(p.key_dim, p.value_dim));
+  const int64_t key_depth = operands<S>(p.key_dim), value_depth = operands<S>(p.value_dim);
+  run.few = few_rows<E>(count, min(p.key_dim, p.value_dim));
   for (int64_t j = 0; j < p.kv_heads; ++j) {
-    A* queries = run.queries + j * count * p.key_dim;
-    A* douts = run.douts + j * count * p.value_dim;
+    S* queries = run.queries + j * count * key_depth * kTerms<S>;
+    S* douts = run.douts + j * count * value_depth * kTerms<S>;
     stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, queries);
     stack_rows<T>(p, params.dout, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, douts);
-    A* scaled = run.query_panels + j * panels_size<A>(count, p.key_dim);
-    if (run.few) {
-      for (int64_t i = 0; i < count * p.key_dim; ++i) scaled[i] = queries[i] * A(p.scale * kLog2E);
-      continue;
-    }
-    transpose_to_panels<A>(queries, count, p.key_dim, A(p.scale * kLog2E), scaled);
-    transpose_to_panels<A>(douts, count, p.value_dim, A(1), run.dout_panels + j * panels_size<A>(count, p.value_dim));
+    S* scaled = run.scaled + j * count * key_depth * kTerms<S>;
+    scale_queries(p, queries, count * key_depth * kTerms<S>, scaled);
+    if (run.few) continue;
+    transpose_to_panels(as_operands(scaled), count, key_depth, run.query_panels + j * panels_size<E>(count, key_depth));
+    transpose_to_panels(as_operands(douts), count, value_depth,
+                        run.dout_panels + j * panels_size<E>(count, value_depth));
   }
   for (int64_t t = 0; t < targets; ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
@@ -121,24 +141,24 @@ void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin,
 }
 
 // scores -> p and dp -> scale * ds, [n, stride], for the `columns` query rows from `row` on (one vector of them).
-template <class A>
-void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns, const Run<A>& run, int64_t row,
+template <class A, class S>
+void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns, const Run<S>& run, int64_t row, A unit,
                    A scale) {
   const vec_t<A> most = load_first(run.most + row, columns, A(0));
   const vec_t<A> inverse = load_first(run.inverse + row, columns, A(0));
   const vec_t<A> delta = load_first(run.delta + row, columns, A(0));
   for (int64_t i = 0; i < n; ++i) {
-    const vec_t<A> w = exp2<A>(load(scores + i * stride) - most) * inverse;
+    const vec_t<A> w = exp2<A>(load(scores + i * stride) * unit - most) * inverse;
     store(scores + i * stride, w);
     store(dp + i * stride, w * (load(dp + i * stride) - delta) * scale);
   }
 }
 
 // The same for one query row, whose scores and dp [n] lie one after the other, with room for a whole last vector.
-template <class A>
-void differentiate_row(A* scores, A* dp, int64_t n, const Run<A>& run, int64_t row, A scale) {
+template <class A, class S>
+void differentiate_row(A* scores, A* dp, int64_t n, const Run<S>& run, int64_t row, A unit, A scale) {
   for (int64_t i = 0; i < n; i += kLanes<A>) {
-    const vec_t<A> w = exp2<A>(load(scores + i) - run.most[row]) * run.inverse[row];
+    const vec_t<A> w = exp2<A>(load(scores + i) * unit - run.most[row]) * run.inverse[row];
     store(scores + i, w);
     store(dp + i, w * (load(dp + i) - run.delta[row]) * scale);
   }
@@ -177,32 +197,40 @@ template <class T>
 void backward_item(const TargetAttentionBackwardParams& params, const TargetAttentionTiling& tiling,
                    const TargetAttentionItem& item, void* scratch_memory, void* partial) {
   using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  using E = operand_t<S>;
   const TargetAttentionParams& p = params.forward;
   const int64_t targets = item.target_end - item.target_begin;
   const int64_t group = p.heads / p.kv_heads;
-  const int64_t block_targets = min(targets, tiling.block_targets);
+  const int64_t block_targets = min(targets, tiling.block_targets), stacked = block_targets * group;
   const int64_t block_rows = block_targets * p.heads;
   const int64_t k_row = p.kv_heads * p.key_dim, v_row = p.kv_heads * p.value_dim;
+  const int64_t key_depth = operands<S>(p.key_dim), key_room = key_depth * kTerms<S>;
+  const int64_t value_depth = operands<S>(p.value_dim), value_room = value_depth * kTerms<S>;
+  const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
 
-  Scratch<A> scratch{static_cast<A*>(scratch_memory)};
-  A* own_dq = scratch.take(targets * p.heads * p.key_dim);
+  Scratch scratch{static_cast<char*>(scratch_memory)};
+  A* own_dq = scratch.take<A>(targets * p.heads * p.key_dim);
   A* dq = partial != nullptr ? static_cast<A*>(partial) : own_dq;
-  Run<A> run{scratch.take(block_rows * p.key_dim),
-             scratch.take(block_rows * p.value_dim),
-             scratch.take(p.kv_heads * panels_size<A>(block_targets * group, p.key_dim)),
-             scratch.take(p.kv_heads * panels_size<A>(block_targets * group, p.value_dim)),
-             scratch.take(block_rows),
-             scratch.take(block_rows),
-             scratch.take(block_rows)};
-  A* scores = scratch.take(panels_size<A>(block_targets * group, tiling.tile_rows));
-  A* dp = scratch.take(panels_size<A>(block_targets * group, tiling.tile_rows));
+  Run<S> run{scratch.take<S>(block_rows * key_room),
+             scratch.take<S>(block_rows * key_room),
+             scratch.take<S>(block_rows * value_room),
+             scratch.take<S>(stacked * value_room),
+             scratch.take<E>(p.kv_heads * panels_size<E>(stacked, key_depth)),
+             scratch.take<E>(p.kv_heads * panels_size<E>(stacked, value_depth)),
+             scratch.take<A>(block_rows),
+             scratch.take<A>(block_rows),
+             scratch.take<A>(block_rows)};
+  A* scores = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
+  A* dp = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
   constexpr bool kConverts = sizeof(T) != sizeof(A);
   const bool copies = copies_tiles<T>(p);
-  A* k_buffer = copies ? scratch.take(tiling.tile_rows * k_row) : nullptr;
-  A* dk_buffer = kConverts ? scratch.take(tiling.tile_rows * k_row) : nullptr;
-  A* v_buffer = copies && !p.shared ? scratch.take(tiling.tile_rows * v_row) : nullptr;
-  A* dv_buffer = kConverts && !p.shared ? scratch.take(tiling.tile_rows * v_row) : nullptr;
+  S* k_buffer = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
+  A* dk_buffer = kConverts ? scratch.take<A>(tiling.tile_rows * k_row) : nullptr;
+  S* v_buffer = copies && !p.shared ? scratch.take<S>(tile_heads * value_room) : nullptr;
+  A* dv_buffer = kConverts && !p.shared ? scratch.take<A>(tiling.tile_rows * v_row) : nullptr;
 
+  const A unit = score_unit<S>(p);
   for (int64_t i = 0; i < targets * p.heads * p.key_dim; ++i) dq[i] = 0;
 
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
@@ -211,9 +239,9 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
     A* dv = p.shared ? dk : clear_tile<T>(params.dv, v_row, tile, dv_buffer);
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
     if (seen_by_any.begin < seen_by_any.end) {
-      const Tile<A> keys =
+      const Tile<S> keys =
           load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, k_buffer);
-      const Tile<A> values =
+      const Tile<S> values =
           p.shared ? keys
                    : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, tile.begin, tile.end, v_buffer);
       for (int64_t first = item.target_begin; first < item.target_end; first += block_targets) {
@@ -223,40 +251,49 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
           const int64_t count = (b - a) * group;
           const int64_t height = seen.end - seen.begin;
           const int64_t stride = run.few ? whole_lanes<A>(height) : panels_size<A>(count, 1);
-          // [count, height], and their transposes
-          const int64_t by_row = run.few ? stride : 1, by_column = run.few ? 1 : stride;
-          const Strided<A> weights_t{scores, by_column, by_row}, ds_t{dp, by_column, by_row}, ds{dp, by_row, by_column};
           for (int64_t j = 0; j < p.kv_heads; ++j) {
-            const A* k = keys.at(seen.begin, j);
-            const A* v = values.at(seen.begin, j);
+            const S* k = keys.at(seen.begin, j);
+            const S* v = values.at(seen.begin, j);
             A* dk_rows = dk + (seen.begin - tile.begin) * k_row + j * p.key_dim;
             A* dv_rows = dv + (seen.begin - tile.begin) * v_row + j * p.value_dim;
             A* dq_rows = dq + (j * targets + a - item.target_begin) * group * p.key_dim;
             const int64_t row = j * count;
+            const S *queries = run.queries + row * key_room, *scaled = run.scaled + row * key_room;
+            const S* douts = run.douts + row * value_room;
 
-            const A* queries = run.query_panels + j * panels_size<A>(count, p.key_dim);
+            // scores -> p [height, count] and dp -> ds, in both directions
+            Strided<E> weights_t, ds_t, ds;
             if (run.few) {
-              multiply_dots<A>(count, queries, p.key_dim, height, k, keys.row_stride, p.key_dim, scores, stride);
-              multiply_dots<A>(count, run.douts + row * p.value_dim, p.value_dim, height, v, values.row_stride,
-                               p.value_dim, dp, stride);
+              multiply_dots(count, by_rows(scaled, key_room), height, by_rows(k, keys.row_stride), key_depth, scores,
+                            stride);
+              multiply_dots(count, by_rows(douts, value_room), height, by_rows(v, values.row_stride), value_depth, dp,
+                            stride);
               for (int64_t c = 0; c < count; ++c) {
-                differentiate_row(scores + c * stride, dp + c * stride, height, run, row + c, A(p.scale));
+                differentiate_row(scores + c * stride, dp + c * stride, height, run, row + c, unit, A(p.scale));
               }
+              A* room = scores + divide_up(count, 2) * stride;  // left by p in pairs
+              weights_t = round_columns<S>(scores, count, stride, scores);
+              ds_t = round_columns<S>(dp, count, stride, room);
+              ds = by_rows(round_rows<S>(dp, count, height, stride, dp), stride);
             } else {
-              multiply<A>(height, whole_lanes<A>(count), p.key_dim, {k, keys.row_stride, 1},
-                          padded_panels(queries, p.key_dim), scores, stride, false);
-              multiply<A>(height, whole_lanes<A>(count), p.value_dim, {v, values.row_stride, 1},
-                          padded_panels(run.dout_panels + j * panels_size<A>(count, p.value_dim), p.value_dim), dp,
-                          stride, false, kFineChain);
+              multiply<S>(height, whole_lanes<A>(count), p.key_dim, by_rows(k, keys.row_stride),
+                          Panels<E>{run.query_panels + j * panels_size<E>(count, key_depth), key_depth}, scores, stride,
+                          false);
+              multiply<S>(height, whole_lanes<A>(count), p.value_dim, by_rows(v, values.row_stride),
+                          Panels<E>{run.dout_panels + j * panels_size<E>(count, value_depth), value_depth}, dp, stride,
+                          false, kFineChain);
               for (int64_t c = 0; c < count; c += kLanes<A>) {
-                differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, row + c, A(p.scale));
+                differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, row + c, unit,
+                              A(p.scale));
               }
+              A* room = scores + divide_up(height, 2) * stride;
+              weights_t = by_rows(round_rows<S>(scores, height, count, stride, scores), stride);
+              ds_t = by_rows(round_rows<S>(dp, height, count, stride, room), stride);
+              ds = round_columns<S>(dp, height, stride, dp);
             }
-            multiply<A>(height, p.value_dim, count, weights_t, plain_rows(run.douts + row * p.value_dim, p.value_dim),
-                        dv_rows, v_row, true);
-            multiply<A>(height, p.key_dim, count, ds_t, plain_rows(run.queries + row * p.key_dim, p.key_dim), dk_rows,
-                        k_row, true);
-            multiply<A>(count, p.key_dim, height, ds, plain_rows(k, keys.row_stride), dq_rows, p.key_dim, true);
+            multiply<S>(height, p.value_dim, count, weights_t, Rows<S>{douts, value_room}, dv_rows, v_row, true);
+            multiply<S>(height, p.key_dim, count, ds_t, Rows<S>{queries, key_room}, dk_rows, k_row, true);
+            multiply<S>(count, p.key_dim, height, ds, Rows<S>{k, keys.row_stride}, dq_rows, p.key_dim, true);
           }
         });
       }

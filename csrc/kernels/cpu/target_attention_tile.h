@@ -14,57 +14,82 @@ static_assert(kPanel<float> <= 32);
 constexpr double kLog2E = 1.44269504088896340736;
 constexpr double kLn2 = 0.693147180559945309417;
 
-// Takes consecutive pieces of a thread's scratch memory; the plan sizes it by the same sums.
-template <class A>
+// Takes consecutive pieces of a thread's scratch memory; the plan sizes it by the same sums in the accumulation type,
+// of which no piece needs more than its count.
 struct Scratch {
-  A* next;
-  A* take(int64_t count) {
-    A* piece = next;
-    next += (count + 15) / 16 * 16;  // 64-byte steps
+  char* next;
+  template <class X>
+  X* take(int64_t count) {
+    X* piece = reinterpret_cast<X*>(next);
+    next += (count * int64_t(sizeof(X)) + 63) / 64 * 64;
     return piece;
   }
 };
 
-// History rows [begin, end) in the accumulation type: row n of head j is at data + (n - begin) * row_stride +
-// j * head_stride. Points into the tensor itself where rows are in order and need no conversion.
-template <class A>
+// History rows [begin, end): row n of head j is at data + (n - begin) * row_stride + j * head_stride.
+template <class S>
 struct Tile {
-  const A* data;
+  const S* data;
   int64_t begin, row_stride, head_stride;
-  const A* at(int64_t row, int64_t head) const { return data + (row - begin) * row_stride + head * head_stride; }
+  const S* at(int64_t row, int64_t head) const { return data + (row - begin) * row_stride + head * head_stride; }
 };
 
+// Whether tiles are copied, and do not point into the tensors themselves: rows out of order, to be converted, or not
+// made of whole operands.
 template <class T>
 bool copies_tiles(const TargetAttentionParams& p) {
-  return p.history_index != nullptr || sizeof(T) != sizeof(accumulator_t<T>);
+  auto whole = [](int64_t elements) { return elements % kTerms<tile_t<T>> == 0; };
+  return p.history_index != nullptr || sizeof(T) != sizeof(tile_t<T>) || !whole(p.k_row_stride) ||
+         !whole(p.k_head_stride) || !whole(p.key_dim) || !whole(p.v_row_stride) || !whole(p.v_head_stride) ||
+         !whole(p.value_dim);
 }
 
 template <class T>
-Tile<accumulator_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, int64_t row_stride,
-                                 int64_t head_stride, int64_t width, int64_t begin, int64_t end,
-                                 accumulator_t<T>* buffer) {
+Tile<tile_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, int64_t row_stride, int64_t head_stride,
+                          int64_t width, int64_t begin, int64_t end, tile_t<T>* buffer) {
   const T* rows = static_cast<const T*>(tensor);
-  if constexpr (sizeof(T) == sizeof(accumulator_t<T>)) {
+  if constexpr (sizeof(T) == sizeof(tile_t<T>)) {
     if (!copies_tiles<T>(p)) return {rows + begin * row_stride, begin, row_stride, head_stride};
   }
-  accumulator_t<T>* to = buffer;
+  const int64_t room = whole_operands<tile_t<T>>(width);
+  tile_t<T>* to = buffer;
   for (int64_t n = begin; n < end; ++n) {
     const T* row = rows + (p.history_index == nullptr ? n : p.history_index[n]) * row_stride;
-    for (int64_t j = 0; j < p.kv_heads; ++j, to += width) widen<T>(row + j * head_stride, to, width);
+    for (int64_t j = 0; j < p.kv_heads; ++j, to += room) load_row<T>(row + j * head_stride, width, to);
   }
-  return {buffer, begin, p.kv_heads * width, width};
+  return {buffer, begin, p.kv_heads * room, room};
 }
 
-// Rows (target, head) of a [T, H, width] tensor whose heads share history head j, stacked: out [targets * G, width] in
-// the accumulation type.
+// Rows (target, head) of a [T, H, width] tensor whose heads share history head j, stacked: out [targets * G, width in
+// whole operands].
 template <class T>
 void stack_rows(const TargetAttentionParams& p, const void* tensor, int64_t target_stride, int64_t head_stride,
-                int64_t width, int64_t target_begin, int64_t target_end, int64_t j, accumulator_t<T>* out) {
-  const int64_t group = p.heads / p.kv_heads;
+                int64_t width, int64_t target_begin, int64_t target_end, int64_t j, tile_t<T>* out) {
+  const int64_t group = p.heads / p.kv_heads, room = whole_operands<tile_t<T>>(width);
   const T* rows = static_cast<const T*>(tensor) + j * group * head_stride;
   for (int64_t t = target_begin; t < target_end; ++t) {
-    for (int64_t g = 0; g < group; ++g, out += width) widen<T>(rows + t * target_stride + g * head_stride, out, width);
+    for (int64_t g = 0; g < group; ++g, out += room) {
+      load_row<T>(rows + t * target_stride + g * head_stride, width, out);
+    }
   }
+}
+
+// Scores are wanted in units of log 2, so that the exponential is 2^x: query rows take that factor before the product,
+// which rounds less than after it; rows of pairs, which it would round more, leave it to score_unit().
+template <class S>
+void scale_queries(const TargetAttentionParams& p, const S* rows, int64_t count, S* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    if constexpr (kTerms<S> == 1) {
+      to[i] = rows[i] * S(p.scale * kLog2E);
+    } else {
+      to[i] = rows[i];
+    }
+  }
+}
+
+template <class S>
+product_t<operand_t<S>> score_unit(const TargetAttentionParams& p) {
+  return product_t<operand_t<S>>(kTerms<S> == 1 ? 1.0 : p.scale * kLog2E);
 }
 
 // Row of (target, head) where rows are grouped by history head: [Hk, targets * G]; targets counted from the first.

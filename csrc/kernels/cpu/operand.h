@@ -1,0 +1,205 @@
+// What a matrix product multiplies: numbers of the accumulation type, or, where the CPU multiplies bfloat16 itself,
+// pairs of them that are neighbours along the sum. What comes out is of the accumulation type either way.
+//
+// The left matrix is read operand by operand, from rows as they lie in memory, or transposed, from pairs made of two
+// rows. The right one is read in panels of whole vectors, again made of pairs of rows.
+#pragma once
+
+#include "vec.h"
+
+namespace stca {
+namespace STCA_ISA {
+
+// Two bfloat16, the earlier one in the low half.
+struct __attribute__((packed, aligned(2), may_alias)) Pair {
+  int32_t bits;
+};
+
+template <>
+struct Lanes<Pair> {
+  using Vec = Int32Vec;
+};
+
+// tile_t<T>: the type of T's rows in a tile, T itself where it is multiplied as it is.
+// operand_t<S>: what is multiplied of a tile's rows; product_t<E>: what operands are summed in.
+template <class T>
+struct Tiled {
+  using type = accumulator_t<T>;
+};
+template <class S>
+struct Operand {
+  using type = S;
+};
+template <class E>
+struct Product {
+  using type = E;
+};
+#if defined(__AVX512BF16__)
+template <>
+struct Tiled<bfloat16> {
+  using type = bfloat16;
+};
+template <>
+struct Operand<bfloat16> {
+  using type = Pair;
+};
+template <>
+struct Product<Pair> {
+  using type = float;
+};
+#endif
+template <class T>
+using tile_t = typename Tiled<T>::type;
+template <class S>
+using operand_t = typename Operand<S>::type;
+template <class E>
+using product_t = typename Product<E>::type;
+
+// Elements in one operand, operands in a row, and the elements that these have room for: a row's width in a tile.
+template <class S>
+constexpr int64_t kTerms = sizeof(operand_t<S>) / sizeof(S);
+template <class S>
+constexpr int64_t operands(int64_t width) {
+  return (width + kTerms<S> - 1) / kTerms<S>;
+}
+template <class S>
+constexpr int64_t whole_operands(int64_t width) {
+  return operands<S>(width) * kTerms<S>;
+}
+
+template <class E>
+inline vec_t<product_t<E>> multiply_add(vec_t<product_t<E>> sum, vec_t<E> left, vec_t<E> right) {
+  return sum + left * right;
+}
+
+#if defined(__AVX512BF16__)
+
+typedef uint16_t Halves __attribute__((vector_size(kVecBytes)));
+constexpr int kHalves = kVecBytes / 2;  // bfloat16 in a vector, twice its pairs
+
+template <>
+inline Int32Vec broadcast<Pair>(Pair x) {
+  return Int32Vec{} + x.bits;
+}
+template <>
+inline FloatVec multiply_add<Pair>(FloatVec sum, Int32Vec left, Int32Vec right) {
+  return (FloatVec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+}
+
+// To the nearest bfloat16: those of `low`, then those of `high`.
+inline Halves round_to_halves(FloatVec low, FloatVec high) {
+  return (Halves)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+}
+
+// Pairs (low[i], high[i]) for the i of the lower or the upper half of the lanes.
+inline Int32Vec interleave(Halves low, Halves high, bool upper) {
+  Halves from;
+  for (int i = 0; i < kHalves; ++i) from[i] = i / 2 + (upper ? kHalves / 2 : 0) + (i % 2) * kHalves;
+  return (Int32Vec)__builtin_shuffle(low, high, from);
+}
+
+// Pairs (low[i], high[i]) of a vector that holds one after the other.
+inline Int32Vec interleave(Halves both) {
+  Halves from;
+  for (int i = 0; i < kHalves; ++i) from[i] = i / 2 + (i % 2) * (kHalves / 2);
+  return (Int32Vec)__builtin_shuffle(both, from);
+}
+
+inline Halves load_halves(const bfloat16* from, int64_t count) {
+  Halves x{};
+  __builtin_memcpy(&x, from, (count < kHalves ? count : kHalves) * sizeof(bfloat16));
+  return x;
+}
+
+// Two rows of `columns` elements as pairs, filled up with zeros to whole vectors; without a second row, with zeros.
+inline void pair_rows(const bfloat16* low, const bfloat16* high, int64_t columns, Pair* to) {
+  for (int64_t c = 0; c < columns; c += kHalves) {
+    const Halves a = load_halves(low + c, columns - c);
+    const Halves b = high == nullptr ? Halves{} : load_halves(high + c, columns - c);
+    const Int32Vec first = interleave(a, b, false), second = interleave(a, b, true);
+    __builtin_memcpy(to + c, &first, sizeof first);
+    __builtin_memcpy(to + c + kLanes<Pair>, &second, sizeof second);
+  }
+}
+
+// x [n, width], rows `stride` apart in whole vectors, rounded to rows as many elements apart, with a zero behind an odd
+// width. `to` may be x.
+inline void round_rows_to(const float* x, int64_t n, int64_t width, int64_t stride, bfloat16* to) {
+  for (int64_t i = 0; i < n; ++i, x += stride, to += stride) {
+    for (int64_t c = 0; c < width; c += kHalves) {
+      const bool whole = c + kLanes<float> < stride;
+      const Halves rounded = round_to_halves(load(x + c), whole ? load(x + c + kLanes<float>) : FloatVec{});
+      __builtin_memcpy(to + c, &rounded, whole ? sizeof rounded : sizeof rounded / 2);
+    }
+    if (width % 2 != 0) to[width] = {};
+  }
+}
+
+// x [n, stride], stride in whole vectors, rounded to pairs of two rows; the last of an odd number with zeros. `to` may
+// be x.
+inline void round_row_pairs_to(const float* x, int64_t n, int64_t stride, Pair* to) {
+  for (int64_t i = 0; i < n; i += 2, x += 2 * stride, to += stride) {
+    for (int64_t c = 0; c < stride; c += kLanes<float>) {
+      const FloatVec second = i + 1 < n ? load(x + stride + c) : FloatVec{};
+      const Int32Vec pairs = interleave(round_to_halves(load(x + c), second));
+      __builtin_memcpy(to + c, &pairs, sizeof pairs);
+    }
+  }
+}
+#endif
+
+// Element (i, k) is at data[i * row + k * column].
+template <class E>
+struct Strided {
+  const E* data;
+  int64_t row, column;
+};
+
+template <class S>
+inline const operand_t<S>* as_operands(const S* data) {
+  return reinterpret_cast<const operand_t<S>*>(data);
+}
+
+// Rows of a tile as a left matrix. Their stride is a multiple of kTerms.
+template <class S>
+inline Strided<operand_t<S>> by_rows(const S* data, int64_t stride) {
+  return {as_operands(data), stride / kTerms<S>, 1};
+}
+
+// One row for a tile, filled up to whole operands with zeros.
+template <class T>
+inline void load_row(const T* from, int64_t width, tile_t<T>* to) {
+  if constexpr (sizeof(T) == sizeof(tile_t<T>)) {
+    __builtin_memcpy(to, from, width * sizeof(T));
+  } else {
+    widen<T>(from, to, width);
+  }
+  for (int64_t k = width; k < whole_operands<tile_t<T>>(width); ++k) to[k] = {};
+}
+
+// Sums x [n, width] as rows of a tile, `stride` elements of S apart: x itself, or rounded into `to`, which takes half
+// the room and may be x. The stride holds whole vectors.
+template <class S>
+const S* round_rows(const product_t<operand_t<S>>* x, int64_t n, int64_t width, int64_t stride, void* to) {
+  if constexpr (kTerms<S> == 1) {
+    return x;
+  } else {
+    round_rows_to(x, n, width, stride, static_cast<S*>(to));
+    return static_cast<S*>(to);
+  }
+}
+
+// The transpose of x [n, stride] as a left matrix.
+template <class S>
+Strided<operand_t<S>> round_columns(const product_t<operand_t<S>>* x, int64_t n, int64_t stride, void* to) {
+  if constexpr (kTerms<S> == 1) {
+    return {x, 1, stride};
+  } else {
+    operand_t<S>* pairs = static_cast<operand_t<S>*>(to);
+    round_row_pairs_to(x, n, stride, pairs);
+    return {pairs, 1, stride};
+  }
+}
+
+}  // namespace STCA_ISA
+}  // namespace stca
