@@ -24,7 +24,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
         *(torch.ones(3, 2, 5), torch.ones(3, 2, 2), None),
     ),
     "swiglu_ffn_norm": (*FFN, 1e-5),
-    "swiglu_ffn_norm_backward": (torch.ones(3, 4), *FFN, torch.ones(3), torch.ones(3)),
+    "swiglu_ffn_norm_backward": (torch.ones(3, 4), *FFN, torch.ones(3), torch.ones(3), torch.ones(3, 4)),
     "request_gather": ([torch.ones(2, 3), torch.ones(2)], TARGETS, 3),
     "request_reduce": (torch.ones(3, 2), TARGETS, True),
     "jagged_select": (torch.ones(4, 2), HISTORY, INDEX, KEEP, 4),

@@ -77,7 +77,7 @@ def test_opcheck() -> None:
     i = [x.requires_grad_() for x in swiglu_inputs(7, 8, 12, 2, torch.float32).values()]
     torch.library.opcheck(torch.ops.stca.swiglu_ffn_norm, (*i, 1e-5))
     y, mean, rstd = torch.ops.stca.swiglu_ffn_norm(*i, 1e-5)
-    detached = [x.detach() for x in (y, *i, mean, rstd)]
+    detached = [x.detach() for x in (y, *i, mean, rstd, y)]
     # Its own backward pass raises, so autograd through it is left out.
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.stca.swiglu_ffn_norm_backward, tuple(detached), test_utils=tests)
@@ -96,6 +96,24 @@ def test_second_derivatives_are_refused() -> None:
     (grad,) = torch.autograd.grad(stca.ops.swiglu_ffn_norm(x, *rest).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="swiglu_ffn_norm: second derivatives are not supported"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-3])
+def test_where_y_does_not_tell_what_the_norm_saw(isa: str, weight: float) -> None:
+    inputs, dy = swiglu_inputs(40, 24, 40, 2, torch.float32), torch.randn(40, 24)
+    inputs["norm_weight"][5] = weight
+    exact = _results(stca.reference.swiglu_ffn_norm, {n: x.double() for n, x in inputs.items()}, dy)
+    plain = _results(stca.reference.swiglu_ffn_norm, inputs, dy)
+    ours = _results(stca.ops.swiglu_ffn_norm, inputs, dy)
+    assert_all_as_accurate(ours, {name: (exact[name], plain[name]) for name in exact})
+
+
+def test_y_is_not_to_be_written_to() -> None:
+    inputs = [x.requires_grad_() for x in swiglu_inputs(3, 4, 5, 2, torch.float32).values()]
+    y = stca.ops.swiglu_ffn_norm(*inputs)
+    y.detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_strides() -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parametrize("device", DEVICES)
 def _on(device: str, inputs: dict[str, Tensor], dy: Tensor, **options: Any) -> dict[str, Tensor]:
     arguments = [inputs.get(name) for name in ("x", "w_u", "w_v", "w_o", "norm_weight", "norm_bias")]
     y, mean, rstd = call_on(device, "swiglu_ffn_norm", *arguments, 1e-5, **options)
-    grads = call_on(device, "swiglu_ffn_norm_backward", dy, *arguments, mean, rstd, **options)
+    grads = call_on(device, "swiglu_ffn_norm_backward", dy, *arguments, mean, rstd, None, **options)
     return {"y": y} | {f"d{name}": grad for name, grad in zip(inputs, grads[: len(inputs)], strict=True)}
 
 

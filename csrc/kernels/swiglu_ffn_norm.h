@@ -38,7 +38,7 @@ struct SwigluFfnNormParams {
   void* rstd;  // [N] of h, accumulation type
 };
 
-// `forward.mean` and `forward.rstd` are inputs here, `forward.y` is not read.
+// `forward.mean` and `forward.rstd` are inputs here, and `forward.y`, nullptr where h is to be computed again.
 struct SwigluFfnNormBackwardParams {
   SwigluFfnNormParams forward;
   const void* w_u_t;  // [F, D] in panels
@@ -77,8 +77,8 @@ STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_rows, const SwigluFfnNormParams& params,
 STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_backward_rows, const SwigluFfnNormBackwardParams& params, int64_t row_begin,
                         int64_t row_end, void* weight_grads, void* scratch)
 
-// to[i] = sum over p of partials[p * stride + i], in order of p, for i in [0, size).
-STCA_DECLARE_CPU_KERNEL(sum_partials, Dtype dtype, const void* partials, int64_t count, int64_t stride, int64_t size,
-                        void* to)
+// to[i] = sum over p of partials[p][offset + i], in order of p, for i in [0, size).
+STCA_DECLARE_CPU_KERNEL(sum_partials, Dtype dtype, const void* const* partials, int64_t count, int64_t offset,
+                        int64_t size, void* to)
 
 }  // namespace stca

@@ -122,7 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward(
     const Tensor& dy, const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
-    const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd) {
+    const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd,
+    const optional<Tensor>& y) {
   const SwigluFfnNormTensors tensors{x, w_u, w_v, w_o, norm_weight, norm_bias};
   check_inputs(tensors);
   STCA_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(), kOp, "dy must be like y, ", x.sizes(),
@@ -132,6 +133,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
 #endif
   Inputs in = packed_inputs(tensors, 0.0);
   const Tensor dy_rows = dy.contiguous(), mean_rows = mean.contiguous(), rstd_rows = rstd.contiguous();
+  if (y.has_value()) {
+    check_same(kOp, "y", *y, "x", x);
+    STCA_CHECK(y->sizes() == x.sizes(), kOp, "y must be like x, ", x.sizes(), ", got ", y->sizes());
+  }
+  const Tensor y_rows = y.has_value() ? y->contiguous() : Tensor();
+  in.params.y = y.has_value() ? y_rows.data_ptr() : nullptr;
   in.params.mean = mean_rows.data_ptr();
   in.params.rstd = rstd_rows.data_ptr();
   const Tensor dx = at::empty(x.sizes(), x.options());
@@ -144,12 +151,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(tiles, at::get_num_threads()));
   const int64_t part_rows = (tiles + parts - 1) / parts * kSwigluTileRows;
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(in.params);
-  const Tensor partials = at::empty({parts * at.size * bytes}, at::kByte);
-  char* memory = static_cast<char*>(partials.mutable_data_ptr());
+  std::vector<Tensor> partials;  // one by one: malloc keeps what is smaller than 32 MB for the next call
+  std::vector<const void*> memory;
+  for (int64_t part = 0; part < parts; ++part) {
+    partials.push_back(at::empty({at.size * bytes}, at::kByte));
+    memory.push_back(partials.back().const_data_ptr());
+  }
   const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_backward_rows);
   for_each_item(parts, swiglu_ffn_norm_backward_scratch_size(in.params) * bytes, [&](int64_t part, void* scratch) {
     const int64_t begin = std::min(part * part_rows, x.size(0)), end = std::min(begin + part_rows, x.size(0));
-    kernel(p, begin, end, memory + part * at.size * bytes, scratch);
+    kernel(p, begin, end, partials[part].mutable_data_ptr(), scratch);
   });
 
   const auto reduce = STCA_CPU_KERNEL(in.isa, sum_partials);
@@ -158,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
     const int64_t element = grad.element_size(), size = grad.numel();
     char* to = static_cast<char*>(grad.mutable_data_ptr());
     at::parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
-      reduce(in.params.dtype, memory + (offset + begin) * bytes, parts, at.size, end - begin, to + begin * element);
+      reduce(in.params.dtype, memory.data(), parts, offset + begin, end - begin, to + begin * element);
     });
     return grad;
   };

@@ -26,9 +26,10 @@ def swiglu_ffn_norm(
         h = \big((x W_u) \odot \mathrm{silu}(x W_v)\big) W_o \qquad
         y = \frac{h - \mathrm{mean}(h)}{\sqrt{\mathrm{var}(h) + \epsilon}} \odot \text{norm\_weight} + \text{norm\_bias}
 
-    Tiles of rows go through the whole network while they are in cache. For its backward pass the op keeps x and two
-    numbers per row: with y, which its consumer keeps, a training step holds `2 D * itemsize + 8` bytes per row, against
-    about `(4 F + 3 D) * itemsize` of the eager composition. The hidden rows are computed again. On CUDA the products
+    Tiles of rows go through the whole network while they are in cache. For its backward pass the op keeps x, y and two
+    numbers per row: a training step holds `2 D * itemsize + 8` bytes per row, against about `(4 F + 3 D) * itemsize` of
+    the eager composition. The hidden rows are computed again; the norm's input only where it cannot be had from y (16
+    bits, or a norm_bias of more than 8 times the norm_weight), which must not be written to, as of `torch.sigmoid`. On CUDA the products
     are torch's, in chunks of rows, and each product is rounded to x's dtype, as in plain PyTorch.
 
     Args:
@@ -93,9 +94,10 @@ def _backward_fake(
     norm_bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
+    y: Tensor | None,
 ) -> tuple[Tensor, ...]:
     weights = {"w_u": w_u, "w_v": w_v, "w_o": w_o, "norm_weight": norm_weight, "norm_bias": norm_bias}
-    check_one_device("swiglu_ffn_norm", x=x, dy=dy, **weights, mean=mean, rstd=rstd)
+    check_one_device("swiglu_ffn_norm", x=x, dy=dy, **weights, mean=mean, rstd=rstd, y=y)
     D = x.shape[1]
     return (
         *(like.new_empty(like.shape) for like in (x, w_u, w_v, w_o)),
@@ -106,9 +108,11 @@ def _backward_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, w_u, w_v, w_o, norm_weight, norm_bias, _ = inputs
-    _, mean, rstd = output
+    y, mean, rstd = output
+    # where y tells what the norm saw; 16 bits do not, and the CUDA kernels compute it again
+    recovers = norm_weight is not None and x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, w_u, w_v, w_o, norm_weight, norm_bias, mean, rstd)
+    ctx.save_for_backward(x, w_u, w_v, w_o, norm_weight, norm_bias, mean, rstd, y if recovers else None)
 
 
 def _backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:

@@ -67,18 +67,41 @@ operand_t<tile_t<T>> load_operand(const T* from, int64_t stride, int64_t count) 
   }
 }
 
+// A row of a whole panel from contiguous elements; `rows` are left, of which it takes as many as an operand has terms.
+template <class T>
+void pack_row(const T* from, int64_t row_stride, int64_t rows, operand_t<tile_t<T>>* to) {
+  using E = operand_t<tile_t<T>>;
+  if constexpr (kTerms<tile_t<T>> == 1) {
+    widen<T>(from, to, kPanel<E>);
+  } else {
+    pair_rows(from, rows > 1 ? from + row_stride : nullptr, kPanel<E>, to);
+  }
+}
+
 template <class T>
 void pack(const T* from, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride, int64_t begin,
           int64_t end, operand_t<tile_t<T>>* to) {
   using S = tile_t<T>;
   using E = operand_t<S>;
+  constexpr int64_t kRun =
+      16;  // operands of a column at a time: one by one, lines a power of two apart evict each other
+  const int64_t depth = operands<S>(rows);
   for (int64_t j = begin; j < end; j += kPanel<E>) {
-    E* panel = to + j * operands<S>(rows);
+    E* panel = to + j * depth;
     const int64_t width = min(kPanel<E>, columns - j);
-    for (int64_t i = 0; i < rows; i += kTerms<S>, panel += kPanel<E>) {
-      const T* row = from + i * row_stride + j * column_stride;
+    for (int64_t first = 0; first < depth; first += kRun) {
+      const int64_t last = min(first + kRun, depth);
+      auto element = [&](int64_t k, int64_t c) { return from + k * kTerms<S> * row_stride + (j + c) * column_stride; };
+      if (column_stride == 1 && width == kPanel<E>) {
+        for (int64_t k = first; k < last; ++k) {
+          pack_row(element(k, 0), row_stride, rows - k * kTerms<S>, panel + k * kPanel<E>);
+        }
+        continue;
+      }
       for (int64_t c = 0; c < kPanel<E>; ++c) {
-        panel[c] = c < width ? load_operand(row + c * column_stride, row_stride, rows - i) : E{};
+        for (int64_t k = first; k < last; ++k) {
+          panel[k * kPanel<E> + c] = c < width ? load_operand(element(k, c), row_stride, rows - k * kTerms<S>) : E{};
+        }
       }
     }
   }

@@ -4,8 +4,8 @@
 //   dg = dh w_o^T    du = dg * silu(v)    dv = dg * u * silu'(v)    dx = du w_u^T + dv w_v^T
 //   dw_o = g^T dh    dw_u = x^T du    dw_v = x^T dv    dnorm_weight = sum dy * xhat    dnorm_bias = sum dy
 //
-// A tile's u, v, g and h are computed again. The weights' gradients are summed over a thread's own rows; the parts are
-// added in order of rows.
+// A tile's u, v and g are computed again, and h where xhat cannot be had from y, (y - norm_bias) / norm_weight. The
+// weights' gradients are summed over a thread's own rows; the parts are added in order of rows.
 #include "swiglu_ffn_norm_tile.h"
 
 namespace stca {
@@ -23,14 +23,25 @@ void differentiate_gate(A* u, A* v, const A* dg, int64_t count) {
   }
 }
 
-// dh over h, for one row; takes dy as working memory and adds to the norm's own gradients. Everything is filled up to
-// whole panels, dy and the weight with zeros.
+// Whether (y - bias) / weight is xhat, but for an error of 17 roundings at most.
 template <class A>
-void differentiate_norm(A* dy, const A* weight, A mean, A rstd, int64_t width, A* h, A* dweight, A* dbias) {
+bool recovers(const A* weight, const A* bias, int64_t width) {
+  bool all = true;
+  for (int64_t d = 0; d < width; ++d) {
+    const A most = A(8) * __builtin_fabs(weight[d]);
+    all = all && most > A(0) && most < kInfinity<A> && __builtin_fabs(bias[d]) <= most;
+  }
+  return all;
+}
+
+// dh over xhat, for one row; takes dy as working memory and adds to the norm's own gradients. Everything is filled up
+// to whole panels, dy and the weight with zeros.
+template <class A>
+void differentiate_norm(A* dy, const A* weight, A rstd, int64_t width, A* row, A* dweight, A* dbias) {
   vec_t<A> total{}, dot{};
   const int64_t whole = whole_panels<A>(width);
   for (int64_t d = 0; d < whole; d += kLanes<A>) {
-    const vec_t<A> grad = load(dy + d), xhat = (load(h + d) - mean) * rstd, a = grad * load(weight + d);
+    const vec_t<A> grad = load(dy + d), xhat = load(row + d), a = grad * load(weight + d);
     store(dweight + d, load(dweight + d) + grad * xhat);
     store(dbias + d, load(dbias + d) + grad);
     store(dy + d, a);  // rounded as its mean is, so that what cancels below cancels exactly
@@ -39,8 +50,7 @@ void differentiate_norm(A* dy, const A* weight, A mean, A rstd, int64_t width, A
   }
   const A a_mean = sum<A>(total) / A(width), dot_mean = sum<A>(dot) / A(width);
   for (int64_t d = 0; d < whole; d += kLanes<A>) {
-    const vec_t<A> xhat = (load(h + d) - mean) * rstd;
-    store(h + d, rstd * (load(dy + d) - a_mean - xhat * dot_mean));
+    store(row + d, rstd * (load(dy + d) - a_mean - load(row + d) * dot_mean));
   }
 }
 
@@ -80,36 +90,46 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
 
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(p);
   A* grads = static_cast<A*>(weight_grads);
-  for (int64_t i = 0; i < at.size; ++i) grads[i] = 0;
+  for (int64_t i = row_begin < row_end ? at.norm_weight : 0; i < at.size; ++i) grads[i] = 0;
+  const A *weight = static_cast<const A*>(p.norm_weight), *bias = static_cast<const A*>(p.norm_bias);
+  const bool has_xhat = p.norm && p.y != nullptr && recovers(weight, bias, p.dim);
 
   for (int64_t begin = row_begin; begin < row_end; begin += kSwigluTileRows) {
     const int64_t rows = min(kSwigluTileRows, row_end - begin);
+    const bool add = begin > row_begin;
     const Rows<S> x = load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, reinterpret_cast<S*>(x_buffer));
     const T* dy_rows = static_cast<const T*>(params.dy) + begin * p.dim;
     project_up(p, x, rows, u, v, hidden);
     gate<A>(u, v, g, rows * hidden);
-    if (p.norm) project_down<S>(p, g, hidden, rows, rounded, dh, dim);
+    if (p.norm && !has_xhat) project_down<S>(p, g, hidden, rows, rounded, dh, dim);
     for (int64_t i = 0; i < rows; ++i) {
       if (!p.norm) {
         widen<T>(dy_rows + i * p.dim, dh + i * dim, p.dim);
         continue;
       }
+      A* row = dh + i * dim;
+      const A mean = static_cast<const A*>(p.mean)[begin + i], rstd = static_cast<const A*>(p.rstd)[begin + i];
+      if (has_xhat) {
+        widen<T>(static_cast<const T*>(p.y) + (begin + i) * p.dim, row, p.dim);
+        for (int64_t d = 0; d < p.dim; ++d) row[d] = (row[d] - bias[d]) / weight[d];
+        for (int64_t d = p.dim; d < dim; ++d) row[d] = 0;
+      } else {
+        for (int64_t d = 0; d < dim; ++d) row[d] = (row[d] - mean) * rstd;
+      }
       widen<T>(dy_rows + i * p.dim, dy, p.dim);
-      differentiate_norm<A>(dy, static_cast<const A*>(p.norm_weight), static_cast<const A*>(p.mean)[begin + i],
-                            static_cast<const A*>(p.rstd)[begin + i], p.dim, dh + i * dim, grads + at.norm_weight,
-                            grads + at.norm_bias);
+      differentiate_norm<A>(dy, weight, rstd, p.dim, row, grads + at.norm_weight, grads + at.norm_bias);
     }
     const S* dh_rows = round_rows<S>(dh, rows, p.dim, dim, dh);
     multiply<S>(p.hidden, p.dim, rows, round_columns<S>(g, rows, hidden, g), Rows<S>{dh_rows, dim}, grads + at.w_o,
-                p.dim, true);
+                p.dim, add);
     A* dg = g;
     multiply<S>(rows, whole_panels<A>(p.hidden), p.dim, by_rows(dh_rows, dim), packed<S>(params.w_o_t, p.dim), dg,
                 hidden, false);
     differentiate_gate<A>(u, v, dg, rows * hidden);
     const S *du = round_rows<S>(u, rows, p.hidden, hidden, u), *dv = round_rows<S>(v, rows, p.hidden, hidden, v);
     const Strided<E> x_columns = by_columns(x, rows, p.dim, rounded);
-    multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{du, hidden}, grads + at.w_u, p.hidden, true);
-    multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{dv, hidden}, grads + at.w_v, p.hidden, true);
+    multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{du, hidden}, grads + at.w_u, p.hidden, add);
+    multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{dv, hidden}, grads + at.w_v, p.hidden, add);
     multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(du, hidden), packed<S>(params.w_u_t, p.hidden), dx, dim,
                 false);
     multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(dv, hidden), packed<S>(params.w_v_t, p.hidden), dx, dim,
@@ -121,10 +141,12 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
 }
 
 template <class T>
-void sum_partials_of(const accumulator_t<T>* partials, int64_t count, int64_t stride, int64_t size, T* to) {
+void sum_partials_of(const void* const* partials, int64_t count, int64_t offset, int64_t size, T* to) {
+  using A = accumulator_t<T>;
+  auto element = [&](int64_t part, int64_t i) { return static_cast<const A*>(partials[part])[offset + i]; };
   for (int64_t i = 0; i < size; ++i) {
-    accumulator_t<T> total = partials[i];
-    for (int64_t part = 1; part < count; ++part) total += partials[part * stride + i];
+    A total = element(0, i);
+    for (int64_t part = 1; part < count; ++part) total += element(part, i);
     to[i] = narrow<T>(total);
   }
 }
@@ -138,10 +160,10 @@ void swiglu_ffn_norm_backward_rows(const SwigluFfnNormBackwardParams& params, in
   });
 }
 
-void sum_partials(Dtype dtype, const void* partials, int64_t count, int64_t stride, int64_t size, void* to) {
+void sum_partials(Dtype dtype, const void* const* partials, int64_t count, int64_t offset, int64_t size, void* to) {
   visit_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
-    sum_partials_of<T>(static_cast<const accumulator_t<T>*>(partials), count, stride, size, static_cast<T*>(to));
+    sum_partials_of<T>(partials, count, offset, size, static_cast<T*>(to));
   });
 }
 
