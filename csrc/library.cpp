@@ -21,7 +21,8 @@ TORCH_LIBRARY(stca, m) {
   // dy [N, D] -> gradients like x, w_u, w_v, w_o, norm_weight, norm_bias; [0] for what is None. y spares computing h
   m.def(
       "swiglu_ffn_norm_backward(Tensor dy, Tensor x, Tensor w_u, Tensor w_v, Tensor w_o, Tensor? norm_weight, "
-      "Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor? y) -> (Tensor dx, Tensor dw_u, Tensor dw_v, Tensor dw_o, "
+      "Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor? y=None) -> (Tensor dx, Tensor dw_u, Tensor dw_v, Tensor "
+      "dw_o, "
       "Tensor dnorm_weight, Tensor dnorm_bias)");
 
   // xs of [R, ...], target_offsets [R + 1] -> [T, ...] each; total: T

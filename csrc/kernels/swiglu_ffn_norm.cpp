@@ -6,20 +6,28 @@
 namespace stca {
 namespace {
 
+constexpr int64_t kTileRows = 96;             // of 256 columns and 512 hidden ones: two second-level caches of 1 MB
+constexpr int64_t kLargeTileRows = 192;       // where a weight does not fit there, and each tile reads it again
+constexpr int64_t kLargeWeight = 1024 * 256;  // elements
+
 int64_t whole_panels(int64_t columns) { return (columns + kWidestPanel - 1) / kWidestPanel * kWidestPanel; }
 
 }  // namespace
 
 int64_t panels_capacity(int64_t rows, int64_t columns) { return rows * whole_panels(columns); }
 
+int64_t swiglu_ffn_norm_tile_rows(int64_t dim, int64_t hidden) {
+  return dim * hidden > kLargeWeight ? kLargeTileRows : kTileRows;
+}
+
 int64_t swiglu_ffn_norm_scratch_size(const SwigluFfnNormParams& p) {
-  return kSwigluTileRows * (2 * whole_panels(p.dim) + 2 * whole_panels(p.hidden));
+  return p.tile_rows * (2 * whole_panels(p.dim) + 2 * whole_panels(p.hidden));
 }
 
 int64_t swiglu_ffn_norm_backward_scratch_size(const SwigluFfnNormParams& p) {
   const int64_t dim = whole_panels(p.dim), hidden = whole_panels(p.hidden);
   const int64_t rounded = p.dtype == Dtype::kBFloat16 ? std::max(dim, hidden) : 0;
-  return kSwigluTileRows * (3 * dim + 3 * hidden + rounded) + dim;
+  return p.tile_rows * (3 * dim + 3 * hidden + rounded) + dim;
 }
 
 SwigluFfnNormWeightGrads swiglu_ffn_norm_weight_grads(const SwigluFfnNormParams& p) {

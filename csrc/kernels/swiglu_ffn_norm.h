@@ -15,9 +15,10 @@ namespace stca {
 
 struct SwigluFfnNormParams {
   Dtype dtype;
-  int64_t num_rows;  // N
-  int64_t dim;       // D
-  int64_t hidden;    // F
+  int64_t num_rows;   // N
+  int64_t dim;        // D
+  int64_t hidden;     // F
+  int64_t tile_rows;  // swiglu_ffn_norm_tile_rows()
   double eps;
   bool norm;
 
@@ -49,7 +50,7 @@ struct SwigluFfnNormBackwardParams {
 };
 
 // Rows of one tile, and the elements of scratch memory (accumulation type) that a thread needs for it.
-constexpr int64_t kSwigluTileRows = 96;
+int64_t swiglu_ffn_norm_tile_rows(int64_t dim, int64_t hidden);
 int64_t swiglu_ffn_norm_scratch_size(const SwigluFfnNormParams& params);
 int64_t swiglu_ffn_norm_backward_scratch_size(const SwigluFfnNormParams& params);
 

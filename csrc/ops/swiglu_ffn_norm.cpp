@@ -82,6 +82,7 @@ Inputs packed_inputs(const SwigluFfnNormTensors& from, double eps) {
   p.num_rows = in.x.size(0);
   p.dim = in.x.size(1);
   p.hidden = from.w_u.size(1);
+  p.tile_rows = swiglu_ffn_norm_tile_rows(p.dim, p.hidden);
   p.eps = eps;
   p.norm = from.norm_weight.has_value();
   p.x = in.x.const_data_ptr();
@@ -112,10 +113,10 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor
   p.mean = mean.mutable_data_ptr();
   p.rstd = rstd.mutable_data_ptr();
   const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_rows);
-  const int64_t tiles = (p.num_rows + kSwigluTileRows - 1) / kSwigluTileRows;
+  const int64_t tiles = (p.num_rows + p.tile_rows - 1) / p.tile_rows;
   for_each_item(tiles, swiglu_ffn_norm_scratch_size(p) * accumulator_size(p.dtype), [&](int64_t tile, void* scratch) {
-    const int64_t begin = tile * kSwigluTileRows;
-    kernel(p, begin, std::min(begin + kSwigluTileRows, p.num_rows), scratch);
+    const int64_t begin = tile * p.tile_rows;
+    kernel(p, begin, std::min(begin + p.tile_rows, p.num_rows), scratch);
   });
   return {y, mean, rstd};
 }
@@ -147,9 +148,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
 
   // Each thread sums the weights' gradients over one range of rows; the ranges are then added in order.
   const int64_t bytes = accumulator_size(in.params.dtype);
-  const int64_t tiles = (x.size(0) + kSwigluTileRows - 1) / kSwigluTileRows;
+  const int64_t tiles = (x.size(0) + in.params.tile_rows - 1) / in.params.tile_rows;
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(tiles, at::get_num_threads()));
-  const int64_t part_rows = (tiles + parts - 1) / parts * kSwigluTileRows;
+  const int64_t part_rows = (tiles + parts - 1) / parts * in.params.tile_rows;
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(in.params);
   std::vector<Tensor> partials;  // one by one: malloc keeps what is smaller than 32 MB for the next call
   std::vector<const void*> memory;

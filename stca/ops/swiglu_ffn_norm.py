@@ -28,9 +28,10 @@ def swiglu_ffn_norm(
 
     Tiles of rows go through the whole network while they are in cache. For its backward pass the op keeps x, y and two
     numbers per row: a training step holds `2 D * itemsize + 8` bytes per row, against about `(4 F + 3 D) * itemsize` of
-    the eager composition. The hidden rows are computed again; the norm's input only where it cannot be had from y (16
-    bits, or a norm_bias of more than 8 times the norm_weight), which must not be written to, as of `torch.sigmoid`. On CUDA the products
-    are torch's, in chunks of rows, and each product is rounded to x's dtype, as in plain PyTorch.
+    the eager composition. The hidden rows are computed again; the norm's input is too where y does not tell it: in 16
+    bits, and where norm_bias is more than 8 times norm_weight. As with `torch.sigmoid`, y must not be written to before
+    the backward pass. On CUDA the products are torch's, in chunks of rows, and each product is rounded to x's dtype, as
+    in plain PyTorch.
 
     Args:
         x: [N, D], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64).

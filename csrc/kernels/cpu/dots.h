@@ -19,8 +19,6 @@ constexpr bool few_rows(int64_t count, int64_t width) {
   return count <= 2 || (count <= kLanes<A> && width >= 8 * kLanes<A>);
 }
 
-constexpr int64_t kAhead = 8;  // rows of b that are fetched before they are needed
-
 // Lanes l with l & kHalf from b, the others from a, each added to its neighbour l ^ kHalf.
 template <class A, int kHalf>
 inline vec_t<A> add_neighbours(vec_t<A> a, vec_t<A> b) {
@@ -43,7 +41,7 @@ inline vec_t<A> sum_lanes(vec_t<A>* x) {
 
 // The products of C rows of a with R = kLanes / C rows of b: [C, R]. Row r is b's `last` one at most.
 template <class E, int C>
-inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, int64_t width) {
+inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, int64_t width, int64_t ahead) {
   using A = product_t<E>;
   constexpr int kStep = kLanes<E>, R = kStep / C, kStreams = R < 4 ? R : 4;
   vec_t<A> total{};
@@ -59,7 +57,7 @@ inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, i
         vec_t<E> left[C];
         for (int c = 0; c < C; ++c) left[c] = load(a.data + c * a.row + k);
         for (int i = 0; i < kStreams; ++i) {
-          __builtin_prefetch(rows[i] + k + kAhead * b.row);
+          __builtin_prefetch(rows[i] + k + ahead * b.row, 0, 2);
           const vec_t<E> right = load(rows[i] + k);
           for (int c = 0; c < C; ++c) part[i][c] = multiply_add<E>(part[i][c], left[c], right);
         }
@@ -83,11 +81,12 @@ inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, i
 
 // C rows of a with one vector of rows of b, `height` of them real.
 template <class E, int C>
-inline void dot_rows(Strided<E> a, Strided<E> b, int64_t height, int64_t width, product_t<E>* out, int64_t out_row) {
+inline void dot_rows(Strided<E> a, Strided<E> b, int64_t height, int64_t width, product_t<E>* out, int64_t out_row,
+                     int64_t ahead) {
   using A = product_t<E>;
   constexpr int R = kLanes<A> / C;
   for (int64_t n = 0; n < min(height, kLanes<A>); n += R) {
-    const vec_t<A> block = dot_block<E, C>(a, {b.data + n * b.row, b.row, 1}, height - 1 - n, width);
+    const vec_t<A> block = dot_block<E, C>(a, {b.data + n * b.row, b.row, 1}, height - 1 - n, width, ahead);
     A products[kLanes<A>];
     store(products, block);
     for (int c = 0; c < C; ++c) __builtin_memcpy(out + c * out_row + n, products + c * R, R * sizeof(A));
@@ -95,21 +94,105 @@ inline void dot_rows(Strided<E> a, Strided<E> b, int64_t height, int64_t width, 
 }
 
 // Writes whole vectors of each row of out: up to whole_lanes(height) columns, those beyond `height` without meaning.
-// `width` counts operands.
+// `width` counts operands; while a row is read, the one `ahead` of it is fetched.
 template <class E>
 void multiply_dots(int64_t count, Strided<E> a, int64_t height, Strided<E> b, int64_t width, product_t<E>* out,
-                   int64_t out_row) {
+                   int64_t out_row, int64_t ahead = 0) {
   constexpr int kMost = kLanes<E> < 4 ? kLanes<E> : 4;
   for (int64_t n = 0; n < height; n += kLanes<E>) {
     const Strided<E> rows{b.data + n * b.row, b.row, 1};
     int64_t c = 0;
     for (; c + kMost <= count; c += kMost) {
-      dot_rows<E, kMost>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row);
+      dot_rows<E, kMost>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row,
+                         ahead);
     }
     for (; c < count; ++c) {
-      dot_rows<E, 1>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row);
+      dot_rows<E, 1>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row, ahead);
     }
   }
+}
+
+// W vectors of operands from a row of b, or from two where they are pairs and `rows` is more than 1.
+template <class S, int W, bool kWhole>
+inline void load_right(const S* b, int64_t stride, int64_t rows, int64_t columns, vec_t<operand_t<S>>* right) {
+  constexpr int kStep = kLanes<operand_t<S>>;
+  for (int w = 0; w < W; w += kTerms<S>) {
+    if constexpr (kTerms<S> == 1) {
+      const int64_t left = max(min(columns - w * kStep, kStep), 0);
+      right[w] = kWhole ? load(b + w * kStep) : load_first(b + w * kStep, left, S(0));
+    } else {
+      const int64_t left = kWhole ? kStep * kTerms<S> : columns - w * kStep;
+      load_pairs(b + w * kStep, rows > 1 ? b + w * kStep + stride : nullptr, left, right + w);
+    }
+  }
+}
+
+// c [R, columns <= W vectors] += a [R, depth] b [depth, columns]
+template <class S, int R, int W, bool kWhole>
+inline void add_block(int64_t depth, Strided<operand_t<S>> a, Rows<S> b, int64_t columns, product_t<operand_t<S>>* c,
+                      int64_t c_row, int64_t ahead) {
+  using E = operand_t<S>;
+  using A = product_t<E>;
+  constexpr int kStep = kLanes<A>;
+  for (int64_t k = 0; k < operands<S>(depth);) {
+    vec_t<A> sum[R][W] = {};
+    for (const int64_t end = min(k + kFineChain, operands<S>(depth)); k < end; ++k) {
+      const S* row = b.data + k * kTerms<S> * b.stride;
+      vec_t<E> right[W];
+      load_right<S, W, kWhole>(row, b.stride, depth - k * kTerms<S>, columns, right);
+      for (int t = 0; t < kTerms<S>; ++t) {
+        for (int w = 0; w < W; w += kTerms<S>) __builtin_prefetch(row + (t + ahead) * b.stride + w * kStep, 0, 2);
+      }
+      for (int r = 0; r < R; ++r) {
+        const vec_t<E> left = broadcast<E>(a.data[r * a.row + k * a.column]);
+        for (int w = 0; w < W; ++w) sum[r][w] = multiply_add<E>(sum[r][w], left, right[w]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int w = 0; w < W; ++w) {
+        A* to = c + r * c_row + w * kStep;
+        const int64_t left = min(columns - w * kStep, kStep);
+        if (left == kStep) {
+          store(to, load(to) + sum[r][w]);
+        } else if (left > 0) {
+          store_first(to, load_first(to, left, A(0)) + sum[r][w], left);
+        }
+      }
+    }
+  }
+}
+
+template <class S, int R>
+void add_rows(int64_t count, int64_t columns, int64_t depth, Strided<operand_t<S>> a, Rows<S> b,
+              product_t<operand_t<S>>* c, int64_t c_row, int64_t ahead) {
+  if constexpr (R > 1) {
+    if (count < R) return add_rows<S, R - 1>(count, columns, depth, a, b, c, c_row, ahead);
+  }
+  constexpr int W = R > 4 ? 2 : 4;
+  constexpr int64_t kWidth = W * kLanes<operand_t<S>>, kNarrow = 2 * kLanes<operand_t<S>>;
+  for (int64_t j = 0; j < columns;) {
+    const Rows<S> right{b.data + j, b.stride};
+    if (columns - j >= kWidth) {
+      add_block<S, R, W, true>(depth, a, right, kWidth, c + j, c_row, ahead);
+      j += kWidth;
+    } else if (columns - j >= kNarrow) {
+      add_block<S, R, 2, true>(depth, a, right, kNarrow, c + j, c_row, ahead);
+      j += kNarrow;
+    } else {
+      add_block<S, R, 2, false>(depth, a, right, columns - j, c + j, c_row, ahead);
+      j = columns;
+    }
+  }
+}
+
+// c [count, columns] += a [count, depth] b [depth, columns] for up to kMostAdded rows of a, without packing; while a
+// row of b is read, the one `ahead` of it is fetched.
+constexpr int kMostAdded = 8;
+
+template <class S>
+void add_few(int64_t count, int64_t columns, int64_t depth, Strided<operand_t<S>> a, Rows<S> b,
+             product_t<operand_t<S>>* c, int64_t c_row, int64_t ahead) {
+  add_rows<S, kMostAdded>(count, columns, depth, a, b, c, c_row, ahead);
 }
 
 }  // namespace STCA_ISA

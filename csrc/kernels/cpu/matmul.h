@@ -89,6 +89,11 @@ inline void multiply_rows(int64_t rows, int64_t depth, Strided<E> a, const E* b,
   if constexpr (R > 1) {
     if (rows < R) return multiply_rows<E, R - 1, W>(rows, depth, a, b, b_row, c, c_row, columns, accumulate, chain);
   }
+  if (accumulate && depth >= kFineChain) {  // c is read at the end only
+    for (int r = 0; r < R; ++r) {
+      for (int w = 0; w < W; ++w) __builtin_prefetch(c + r * c_row + w * kLanes<E>, 1);
+    }
+  }
   for (int64_t k = 0; k < depth; k += chain) {
     multiply_block<E, R, W>(min(chain, depth - k), {a.data + k * a.column, a.row, a.column}, b + k * b_row, b_row, c,
                             c_row, columns, accumulate || k > 0);

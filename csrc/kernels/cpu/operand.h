@@ -107,18 +107,27 @@ inline Int32Vec interleave(Halves both) {
 
 inline Halves load_halves(const bfloat16* from, int64_t count) {
   Halves x{};
-  __builtin_memcpy(&x, from, (count < kHalves ? count : kHalves) * sizeof(bfloat16));
+  if (count >= kHalves) {
+    __builtin_memcpy(&x, from, sizeof x);
+  } else if (count > 0) {
+    __builtin_memcpy(&x, from, count * sizeof(bfloat16));
+  }
   return x;
 }
 
-// Two rows of `columns` elements as pairs, filled up with zeros to whole vectors; without a second row, with zeros.
+// Up to kHalves columns of two rows as pairs, zeros behind them; without a second row, pairs with zeros.
+inline void load_pairs(const bfloat16* low, const bfloat16* high, int64_t columns, Int32Vec* pairs) {
+  const Halves a = load_halves(low, columns), b = high == nullptr ? Halves{} : load_halves(high, columns);
+  pairs[0] = interleave(a, b, false);
+  pairs[1] = interleave(a, b, true);
+}
+
+// The same of any width, in whole vectors.
 inline void pair_rows(const bfloat16* low, const bfloat16* high, int64_t columns, Pair* to) {
   for (int64_t c = 0; c < columns; c += kHalves) {
-    const Halves a = load_halves(low + c, columns - c);
-    const Halves b = high == nullptr ? Halves{} : load_halves(high + c, columns - c);
-    const Int32Vec first = interleave(a, b, false), second = interleave(a, b, true);
-    __builtin_memcpy(to + c, &first, sizeof first);
-    __builtin_memcpy(to + c + kLanes<Pair>, &second, sizeof second);
+    Int32Vec pairs[2];
+    load_pairs(low + c, high == nullptr ? nullptr : high + c, columns - c, pairs);
+    __builtin_memcpy(to + c, pairs, sizeof pairs);
   }
 }
 

@@ -30,13 +30,13 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
   using A = accumulator_t<T>;
   const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
   A* u = static_cast<A*>(scratch);
-  A* v = u + kSwigluTileRows * hidden;
-  A* h = v + kSwigluTileRows * hidden;
-  tile_t<T>* x_buffer = reinterpret_cast<tile_t<T>*>(h + kSwigluTileRows * dim);
+  A* v = u + p.tile_rows * hidden;
+  A* h = v + p.tile_rows * hidden;
+  tile_t<T>* x_buffer = reinterpret_cast<tile_t<T>*>(h + p.tile_rows * dim);
   const A* weight = static_cast<const A*>(p.norm_weight);
   const A* bias = static_cast<const A*>(p.norm_bias);
-  for (int64_t begin = row_begin; begin < row_end; begin += kSwigluTileRows) {
-    const int64_t rows = min(kSwigluTileRows, row_end - begin);
+  for (int64_t begin = row_begin; begin < row_end; begin += p.tile_rows) {
+    const int64_t rows = min(p.tile_rows, row_end - begin);
     project_up(p, load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, x_buffer), rows, u, v, hidden);
     gate<A>(u, v, u, rows * hidden);
     project_down<tile_t<T>>(p, u, hidden, rows, u, h, dim);

@@ -79,13 +79,13 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
   const SwigluFfnNormParams& p = params.forward;
   const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
   A* u = static_cast<A*>(scratch);
-  A* v = u + kSwigluTileRows * hidden;
-  A* g = v + kSwigluTileRows * hidden;
-  A* dh = g + kSwigluTileRows * hidden;
-  A* dx = dh + kSwigluTileRows * dim;
-  A* dy = dx + kSwigluTileRows * dim;  // [D] of one row
+  A* v = u + p.tile_rows * hidden;
+  A* g = v + p.tile_rows * hidden;
+  A* dh = g + p.tile_rows * hidden;
+  A* dx = dh + p.tile_rows * dim;
+  A* dy = dx + p.tile_rows * dim;  // [D] of one row
   A* x_buffer = dy + dim;
-  A* rounded = x_buffer + kSwigluTileRows * dim;  // g, or the columns of x
+  A* rounded = x_buffer + p.tile_rows * dim;  // g, or the columns of x
   for (int64_t d = 0; d < dim; ++d) dy[d] = 0;
 
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(p);
@@ -94,8 +94,8 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
   const A *weight = static_cast<const A*>(p.norm_weight), *bias = static_cast<const A*>(p.norm_bias);
   const bool has_xhat = p.norm && p.y != nullptr && recovers(weight, bias, p.dim);
 
-  for (int64_t begin = row_begin; begin < row_end; begin += kSwigluTileRows) {
-    const int64_t rows = min(kSwigluTileRows, row_end - begin);
+  for (int64_t begin = row_begin; begin < row_end; begin += p.tile_rows) {
+    const int64_t rows = min(p.tile_rows, row_end - begin);
     const bool add = begin > row_begin;
     const Rows<S> x = load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, reinterpret_cast<S*>(x_buffer));
     const T* dy_rows = static_cast<const T*>(params.dy) + begin * p.dim;

@@ -156,6 +156,7 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
+    const int64_t ahead = copies || tile.end == item.row_end ? 0 : tiling.tile_rows;  // next tile, fetched meanwhile
     if (seen_by_any.begin >= seen_by_any.end) continue;
     const Tile<S> keys =
         load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, key_buffer);
@@ -173,10 +174,11 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
         A* sum = state.sum + first * p.value_dim;
         const Strided<E> key_rows = by_rows(keys.at(seen.begin, j), keys.row_stride);
         Strided<E> weights;  // [count, height]
+        const Rows<S> value_rows{values.at(seen.begin, j), values.row_stride};
         if (few) {
           // scores [count, stride] = queries [count, Dk] keys [height, Dk]^T
           multiply_dots<E>(count, by_rows(queries.rows + j * count * key_room, key_room), height, key_rows, depth,
-                           scores, stride);
+                           scores, stride, ahead);
           for (int64_t c = 0; c < count; ++c) {
             exponentiate_row(scores + c * stride, height, unit, state.most + first + c, state.weights + first + c,
                              sum + c * p.value_dim, p.value_dim);
@@ -193,8 +195,11 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
           weights = round_columns<S>(scores, height, stride, scores);
         }
         // sum [count, Dv] += weights [count, height] values [height, Dv]
-        multiply<S>(count, p.value_dim, height, weights, Rows<S>{values.at(seen.begin, j), values.row_stride}, sum,
-                    p.value_dim, true, kFineChain);
+        if (count <= kMostAdded) {
+          add_few<S>(count, p.value_dim, height, weights, value_rows, sum, p.value_dim, ahead);
+        } else {
+          multiply<S>(count, p.value_dim, height, weights, value_rows, sum, p.value_dim, true, kFineChain);
+        }
       }
     });
   }

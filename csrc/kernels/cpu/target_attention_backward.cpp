@@ -166,11 +166,11 @@ void differentiate_row(A* scores, A* dp, int64_t n, const Run<S>& run, int64_t r
 
 // Gradients of one tile's rows: in the output itself where it has the accumulation type, else in a buffer.
 template <class T>
-accumulator_t<T>* clear_tile(void* output, int64_t row_size, RowRange tile, accumulator_t<T>* buffer) {
+accumulator_t<T>* gradient_tile(void* output, int64_t row_size, RowRange tile, accumulator_t<T>* buffer, bool clear) {
   using A = accumulator_t<T>;
   A* rows = buffer;
   if constexpr (sizeof(T) == sizeof(A)) rows = static_cast<A*>(output) + tile.begin * row_size;
-  for (int64_t i = 0; i < (tile.end - tile.begin) * row_size; ++i) rows[i] = 0;
+  for (int64_t i = 0; clear && i < (tile.end - tile.begin) * row_size; ++i) rows[i] = 0;
   return rows;
 }
 
@@ -235,10 +235,13 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
 
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
-    A* dk = clear_tile<T>(params.dk, k_row, tile, dk_buffer);
-    A* dv = p.shared ? dk : clear_tile<T>(params.dv, v_row, tile, dv_buffer);
+    // Not where the first product writes all rows of a buffer; in the output, clearing brings whole rows in for it.
+    const bool clear = !kConverts || p.visible != nullptr || targets == 0;
+    A* dk = gradient_tile<T>(params.dk, k_row, tile, dk_buffer, clear);
+    A* dv = p.shared ? dk : gradient_tile<T>(params.dv, v_row, tile, dv_buffer, clear);
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
     if (seen_by_any.begin < seen_by_any.end) {
+      const int64_t ahead = copies || tile.end == item.row_end ? 0 : tiling.tile_rows;  // next tile, fetched meanwhile
       const Tile<S> keys =
           load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, k_buffer);
       const Tile<S> values =
@@ -246,6 +249,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
                    : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, tile.begin, tile.end, v_buffer);
       for (int64_t first = item.target_begin; first < item.target_end; first += block_targets) {
         const int64_t last = min(first + block_targets, item.target_end);
+        const bool add = clear || first > item.target_begin;
         for_each_run(p, item, first, last, tile, [&](int64_t a, int64_t b, RowRange seen) {
           load_run<T>(params, a, b, run);
           const int64_t count = (b - a) * group;
@@ -265,9 +269,9 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
             Strided<E> weights_t, ds_t, ds;
             if (run.few) {
               multiply_dots(count, by_rows(scaled, key_room), height, by_rows(k, keys.row_stride), key_depth, scores,
-                            stride);
+                            stride, ahead);
               multiply_dots(count, by_rows(douts, value_room), height, by_rows(v, values.row_stride), value_depth, dp,
-                            stride);
+                            stride, ahead);
               for (int64_t c = 0; c < count; ++c) {
                 differentiate_row(scores + c * stride, dp + c * stride, height, run, row + c, unit, A(p.scale));
               }
@@ -291,9 +295,14 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
               ds_t = by_rows(round_rows<S>(dp, height, count, stride, room), stride);
               ds = round_columns<S>(dp, height, stride, dp);
             }
-            multiply<S>(height, p.value_dim, count, weights_t, Rows<S>{douts, value_room}, dv_rows, v_row, true);
-            multiply<S>(height, p.key_dim, count, ds_t, Rows<S>{queries, key_room}, dk_rows, k_row, true);
-            multiply<S>(count, p.key_dim, height, ds, Rows<S>{k, keys.row_stride}, dq_rows, p.key_dim, true);
+            multiply<S>(height, p.value_dim, count, weights_t, Rows<S>{douts, value_room}, dv_rows, v_row, add);
+            multiply<S>(height, p.key_dim, count, ds_t, Rows<S>{queries, key_room}, dk_rows, k_row, add || p.shared);
+            const Rows<S> key_rows{k, keys.row_stride};
+            if (count <= kMostAdded) {
+              add_few<S>(count, p.key_dim, height, ds, key_rows, dq_rows, p.key_dim, ahead);
+            } else {
+              multiply<S>(count, p.key_dim, height, ds, key_rows, dq_rows, p.key_dim, true);
+            }
           }
         });
       }
