@@ -11,12 +11,13 @@
 namespace stca {
 namespace STCA_ISA {
 
-// Whether a product of `count` rows is better made here than by multiply(). Measured on AVX-512, CPU time of the whole
-// forward pass: 8 rows of width 256 take 2.3 ms in place of 3.8, of width 32 7.1 ms in place of 4.6, since adding up
-// the lanes then costs more than the products; 1 row of width 32 3.3 ms in place of 4.5.
-template <class A>
+// Whether a product of `count` rows, `width` operands wide, is better made here than by multiply(): where adding up the
+// lanes, about 4 vectors of work for each product, costs less than the lanes that multiply() leaves empty. Wide rows,
+// measured on AVX-512, are better off here up to a whole vector of them, for which the softmax is along rows too.
+template <class E>
 constexpr bool few_rows(int64_t count, int64_t width) {
-  return count <= 2 || (count <= kLanes<A> && width >= 8 * kLanes<A>);
+  return count <= 2 || (count <= kLanes<E> && width >= 8 * kLanes<E>) ||
+         count * (width + 4 * kLanes<E>) <= width * kLanes<E>;
 }
 
 // Lanes l with l & kHalf from b, the others from a, each added to its neighbour l ^ kHalf.

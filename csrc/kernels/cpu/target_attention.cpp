@@ -123,7 +123,7 @@ void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t 
     S* rows = queries.rows + j * count * depth * kTerms<S>;
     stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, rows);
     scale_queries(p, rows, count * depth * kTerms<S>, rows);
-    if (few_rows<E>(count, p.key_dim)) continue;
+    if (few_rows<E>(count, depth)) continue;
     transpose_to_panels(as_operands(rows), count, depth, queries.panels + j * panels_size<E>(count, depth));
   }
 }
@@ -167,7 +167,7 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
       load_queries<T>(p, a, b, queries);
       const int64_t count = (b - a) * group;
       const int64_t height = seen.end - seen.begin;
-      const bool few = few_rows<E>(count, p.key_dim);
+      const bool few = few_rows<E>(count, depth);
       const int64_t stride = few ? whole_lanes<A>(height) : panels_size<A>(count, 1);
       for (int64_t j = 0; j < p.kv_heads; ++j) {
         const int64_t first = (j * targets + a - item.target_begin) * group;

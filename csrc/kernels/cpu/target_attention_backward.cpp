@@ -109,7 +109,7 @@ void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin,
   const int64_t targets = target_end - target_begin;
   const int64_t count = targets * (p.heads / p.kv_heads);
   const int64_t key_depth = operands<S>(p.key_dim), value_depth = operands<S>(p.value_dim);
-  run.few = few_rows<E>(count, min(p.key_dim, p.value_dim));
+  run.few = few_rows<E>(count, min(key_depth, value_depth));
   for (int64_t j = 0; j < p.kv_heads; ++j) {
     S* queries = run.queries + j * count * key_depth * kTerms<S>;
     S* douts = run.douts + j * count * value_depth * kTerms<S>;
