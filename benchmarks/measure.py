@@ -1,6 +1,7 @@
 """How every benchmark measures: interleaved medians, peak memory of this process, and the machine's own floor."""
 
 import ctypes
+import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,10 @@ def keep_freed_memory() -> None:
 def interleaved_ms(
     calls: Mapping[str, Call], rounds: int = 15, seconds: float = 1e9, warmup: int = 1
 ) -> dict[str, float]:
-    """Median milliseconds of each call, run in turn A B C A B C, so that all meet the same noise of the machine.
+    """Median milliseconds of each call, run in turns, so that all meet the same noise of the machine.
+
+    In each turn in another order: the one after the probe finds its inputs out of the caches, and brings them in for
+    the next.
 
     Ends after `rounds`, or, from the third round on, once `seconds` have passed. A call that takes as long as that by
     itself runs once.
@@ -36,7 +40,7 @@ def interleaved_ms(
     for turn in range(warmup + rounds):
         if turn >= warmup + 3 and time.perf_counter() - began > seconds:
             break
-        for name, call in calls.items():
+        for name, call in random.Random(turn).sample(list(calls.items()), k=len(calls)):
             if times[name] and times[name][0] > seconds:
                 continue
             start = time.perf_counter()
