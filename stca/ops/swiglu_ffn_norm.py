@@ -34,7 +34,8 @@ def swiglu_ffn_norm(
     in plain PyTorch.
 
     Args:
-        x: [N, D], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64).
+        x: [N, D], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64);
+            where the CPU multiplies bfloat16 itself, hidden rows are rounded to it for the next product, as in PyTorch.
         w_u: [D, F], x's dtype, as are all weights.
         w_v: [D, F].
         w_o: [F, D].

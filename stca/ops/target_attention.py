@@ -62,7 +62,8 @@ def target_attention(
     row gets out 0, lse -inf and gradients 0. Memory beyond the output does not depend on the history's length.
 
     Args:
-        q: [T, H, Dk], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64).
+        q: [T, H, Dk], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64);
+            where the CPU or GPU multiplies 16 bits itself, softmax weights are rounded to them for the next product.
         k: [N, Hk, Dk], q's dtype; Hk divides H.
         v: [N, Hk, Dv], q's dtype. None means V = K: the history is read once, and k's gradient is the sum of both
             roles.
