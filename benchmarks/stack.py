@@ -65,7 +65,7 @@ def training(requests: Requests, D: int, H: int, dtype: torch.dtype) -> Problem:
     factor = _LAYERS * (24.0 * N * D * D + 2.5 * attention) / flops
     leaves = [targets, history, *(each.detach() for each in model.parameters())]
     # The point-wise copies of 4 layers' hidden rows and keys, 9 D a row and layer, and their gradients.
-    cannot = requests.cannot_repeat(9 * _LAYERS * D, size, most=6)
+    cannot = requests.cannot_repeat(9 * _LAYERS * D, size)
     ways = {name: way for name, way in ways.items() if name not in cannot}
     biases = (i for i, name in enumerate(names, start=2) if name.endswith("norm_bias"))
     lost = frozenset(biases if dtype == torch.bfloat16 else ())
