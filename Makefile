@@ -1,7 +1,7 @@
 # make demo   a ranker learns from a generated log, here and now
 # make test   the fast test suite
 # make slow   what takes minutes, and what needs libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb
-# make bench  every operator and the whole stack against their peers, on this machine: a few cases of each, 2 minutes on idle cores, more on busy ones
+# make bench  a few cases of every operator and of the whole stack against their peers, here: 2 minutes on two idle cores
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, compute-sanitizer, benchmarks
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
