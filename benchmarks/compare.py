@@ -5,6 +5,7 @@
 Results are checked before the clock starts. stca and its peers run in turn, A B A B, and medians are compared. The
 floor of a case is the larger of its FLOPs over the speed of torch's float32 matrix product, measured in the same
 turns, and its bytes over the speed of reading memory. FILE gets a list of objects, FILE.machine.json the machine.
+--quick runs a few cases of each op, about a minute on two idle cores, and a way 3 times as slow as stca only once.
 """
 
 import argparse
@@ -26,20 +27,24 @@ from tqdm import tqdm
 import stca
 
 LIMITS = {torch.float32: 2e-3, torch.bfloat16: 0.1}  # norms of differences of correct results over theirs
-_SMALL = 1e7  # FLOPs
+_SMALL = 1e7  # FLOPs or bytes
+_SLOW = 3.0  # times as long as stca: a quick run measures it once
 
 
-def measure(case: Case, direction: Direction, about: dict[str, Any], seconds: float) -> Row:
+def measure(case: Case, direction: Direction, about: dict[str, Any], seconds: float, quick: bool) -> Row:
     """One row of the result."""
     torch.manual_seed(0)
     problem = case.build()
     runners, cannot = check(problem, direction, LIMITS[case.dtype])
     calls = {name: runner.call(direction) for name, runner in runners.items()}
     flops, moved = problem.cost(direction)
+    how: dict[str, Any] = {"warmup": 0, "slow": _SLOW} if quick else {}  # the check has warmed them up
+    if max(flops, moved) < _SMALL:
+        how["warmup"] = 20
     if flops < _SMALL:  # a probe between such calls would only empty the caches
-        ms, gflops = interleaved_ms(calls, rounds=500, seconds=seconds, warmup=20), about["gemm_gflops"]
+        ms, gflops = interleaved_ms(calls, rounds=500, seconds=seconds, **how), about["gemm_gflops"]
     else:
-        ms = interleaved_ms(calls | {"probe": Probe()}, seconds=seconds)
+        ms = interleaved_ms(calls | {"probe": Probe()}, seconds=seconds, **how)
         gflops = Probe.gflops(ms.pop("probe"))
     floor_ms = 1e-6 * max(flops / gflops, moved / about["read_gbs"])
     return row(case, direction, problem, ms, floor_ms, lambda name: peak_extra_mb(calls[name]), cannot)
@@ -61,7 +66,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few cases of each op, under two minutes")
+    parser.add_argument("--quick", action="store_true", help="a few cases of each op in about a minute")
     parser.add_argument("--only", default="", help="regular expression that 'op, case, dtype' must match")
     parser.add_argument("--seconds", type=float, help="for one case and direction, about")
     parser.add_argument("--threads", type=int, help="torch's own choice when not given")
@@ -77,7 +82,7 @@ def main() -> None:
     about = json.loads(beside.read_text()) if again else machine()  # one floor for all rows
     beside.write_text(json.dumps(about, indent=1) + "\n")
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "build_info"))
-    seconds = args.seconds or (0.5 if args.quick else 2.0)
+    seconds = args.seconds or (0.3 if args.quick else 2.0)
     cases = [c for c in all_cases(args.quick) if re.search(args.only, f"{c.op}, {c.name}, {c.dtype}")]
     result: list[Row] = json.loads(args.json.read_text()) if again else []
     done = {(row["op"], row["case"], row["dtype"], row["direction"]) for row in result}
@@ -86,7 +91,7 @@ def main() -> None:
         if (case.op, case.name, str(case.dtype).removeprefix("torch."), direction) in done:
             continue
         try:
-            result.append(measure(case, direction, about, seconds))
+            result.append(measure(case, direction, about, seconds, args.quick))
         except AssertionError as error:
             wrong.append(f"{case.op}, {case.name}, {case.dtype}: {error}")
             tqdm.write(f"WRONG: {wrong[-1]}")

@@ -1,6 +1,7 @@
 """How every benchmark measures: interleaved medians, peak memory of this process, and the machine's own floor."""
 
 import ctypes
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ def keep_freed_memory() -> None:
 
 
 def interleaved_ms(
-    calls: Mapping[str, Call], rounds: int = 15, seconds: float = 1e9, warmup: int = 1
+    calls: Mapping[str, Call], rounds: int = 15, seconds: float = 1e9, warmup: int = 1, slow: float = math.inf
 ) -> dict[str, float]:
     """Median milliseconds of each call, run in turns, so that all meet the same noise of the machine.
 
@@ -33,15 +34,16 @@ def interleaved_ms(
     the next.
 
     Ends after `rounds`, or, from the third round on, once `seconds` have passed. A call that takes as long as that by
-    itself runs once.
+    itself runs once, and so does one that takes a tenth of it and `slow` times as long as the first call.
     """
+    first = next(iter(calls))
     times: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     for turn in range(warmup + rounds):
         if turn >= warmup + 3 and time.perf_counter() - began > seconds:
             break
         for name, call in random.Random(turn).sample(list(calls.items()), k=len(calls)):
-            if times[name] and times[name][0] > seconds:
+            if times[name] and times[name][0] > min(seconds, max(0.1 * seconds, slow * times[first][0])):
                 continue
             start = time.perf_counter()
             call()
@@ -59,9 +61,9 @@ def _status_kb(field: str) -> int:
 def peak_extra_mb(call: Call) -> float:
     """Megabytes by which the resident memory of this process grows at its peak while `call` runs (Linux).
 
-    Freed memory is given back to the system first, so that the call cannot hide in what an earlier one left.
+    Freed memory is given back to the system first, so that the call cannot hide in what an earlier one left. What it
+    allocates only once must be there: it ran before.
     """
-    call()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _status_kb("VmRSS")

@@ -1,8 +1,8 @@
 """A benchmark case: the same inputs, several ways to compute the same result, and what it costs at least."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
@@ -77,6 +77,7 @@ class Runner:
         self.own = [form(x).detach().requires_grad_() for form, x in zip(self._forms, leaves, strict=True)]
         self._dout = dout
         self._own_dout: Tensor | None = None
+        self.checked_s = 0.0  # how long its check took, once it was checked
 
     def forward(self) -> Tensor:
         """The result in the way's own form, without gradients."""
@@ -85,7 +86,10 @@ class Runner:
 
     def both(self) -> tuple[Tensor, ...]:
         """Gradients of its own leaves."""
-        return torch.autograd.grad(self.way.run(*self.own), self.own, self._own_gradient())
+        out = self.way.run(*self.own)
+        if self._own_dout is None:
+            self._own_dout = self._own_gradient(out.detach().requires_grad_())
+        return torch.autograd.grad(out, self.own, self._own_dout)
 
     def call(self, direction: Direction) -> Callable[[], object]:
         """A direction as a call without arguments."""
@@ -100,11 +104,9 @@ class Runner:
         pairs = zip(self._forms, self._leaves, self.both(), strict=True)
         return [_pull_back(form, x, own) for form, x, own in pairs]
 
-    def _own_gradient(self) -> Tensor:
-        if self._own_dout is None:
-            out = self.way.run(*self.own).detach().requires_grad_()
-            (self._own_dout,) = torch.autograd.grad(self.way.flat(out), out, self._dout)
-        return self._own_dout
+    def _own_gradient(self, out: Tensor) -> Tensor:
+        (own,) = torch.autograd.grad(self.way.flat(out), out, self._dout)
+        return own
 
 
 def _pull_back(form: Form, x: Tensor, gradient: Tensor) -> Tensor:
@@ -130,6 +132,7 @@ def check(problem: Problem, direction: Direction, limit: float) -> tuple[dict[st
             cannot[name] = way.no_backward
             continue
         runner = Runner(way, problem.leaves, dout)
+        began = time.perf_counter()
         try:
             found = [runner.result()] if direction == "forward" else runner.gradients()
         except (RuntimeError, NotImplementedError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
@@ -137,6 +140,7 @@ def check(problem: Problem, direction: Direction, limit: float) -> tuple[dict[st
                 raise
             cannot[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:100]}"
             continue
+        runner.checked_s = time.perf_counter() - began
         expected = expected or found
         for leaf, (ours_, theirs) in enumerate(zip(expected, found, strict=True)):
             if direction != "forward" and leaf in problem.lost_by_torch:
@@ -145,8 +149,3 @@ def check(problem: Problem, direction: Direction, limit: float) -> tuple[dict[st
             assert off < limit, f"{name}, {direction}: differs from stca by {off:.1e}"
         runners[name] = runner
     return runners, cannot
-
-
-def calls(runners: dict[str, Runner], direction: Direction) -> dict[str, Callable[[], object]]:
-    """The calls of all runners."""
-    return {name: partial(runner.call(direction)) for name, runner in runners.items()}

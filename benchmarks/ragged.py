@@ -87,7 +87,7 @@ class Requests:
         """[R, 1, 1, L] for scaled_dot_product_attention, where it needs one."""
         return self.mask[:, None, None] if self.ragged() else None
 
-    def cannot_repeat(self, width: int, itemsize: int, most: float = 1) -> dict[str, str]:
+    def cannot_repeat(self, width: int, itemsize: int, most: float = 0.5) -> dict[str, str]:
         """Why rows of that width cannot be repeated for every target, if they would need more than `most` GB."""
         gigabytes = self.T * max(self.lengths) * width * itemsize / 2**30
         return {"sdpa pointwise": f"would need {gigabytes:.1f} GB for its copies"} if gigabytes > most else {}

@@ -124,6 +124,7 @@ def draw_ratios(rows: list[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
     names = list(dict.fromkeys(op for op, _, _ in groups(rows)))
@@ -136,6 +137,9 @@ def draw_ratios(rows: list[Row], path: Path) -> None:
         )
     axis.axhline(1, color="gray", linewidth=1)
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
     title = "circles forward, squares forward+backward; blue float32, orange bfloat16"
     axis.set(ylabel="best peer's time / ours", title=title)

@@ -38,7 +38,7 @@ def _model(D: int, H: int, dtype: torch.dtype) -> tuple[stca.nn.STCA, list[str]]
     return model, [name for name, _ in model.named_parameters()]
 
 
-def training(requests: Requests, D: int, H: int, dtype: torch.dtype) -> Problem:
+def training(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool) -> Problem:
     """One step of STCA with 4 layers, F = 2 D: targets [T, D], raw history [N, D] and all weights get gradients."""
     model, names = _model(D, H, dtype)
     targets, history = (torch.randn(n, D).to(dtype) for n in (requests.T, requests.N))
@@ -65,7 +65,7 @@ def training(requests: Requests, D: int, H: int, dtype: torch.dtype) -> Problem:
     factor = _LAYERS * (24.0 * N * D * D + 2.5 * attention) / flops
     leaves = [targets, history, *(each.detach() for each in model.parameters())]
     # The point-wise copies of 4 layers' hidden rows and keys, 9 D a row and layer, and their gradients.
-    cannot = requests.cannot_repeat(9 * _LAYERS * D, size, most=6)
+    cannot = requests.cannot_repeat(9 * _LAYERS * D, size, most=6 if slow else 0.5)
     ways = {name: way for name, way in ways.items() if name not in cannot}
     biases = (i for i, name in enumerate(names, start=2) if name.endswith("norm_bias"))
     lost = frozenset(biases if dtype == torch.bfloat16 else ())
