@@ -38,7 +38,7 @@ def _model(D: int, H: int, dtype: torch.dtype) -> tuple[stca.nn.STCA, list[str]]
     return model, [name for name, _ in model.named_parameters()]
 
 
-def training(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool) -> Problem:
+def training(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool = True) -> Problem:
     """One step of STCA with 4 layers, F = 2 D: targets [T, D], raw history [N, D] and all weights get gradients."""
     model, names = _model(D, H, dtype)
     targets, history = (torch.randn(n, D).to(dtype) for n in (requests.T, requests.N))
