@@ -67,8 +67,8 @@ def training(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool 
     # The point-wise copies of 4 layers' hidden rows and keys, 9 D a row and layer, and their gradients.
     cannot = requests.cannot_repeat(9 * _LAYERS * D, size, most=6 if slow else 0.5)
     ways = {name: way for name, way in ways.items() if name not in cannot}
-    biases = (i for i, name in enumerate(names, start=2) if name.endswith("norm_bias"))
-    lost = frozenset(biases if dtype == torch.bfloat16 else ())
+    of_norms = (i for i, name in enumerate(names, start=2) if name.endswith(("norm_weight", "norm_bias")))
+    lost = frozenset(of_norms if dtype == torch.bfloat16 else ())
     return Problem(leaves, ways, flops, _LAYERS * 3.0 * N * D * size, factor, 1.0, cannot, lost)
 
 
