@@ -96,7 +96,7 @@ def _backward_fake(
     norm_bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
-    y: Tensor | None,
+    y: Tensor | None = None,  # left out where it is None: the schema's default
 ) -> tuple[Tensor, ...]:
     weights = {"w_u": w_u, "w_v": w_v, "w_o": w_o, "norm_weight": norm_weight, "norm_bias": norm_bias}
     check_one_device("swiglu_ffn_norm", x=x, dy=dy, **weights, mean=mean, rstd=rstd, y=y)
