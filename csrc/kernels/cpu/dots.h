@@ -149,17 +149,7 @@ inline void add_block(int64_t depth, Strided<operand_t<S>> a, Rows<S> b, int64_t
         for (int w = 0; w < W; ++w) sum[r][w] = multiply_add<E>(sum[r][w], left, right[w]);
       }
     }
-    for (int r = 0; r < R; ++r) {
-      for (int w = 0; w < W; ++w) {
-        A* to = c + r * c_row + w * kStep;
-        const int64_t left = min(columns - w * kStep, kStep);
-        if (left == kStep) {
-          store(to, load(to) + sum[r][w]);
-        } else if (left > 0) {
-          store_first(to, load_first(to, left, A(0)) + sum[r][w], left);
-        }
-      }
-    }
+    write_block<A, R, W>(sum, c, c_row, columns, true);
   }
 }
 

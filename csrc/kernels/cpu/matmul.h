@@ -54,6 +54,23 @@ constexpr int64_t whole_lanes(int64_t count) {
   return (count + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
 }
 
+// c [R, columns <= W vectors] (+)= sum
+template <class A, int R, int W>
+inline void write_block(const vec_t<A> (&sum)[R][W], A* c, int64_t c_row, int64_t columns, bool accumulate) {
+  constexpr int kStep = kLanes<A>;
+  for (int r = 0; r < R; ++r) {
+    for (int w = 0; w < W; ++w) {
+      A* to = c + r * c_row + w * kStep;
+      const int64_t left = min(columns - w * kStep, kStep);
+      if (left == kStep) {
+        store(to, accumulate ? load(to) + sum[r][w] : sum[r][w]);
+      } else if (left > 0) {
+        store_first(to, accumulate ? load_first(to, left, A(0)) + sum[r][w] : sum[r][w], left);
+      }
+    }
+  }
+}
+
 // c [R, columns <= W vectors] (+)= a [R, K] b [K, W vectors]
 template <class E, int R, int W>
 inline void multiply_block(int64_t depth, Strided<E> a, const E* b, int64_t b_row, product_t<E>* c, int64_t c_row,
@@ -69,17 +86,7 @@ inline void multiply_block(int64_t depth, Strided<E> a, const E* b, int64_t b_ro
       for (int w = 0; w < W; ++w) sum[r][w] = multiply_add<E>(sum[r][w], left, right[w]);
     }
   }
-  for (int r = 0; r < R; ++r) {
-    for (int w = 0; w < W; ++w) {
-      A* to = c + r * c_row + w * kStep;
-      const int64_t left = min(columns - w * kStep, kStep);
-      if (left == kStep) {
-        store(to, accumulate ? load(to) + sum[r][w] : sum[r][w]);
-      } else if (left > 0) {
-        store_first(to, accumulate ? load_first(to, left, A(0)) + sum[r][w] : sum[r][w], left);
-      }
-    }
-  }
+  write_block<A, R, W>(sum, c, c_row, columns, accumulate);
 }
 
 // The same for a number of rows known at run time only, 1 to R, and any depth, as sums of `chain` operands.

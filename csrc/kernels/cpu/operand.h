@@ -175,6 +175,16 @@ inline Strided<operand_t<S>> by_rows(const S* data, int64_t stride) {
   return {as_operands(data), stride / kTerms<S>, 1};
 }
 
+// One operand, whose terms lie `stride` apart, `count` of them.
+template <class T>
+inline operand_t<tile_t<T>> load_operand(const T* from, int64_t stride, int64_t count) {
+  if constexpr (kTerms<tile_t<T>> == 1) {
+    return widen(*from);
+  } else {
+    return {int32_t(uint32_t(from->bits) | (count > 1 ? uint32_t(from[stride].bits) << 16 : 0u))};
+  }
+}
+
 // One row for a tile, filled up to whole operands with zeros.
 template <class T>
 inline void load_row(const T* from, int64_t width, tile_t<T>* to) {

@@ -38,41 +38,6 @@ void add_rows(const T* const* rows, int64_t width, accumulator_t<T>* chain) {
   }
 }
 
-// The same of bfloat16, whose even and odd columns are widened apart, one operation each. Of every two whole vectors of
-// the chain the first holds the even ones, until in_order().
-constexpr int64_t kApart = 2 * kLanes<float>;
-
-template <int kRows>
-void add_rows(const bfloat16* const* rows, int64_t width, float* chain) {
-  int64_t c = 0;
-  for (; c + kApart <= width; c += kApart) {
-    FloatVec even = load(chain + c), odd = load(chain + c + kLanes<float>);
-    for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch(rows[kAhead + r] + c, 0, 2);
-      Bits32Vec pairs;
-      __builtin_memcpy(&pairs, rows[r] + c, sizeof pairs);
-      even += (FloatVec)(pairs << 16);
-      odd += (FloatVec)(pairs & 0xffff0000u);
-    }
-    store(chain + c, even);
-    store(chain + c + kLanes<float>, odd);
-  }
-  for (; c < width; ++c) {
-    for (int r = 0; r < kRows; ++r) chain[c] += widen(rows[r][c]);
-  }
-}
-
-template <class T>
-void in_order(accumulator_t<T>* chain, int64_t width) {
-  if constexpr (__is_same(T, bfloat16)) {
-    for (int64_t c = 0; c + kApart <= width; c += kApart) {
-      float apart[kApart];
-      __builtin_memcpy(apart, chain + c, sizeof apart);
-      for (int i = 0; i < kApart; ++i) chain[c + i] = apart[i / 2 + i % 2 * kLanes<float>];
-    }
-  }
-}
-
 // What chains of rows add up to, and what rounding took from it: an item seen a million times is summed as exactly as
 // one seen kChain times.
 template <class A>
@@ -135,7 +100,6 @@ void sum_segment(const SegmentSumParams& p, int64_t begin, int64_t end, int64_t 
     }
     sum.write(chain, width);
   }
-  in_order<T>(chain, width);
   if (p.mean) {
     for (int64_t c = 0; c < width; ++c) chain[c] /= A(end - begin);
   }

@@ -57,16 +57,6 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
   }
 }
 
-// One operand, whose terms lie `stride` apart, `count` of them.
-template <class T>
-operand_t<tile_t<T>> load_operand(const T* from, int64_t stride, int64_t count) {
-  if constexpr (kTerms<tile_t<T>> == 1) {
-    return widen(*from);
-  } else {
-    return {int32_t(uint32_t(from->bits) | (count > 1 ? uint32_t(from[stride].bits) << 16 : 0u))};
-  }
-}
-
 // A row of a whole panel from contiguous elements; `rows` are left, of which it takes as many as an operand has terms.
 template <class T>
 void pack_row(const T* from, int64_t row_stride, int64_t rows, operand_t<tile_t<T>>* to) {
@@ -83,8 +73,7 @@ void pack(const T* from, int64_t rows, int64_t columns, int64_t row_stride, int6
           int64_t end, operand_t<tile_t<T>>* to) {
   using S = tile_t<T>;
   using E = operand_t<S>;
-  constexpr int64_t kRun =
-      16;  // operands of a column at a time: one by one, lines a power of two apart evict each other
+  constexpr int64_t kRun = 16;  // operands of a column at a time: lines a power of two apart evict each other
   const int64_t depth = operands<S>(rows);
   for (int64_t j = begin; j < end; j += kPanel<E>) {
     E* panel = to + j * depth;

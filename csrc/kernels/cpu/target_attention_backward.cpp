@@ -32,17 +32,6 @@ struct Run {
   int64_t target_begin = -1, target_end = -1;
 };
 
-// Operand d of a row of out.
-template <class T>
-inline operand_t<tile_t<T>> operand_of(const T* row, int64_t width, int64_t d) {
-  if constexpr (kTerms<tile_t<T>> == 1) {
-    return widen(row[d]);
-  } else {
-    const uint32_t high = 2 * d + 1 < width ? row[2 * d + 1].bits : 0u;
-    return {int32_t(high << 16 | row[2 * d].bits)};
-  }
-}
-
 // delta of the query rows from `column` on (one vector of them) that share history head j. Sums in the order in which
 // multiply() sums dp = dout . v: for a target that sees a single row the two are equal, and ds is exactly 0.
 template <class T>
@@ -68,7 +57,8 @@ void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begi
     vec_t<A> chain{};
     for (const int64_t end = min(d + kFineChain, depth); d < end; ++d) {
       E out[kLanes<E>];
-      for (int64_t c = 0; c < kLanes<E>; ++c) out[c] = operand_of(outs[c], p.value_dim, d);
+      for (int64_t c = 0; c < kLanes<E>; ++c)
+        out[c] = load_operand(outs[c] + d * kTerms<S>, 1, p.value_dim - d * kTerms<S>);
       chain = multiply_add<E>(chain, load(out), load(dout + d * kPanel<E>));
     }
     total += chain;
