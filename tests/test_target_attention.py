@@ -59,11 +59,12 @@ def test_scores_far_apart(dtype: torch.dtype, isa: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_weights_of_a_single_row_have_no_gradient(dtype: torch.dtype, isa: str) -> None:
     """The softmax of one score is 1 whatever the score: dq is exactly 0, not what rounding leaves of a difference."""
-    inputs = TargetAttentionCase("", [(3, 1), (40, 1), (1, 1)], 6, 2, 70, 300).build(dtype)
-    results = inputs.but(dlse=torch.zeros_like(inputs.dlse)).results()
-    assert not results["dq"].any()
-    assert not results["dk"].any()
-    assert results["dv"].any()
+    for value_dim in (70, 300, 900):
+        inputs = TargetAttentionCase("", [(3, 1), (40, 1), (1, 1)], 6, 2, 70, value_dim).build(dtype)
+        results = inputs.but(dlse=torch.zeros_like(inputs.dlse)).results()
+        assert not results["dq"].any()
+        assert not results["dk"].any()
+        assert results["dv"].any()
 
 
 @pytest.mark.parametrize("case", TARGET_ATTENTION_SMALL, ids=str)

@@ -63,8 +63,6 @@ struct TargetAttentionTiling {
   int64_t tile_rows;      // history rows of one tile, at most
 };
 
-TargetAttentionTiling target_attention_tiling(const TargetAttentionParams& params);
-
 // One piece of work, for one thread: some targets of one request against some rows of its history.
 struct TargetAttentionItem {
   int64_t request;

@@ -6,11 +6,11 @@
 namespace stca {
 namespace {
 
-constexpr int64_t kBlockRows = 256;             // query rows that share a history head: fills a matrix product
-constexpr int64_t kBlockElements = 256 * 1024;  // of a block's running sums: 1 MB in float, about a second-level cache
-constexpr int64_t kTileElements = 32 * 1024;    // of a tile of k or v; with 128 * 1024, 16 heads took 1.4 times as long
+constexpr int64_t kBlockRows = 256;              // query rows that share a history head: fills a matrix product
+constexpr int64_t kBlockElements = 256 * 1024;   // of a block's running sums: 1 MB in float, about a second-level cache
+constexpr int64_t kTileElements = 128 * 1024;    // of a tile of k or v
+constexpr int64_t kFewTileElements = 32 * 1024;  // where less than 32 query rows share a history head
 constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
-constexpr int64_t kManyBlocks = 8;      // times as many rows in the backward pass of several blocks
 constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is short
 constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth merging; half, of several blocks
 
@@ -79,21 +79,23 @@ int64_t tile_buffers(const TargetAttentionParams& p, int64_t rows) {
   return padded(rows * p.kv_heads * p.key_dim) + (p.shared ? 0 : padded(rows * p.kv_heads * p.value_dim));
 }
 
-}  // namespace
-
-TargetAttentionTiling target_attention_tiling(const TargetAttentionParams& p) {
-  const int64_t group = p.heads / p.kv_heads;
-  const int64_t by_rows = kBlockRows / group;
+int64_t block_targets(const TargetAttentionParams& p) {
+  const int64_t by_rows = kBlockRows / (p.heads / p.kv_heads);
   const int64_t by_elements = kBlockElements / std::max<int64_t>(1, p.heads * std::max(p.key_dim, p.value_dim));
-  const int64_t widest = std::max<int64_t>(1, p.kv_heads * std::max(p.key_dim, p.value_dim));
-  TargetAttentionTiling tiling;
-  tiling.block_targets = std::max<int64_t>(1, std::min(by_rows, by_elements));
-  tiling.tile_rows = std::clamp(kTileElements / widest / 16 * 16, kTileRowsMin, kTileRowsMax);
-  return tiling;
+  return std::max<int64_t>(1, std::min(by_rows, by_elements));
 }
 
+// Rows of a tile where at most `stacked` query rows share a history head.
+int64_t tile_rows(const TargetAttentionParams& p, int64_t stacked) {
+  const int64_t elements = stacked < 32 ? kFewTileElements : kTileElements;
+  const int64_t widest = std::max<int64_t>(1, p.kv_heads * std::max(p.key_dim, p.value_dim));
+  return std::clamp(elements / widest / 16 * 16, kTileRowsMin, kTileRowsMax);
+}
+
+}  // namespace
+
 TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int threads) {
-  TargetAttentionPlan plan{target_attention_tiling(p), {}, {}, 0, 0, 0};
+  TargetAttentionPlan plan{{block_targets(p), 0}, {}, {}, 0, 0, 0};
   std::vector<TargetAttentionItem> whole;
   for (int64_t r = 0; r < p.num_requests; ++r) {
     const int64_t first = p.target_offsets[r], last = p.target_offsets[r + 1];
@@ -106,9 +108,9 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
       whole.push_back({r, begin, end, rows.first, rows.second, -1});
     }
   }
-  const int64_t targets = most_targets(whole);
+  const int64_t targets = most_targets(whole), rows = targets * p.heads, stacked = rows / p.kv_heads;
+  plan.tiling.tile_rows = tile_rows(p, stacked);
   split_items(plan, std::move(whole), threads, kSplitRowsMin);
-  const int64_t rows = targets * p.heads, stacked = rows / p.kv_heads;
   plan.partial_size = padded(rows * (p.value_dim + 2));
   plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(rows * p.key_dim) +
                       padded(panels(stacked, plan.tiling.tile_rows)) + plan.partial_size;
@@ -117,7 +119,7 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
 }
 
 TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& p, int threads) {
-  TargetAttentionPlan plan{target_attention_tiling(p), {}, {}, 0, 0, 0};
+  TargetAttentionPlan plan{{block_targets(p), 0}, {}, {}, 0, 0, 0};
   std::vector<TargetAttentionItem> whole;
   for (int64_t r = 0; r < p.num_requests; ++r) {
     const int64_t first = p.history_offsets[r], last = p.history_offsets[r + 1];
@@ -127,13 +129,10 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
   const int64_t targets = most_targets(whole);
   // Several blocks of query rows take turns, and are packed again for every tile.
   const bool several = targets > plan.tiling.block_targets;
-  if (several) {
-    plan.tiling.tile_rows = std::min(kManyBlocks * plan.tiling.tile_rows, kTileRowsMax);
-  }
+  const int64_t block_rows = std::min(targets, plan.tiling.block_targets) * p.heads, stacked = block_rows / p.kv_heads;
+  const int64_t tile = several ? kTileRowsMax : tile_rows(p, stacked);
+  plan.tiling.tile_rows = tile;
   split_items(plan, std::move(whole), threads, several ? kSplitRowsMin / 2 : kSplitRowsMin);
-  const int64_t tile = plan.tiling.tile_rows;
-  const int64_t block_targets = std::min(targets, plan.tiling.block_targets);
-  const int64_t block_rows = block_targets * p.heads, stacked = block_rows / p.kv_heads;
   plan.partial_size = padded(targets * p.heads * p.key_dim);
   plan.scratch_size = plan.partial_size + 2 * padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
                       padded(stacked * p.value_dim) + padded(p.kv_heads * panels(stacked, p.key_dim)) +

@@ -2,8 +2,8 @@
 //
 // The inner kernel keeps a block of c in registers and adds up outer products: an operand of a, from anywhere, times
 // a few contiguous vectors of b. So a may be read along rows or columns without packing; only b's rows must be
-// contiguous, in panels of kPanel columns. Sums run over k in order, `chain` operands at a time: the result never
-// depends on memory addresses.
+// contiguous, in panels of kPanel columns. Sums run over k in order, `chain` operands at a time, and the sums of chains
+// are added up in order too: the result never depends on memory addresses.
 #pragma once
 
 #include "operand.h"
@@ -15,18 +15,23 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Columns of a panel: two vectors; a register block is then 6 x 2 of 16 registers, or 12 x 2 of 32.
+// Columns of a panel: two vectors.
 template <class A>
 constexpr int kPanel = 2 * kLanes<A>;
+// Rows of a block, whose sums stay in registers: 6 x 2 of 16, 12 x 2 of 32. Of several chains, 6 rows, so that 32
+// registers hold the sums of earlier chains as well (up to kDepth); else these wait in c.
 #if defined(__AVX512F__) || defined(__aarch64__)
+constexpr bool kKeepsTotals = true;
 constexpr int kBlockRows = 12;
 #else
+constexpr bool kKeepsTotals = false;
 constexpr int kBlockRows = 6;
 #endif
-constexpr int64_t kDepth = 256;  // of k at a time: a panel then takes half of a first-level cache of 32 KB
-constexpr int64_t kChain = 64;   // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
-constexpr int64_t kFineChain =
-    32;                            // the same where gradients feel it, out and dp: a tenth slower, half the error of dq
+constexpr int kChainedRows = 6;
+constexpr int64_t kDepth = 256;     // of k at a time: of a panel, what a first-level cache of 32 KB holds
+constexpr int64_t kChain = 64;      // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
+constexpr int64_t kFineChain = 32;  // the same where gradients feel it, out and dp: half the error of dq
+constexpr int64_t kTotal = kKeepsTotals ? kDepth : 1;  // operands at least whose sum is added to another one
 constexpr int64_t kPackRows = 32;  // with more rows of c, a panel is copied once to be read without stride
 
 // b, its rows `stride` elements apart in memory: copied to panels where that pays, and where operands are pairs.
@@ -71,25 +76,37 @@ inline void write_block(const vec_t<A> (&sum)[R][W], A* c, int64_t c_row, int64_
   }
 }
 
-// c [R, columns <= W vectors] (+)= a [R, K] b [K, W vectors]
+// c [R, columns <= W vectors] (+)= a [R, K] b [K, W vectors], as sums of `chain` operands; of one where R is large.
 template <class E, int R, int W>
 inline void multiply_block(int64_t depth, Strided<E> a, const E* b, int64_t b_row, product_t<E>* c, int64_t c_row,
-                           int64_t columns, bool accumulate) {
+                           int64_t columns, bool accumulate, int64_t chain) {
   using A = product_t<E>;
   constexpr int kStep = kLanes<A>;
-  vec_t<A> sum[R][W] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    vec_t<E> right[W];
-    for (int w = 0; w < W; ++w) right[w] = load(b + k * b_row + w * kStep);
-    for (int r = 0; r < R; ++r) {
-      const vec_t<E> left = broadcast<E>(a.data[r * a.row + k * a.column]);
-      for (int w = 0; w < W; ++w) sum[r][w] = multiply_add<E>(sum[r][w], left, right[w]);
+  constexpr bool kTotals = kKeepsTotals && R * W <= 2 * kChainedRows;
+  vec_t<A> total[R][W] = {};
+  for (int64_t k = 0; k < depth;) {
+    const bool add = accumulate || k > 0;
+    vec_t<A> sum[R][W] = {};
+    for (const int64_t end = min(k + chain, depth); k < end; ++k) {
+      vec_t<E> right[W];
+      for (int w = 0; w < W; ++w) right[w] = load(b + k * b_row + w * kStep);
+      for (int r = 0; r < R; ++r) {
+        const vec_t<E> left = broadcast<E>(a.data[r * a.row + k * a.column]);
+        for (int w = 0; w < W; ++w) sum[r][w] = multiply_add<E>(sum[r][w], left, right[w]);
+      }
+    }
+    if constexpr (kTotals) {
+      for (int r = 0; r < R; ++r) {
+        for (int w = 0; w < W; ++w) total[r][w] += sum[r][w];
+      }
+    } else {
+      write_block<A, R, W>(sum, c, c_row, columns, add);
     }
   }
-  write_block<A, R, W>(sum, c, c_row, columns, accumulate);
+  if constexpr (kTotals) write_block<A, R, W>(total, c, c_row, columns, accumulate);
 }
 
-// The same for a number of rows known at run time only, 1 to R, and any depth, as sums of `chain` operands.
+// The same for a number of rows known at run time only, 1 to R.
 template <class E, int R, int W>
 inline void multiply_rows(int64_t rows, int64_t depth, Strided<E> a, const E* b, int64_t b_row, product_t<E>* c,
                           int64_t c_row, int64_t columns, bool accumulate, int64_t chain) {
@@ -101,22 +118,7 @@ inline void multiply_rows(int64_t rows, int64_t depth, Strided<E> a, const E* b,
       for (int w = 0; w < W; ++w) __builtin_prefetch(c + r * c_row + w * kLanes<E>, 1);
     }
   }
-  for (int64_t k = 0; k < depth; k += chain) {
-    multiply_block<E, R, W>(min(chain, depth - k), {a.data + k * a.column, a.row, a.column}, b + k * b_row, b_row, c,
-                            c_row, columns, accumulate || k > 0);
-  }
-}
-
-// All rows of one panel, in blocks of nearly equal height.
-template <class E, int R, int W>
-void multiply_panel(int64_t rows, int64_t depth, Strided<E> a, const E* b, int64_t b_row, product_t<E>* c,
-                    int64_t c_row, int64_t columns, bool accumulate, int64_t chain) {
-  for (int64_t i = 0; i < rows;) {
-    const int64_t height = divide_up(rows - i, divide_up(rows - i, R));
-    multiply_rows<E, R, W>(height, depth, {a.data + i * a.row, a.row, a.column}, b, b_row, c + i * c_row, c_row,
-                           columns, accumulate, chain);
-    i += height;
-  }
+  multiply_block<E, R, W>(depth, a, b, b_row, c, c_row, columns, accumulate, chain);
 }
 
 // Where a panel's operands lie: rows of at least `columns` of them.
@@ -125,6 +127,28 @@ struct Panel {
   const E* data;
   int64_t row;
 };
+
+// All rows of c in the columns of one panel, in blocks of nearly equal height.
+template <class E, int R, int W>
+void multiply_blocks(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, product_t<E>* c, int64_t c_row,
+                     int64_t columns, bool accumulate, int64_t chain) {
+  for (int64_t i = 0; i < rows;) {
+    const int64_t height = divide_up(rows - i, divide_up(rows - i, R));
+    multiply_rows<E, R, W>(height, depth, {a.data + i * a.row, a.row, a.column}, b.data, b.row, c + i * c_row, c_row,
+                           columns, accumulate, chain);
+    i += height;
+  }
+}
+
+template <class E, int R>
+void multiply_panel(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, product_t<E>* c, int64_t c_row,
+                    int64_t columns, bool accumulate, int64_t chain) {
+  if (columns > kLanes<E>) {
+    multiply_blocks<E, R, 2>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
+  } else {
+    multiply_blocks<E, 2 * R, 1>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
+  }
+}
 
 // Columns [j, j + columns) of b from operand k on, of whose rows `depth` are used by `rows` rows of a.
 template <class E>
@@ -170,10 +194,10 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, Strided<operand_t<S>
     for (int64_t j = 0; j < columns; j += kPanel<E>) {
       const int64_t width = min(kPanel<E>, columns - j);
       const Panel<E> panel = panel_of(b, j, width, k, part, rows, packed);
-      if (width > kLanes<E>) {
-        multiply_panel<E, kBlockRows, 2>(rows, steps, left, panel.data, panel.row, c + j, c_row, width, add, chain);
+      if (steps <= chain) {
+        multiply_panel<E, kBlockRows>(rows, steps, left, panel, c + j, c_row, width, add, chain);
       } else {
-        multiply_panel<E, 2 * kBlockRows, 1>(rows, steps, left, panel.data, panel.row, c + j, c_row, width, add, chain);
+        multiply_panel<E, kChainedRows>(rows, steps, left, panel, c + j, c_row, width, add, chain);
       }
     }
   }

@@ -54,14 +54,18 @@ void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begi
   }
   vec_t<A> total{};
   for (int64_t d = 0; d < depth;) {
-    vec_t<A> chain{};
-    for (const int64_t end = min(d + kFineChain, depth); d < end; ++d) {
-      E out[kLanes<E>];
-      for (int64_t c = 0; c < kLanes<E>; ++c)
-        out[c] = load_operand(outs[c] + d * kTerms<S>, 1, p.value_dim - d * kTerms<S>);
-      chain = multiply_add<E>(chain, load(out), load(dout + d * kPanel<E>));
+    vec_t<A> part{};
+    for (const int64_t part_end = min(d + kTotal, depth); d < part_end;) {
+      vec_t<A> chain{};
+      for (const int64_t end = min(d + kFineChain, depth); d < end; ++d) {
+        E out[kLanes<E>];
+        for (int64_t c = 0; c < kLanes<E>; ++c)
+          out[c] = load_operand(outs[c] + d * kTerms<S>, 1, p.value_dim - d * kTerms<S>);
+        chain = multiply_add<E>(chain, load(out), load(dout + d * kPanel<E>));
+      }
+      part += chain;
     }
-    total += chain;
+    total += part;
   }
   store_first(run.delta + j * count + column, total - load(dlse), columns);
 }
