@@ -59,20 +59,27 @@ constexpr int64_t whole_lanes(int64_t count) {
   return (count + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
 }
 
-// c [R, columns <= W vectors] (+)= sum
+// c [R, columns <= W vectors] (+)= sum. Loops are unrolled, and less than W vectors copied, so that `sum` can be
+// registers.
 template <class A, int R, int W>
 inline void write_block(const vec_t<A> (&sum)[R][W], A* c, int64_t c_row, int64_t columns, bool accumulate) {
-  constexpr int kStep = kLanes<A>;
-  for (int r = 0; r < R; ++r) {
-    for (int w = 0; w < W; ++w) {
-      A* to = c + r * c_row + w * kStep;
-      const int64_t left = min(columns - w * kStep, kStep);
-      if (left == kStep) {
-        store(to, accumulate ? load(to) + sum[r][w] : sum[r][w]);
-      } else if (left > 0) {
-        store_first(to, accumulate ? load_first(to, left, A(0)) + sum[r][w] : sum[r][w], left);
-      }
+  constexpr int kStep = kLanes<A>, kWidth = W * kStep;
+  if (columns < kWidth) {
+    A copy[R][kWidth];
+#pragma GCC unroll 24
+    for (int i = 0; i < R * W; ++i) store(copy[i / W] + i % W * kStep, sum[i / W][i % W]);
+    for (int r = 0; r < R; ++r) {
+      for (int64_t i = 0; i < columns; ++i) c[r * c_row + i] = (accumulate ? c[r * c_row + i] : A(0)) + copy[r][i];
     }
+  } else if (accumulate) {
+#pragma GCC unroll 24
+    for (int i = 0; i < R * W; ++i) {
+      A* to = c + i / W * c_row + i % W * kStep;
+      store(to, load(to) + sum[i / W][i % W]);
+    }
+  } else {
+#pragma GCC unroll 24
+    for (int i = 0; i < R * W; ++i) store(c + i / W * c_row + i % W * kStep, sum[i / W][i % W]);
   }
 }
 
@@ -146,7 +153,7 @@ void multiply_panel(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, produ
   if (columns > kLanes<E>) {
     multiply_blocks<E, R, 2>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
   } else {
-    multiply_blocks<E, 2 * R, 1>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
+    multiply_blocks<E, 2 * kChainedRows, 1>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
   }
 }
 
