@@ -13,6 +13,7 @@ constexpr int64_t kFewTileElements = 32 * 1024;  // where less than 32 query row
 constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
 constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is short
 constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth merging; half, of several blocks
+constexpr int64_t kIdleRowsMin = 128;   // but this long a one is where threads would have none
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t count) { return divide_up(count, 16) * 16; }  // as Scratch::take
@@ -41,11 +42,13 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
   };
   int64_t total = 0;
   for (const auto& item : whole) total += cost(item);
+  const int64_t for_all = whole.empty() ? 0 : divide_up(threads, int64_t(whole.size()));
   const int64_t share = threads > 1 ? std::max<int64_t>(1, total / (threads * kItemsPerThread)) : total;
   for (auto& item : whole) {
     const int64_t rows = item.row_end - item.row_begin;
     const int64_t by_cost = share > 0 ? divide_up(cost(item), share) : 1;
-    const int64_t pieces = threads > 1 ? std::max<int64_t>(1, std::min(by_cost, rows / rows_min)) : 1;
+    const int64_t by_rows = std::max(rows / rows_min, std::min(for_all, rows / kIdleRowsMin));
+    const int64_t pieces = threads > 1 ? std::max<int64_t>(1, std::min(by_cost, by_rows)) : 1;
     if (pieces == 1) {
       plan.items.push_back(item);
       continue;

@@ -19,9 +19,9 @@ namespace {
 template <class S>
 struct Run {
   using A = product_t<operand_t<S>>;
-  S* queries;                  // [Hk, targets * G, Dk]
+  int64_t key_room, value_room;
+  S* rows;                     // for each history head gradients [targets * G, Dv], then queries [targets * G, Dk]
   S* scaled;                   // [Hk, targets * G, Dk] by scale_queries()
-  S* douts;                    // [Hk, targets * G, Dv]
   S* outs;                     // [targets * G, Dv] of one history head, where they are few
   operand_t<S>* query_panels;  // [Hk, panels_size()]
   operand_t<S>* dout_panels;   // [Hk, panels_size()]
@@ -29,7 +29,11 @@ struct Run {
   A* inverse;                  // [Hk, targets * G] 1 / sum of 2^(score - most)
   A* delta;                    // [Hk, targets * G]
   bool few = false;            // scores and dp are [rows, history rows] then, and [history rows, rows] else
+  int64_t count = 0;           // targets * G
   int64_t target_begin = -1, target_end = -1;
+
+  S* douts(int64_t j) const { return rows + j * count * (value_room + key_room); }
+  S* queries(int64_t j) const { return douts(j) + count * value_room; }
 };
 
 // delta of the query rows from `column` on (one vector of them) that share history head j. Sums in the order in which
@@ -82,7 +86,7 @@ void load_few_deltas(const TargetAttentionBackwardParams& params, int64_t target
   stack_rows<T>(p, p.out, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, run.outs);
   for (int64_t row = 0; row < count; ++row) {
     A products[kLanes<A>];
-    multiply_dots(1, by_rows(run.douts + (j * count + row) * room, room), 1, by_rows(run.outs + row * room, room),
+    multiply_dots(1, by_rows(run.douts(j) + row * room, room), 1, by_rows(run.outs + row * room, room),
                   operands<S>(p.value_dim), products, kLanes<A>);
     const int64_t at = (target_begin + row / group) * p.heads + j * group + row % group;
     const A dlse = params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at];
@@ -104,13 +108,13 @@ void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin,
   const int64_t count = targets * (p.heads / p.kv_heads);
   const int64_t key_depth = operands<S>(p.key_dim), value_depth = operands<S>(p.value_dim);
   run.few = few_rows<E>(count, min(key_depth, value_depth));
+  run.count = count;
   for (int64_t j = 0; j < p.kv_heads; ++j) {
-    S* queries = run.queries + j * count * key_depth * kTerms<S>;
-    S* douts = run.douts + j * count * value_depth * kTerms<S>;
+    S *queries = run.queries(j), *douts = run.douts(j);
     stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, queries);
     stack_rows<T>(p, params.dout, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, douts);
-    S* scaled = run.scaled + j * count * key_depth * kTerms<S>;
-    scale_queries(p, queries, count * key_depth * kTerms<S>, scaled);
+    S* scaled = run.scaled + j * count * run.key_room;
+    scale_queries(p, queries, count * run.key_room, scaled);
     if (run.few) continue;
     transpose_to_panels(as_operands(scaled), count, key_depth, run.query_panels + j * panels_size<E>(count, key_depth));
     transpose_to_panels(as_operands(douts), count, value_depth,
@@ -206,9 +210,10 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
   Scratch scratch{static_cast<char*>(scratch_memory)};
   A* own_dq = scratch.take<A>(targets * p.heads * p.key_dim);
   A* dq = partial != nullptr ? static_cast<A*>(partial) : own_dq;
-  Run<S> run{scratch.take<S>(block_rows * key_room),
+  Run<S> run{key_room,
+             value_room,
+             scratch.take<S>(block_rows * (value_room + key_room)),
              scratch.take<S>(block_rows * key_room),
-             scratch.take<S>(block_rows * value_room),
              scratch.take<S>(stacked * value_room),
              scratch.take<E>(p.kv_heads * panels_size<E>(stacked, key_depth)),
              scratch.take<E>(p.kv_heads * panels_size<E>(stacked, value_depth)),
@@ -216,7 +221,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
              scratch.take<A>(block_rows),
              scratch.take<A>(block_rows)};
   A* scores = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
-  A* dp = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
+  A* dp_buffer = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
   constexpr bool kConverts = sizeof(T) != sizeof(A);
   const bool copies = copies_tiles<T>(p);
   S* k_buffer = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
@@ -256,8 +261,9 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
             A* dv_rows = dv + (seen.begin - tile.begin) * v_row + j * p.value_dim;
             A* dq_rows = dq + (j * targets + a - item.target_begin) * group * p.key_dim;
             const int64_t row = j * count;
-            const S *queries = run.queries + row * key_room, *scaled = run.scaled + row * key_room;
-            const S* douts = run.douts + row * value_room;
+            const S *queries = run.queries(j), *douts = run.douts(j), *scaled = run.scaled + row * key_room;
+            const bool both = run.few && p.shared;  // roles of a history row in one product, [p | ds] [douts; queries]
+            A* dp = both ? scores + count * stride : dp_buffer;
 
             // scores -> p [height, count] and dp -> ds, in both directions
             Strided<E> weights_t, ds_t, ds;
@@ -270,8 +276,8 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
                 differentiate_row(scores + c * stride, dp + c * stride, height, run, row + c, unit, A(p.scale));
               }
               A* room = scores + divide_up(count, 2) * stride;  // left by p in pairs
-              weights_t = round_columns<S>(scores, count, stride, scores);
-              ds_t = round_columns<S>(dp, count, stride, room);
+              weights_t = round_columns<S>(scores, both ? 2 * count : count, stride, scores);
+              if (!both) ds_t = round_columns<S>(dp, count, stride, room);
               ds = by_rows(round_rows<S>(dp, count, height, stride, dp), stride);
             } else {
               multiply<S>(height, whole_lanes<A>(count), p.key_dim, by_rows(k, keys.row_stride),
@@ -289,8 +295,11 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
               ds_t = by_rows(round_rows<S>(dp, height, count, stride, room), stride);
               ds = round_columns<S>(dp, height, stride, dp);
             }
-            multiply<S>(height, p.value_dim, count, weights_t, Rows<S>{douts, value_room}, dv_rows, v_row, add);
-            multiply<S>(height, p.key_dim, count, ds_t, Rows<S>{queries, key_room}, dk_rows, k_row, add || p.shared);
+            multiply<S>(height, p.value_dim, both ? 2 * count : count, weights_t, Rows<S>{douts, value_room}, dv_rows,
+                        v_row, add);
+            if (!both) {
+              multiply<S>(height, p.key_dim, count, ds_t, Rows<S>{queries, key_room}, dk_rows, k_row, add || p.shared);
+            }
             const Rows<S> key_rows{k, keys.row_stride};
             if (count <= kMostAdded) {
               add_few<S>(count, p.key_dim, height, ds, key_rows, dq_rows, p.key_dim, ahead);
