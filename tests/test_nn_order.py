@@ -34,6 +34,7 @@ def test_measured_once(cache_file: Path, training: bool, monkeypatch: pytest.Mon
     ((name, kept),) = json.loads(cache_file.read_text()).items()
     assert kept == list(costs)
     assert stca.cpu_isa() in name
+    assert stca.__version__ in name
     assert "float32" in name
     order_module._costs.cache_clear()
     monkeypatch.setattr(order_module, "_measure", None)  # whatever calls it fails

@@ -32,8 +32,8 @@ def order_costs(device: torch.device, dtype: torch.dtype, training: bool) -> Ord
     r"""What `TargetAttention(order="auto")` weighs FLOPs with.
 
     The first that there is of: the environment variable STCA_ORDER_COSTS ("reordered,projected", "1,1" for FLOPs
-    alone); the file `$XDG_CACHE_HOME/stca/order.json` (`~/.cache` by default), by processor, threads, dtype and
-    pass; a measurement of about a second, which goes into that file. While torch compiles or captures a CUDA graph,
+    alone); the file `$XDG_CACHE_HOME/stca/order.json` (`~/.cache` by default), by version, processor, threads,
+    dtype and pass; a measurement of about a second, which goes into that file. While torch compiles or captures a CUDA graph,
     nothing is measured: FLOPs alone decide then.
 
     Args:
@@ -53,7 +53,8 @@ def order_costs(device: torch.device, dtype: torch.dtype, training: bool) -> Ord
         return _parsed(given)
     if device.type not in ("cpu", "cuda"):
         return BY_FLOPS
-    name = f"{_processor(device)}, {dtype}, {'training' if training else 'inference'}".replace("torch.", "")
+    what = f"{dtype}, {'training' if training else 'inference'}".removeprefix("torch.")
+    name = f"stca {stca.__version__}, {_processor(device)}, {what}"
     if name not in _costs():
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if capturing or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
