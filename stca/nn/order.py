@@ -33,8 +33,8 @@ def order_costs(device: torch.device, dtype: torch.dtype, training: bool) -> Ord
 
     The first that there is of: the environment variable STCA_ORDER_COSTS ("reordered,projected", "1,1" for FLOPs
     alone); the file `$XDG_CACHE_HOME/stca/order.json` (`~/.cache` by default), by version, processor, threads,
-    dtype and pass; a measurement of about a second, which goes into that file. While torch compiles or captures a CUDA graph,
-    nothing is measured: FLOPs alone decide then.
+    dtype and pass; a measurement of about a second, which goes into that file. While torch compiles or captures a
+    CUDA graph, nothing is measured: FLOPs alone decide then.
 
     Args:
         device: where the module runs; a GPU is waited for while it is measured.
