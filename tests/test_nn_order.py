@@ -70,6 +70,24 @@ def test_costs_decide_near_the_crossover(monkeypatch: pytest.MonkeyPatch) -> Non
     assert attention.chosen_order(60, 100_000, 1) == "reordered"
 
 
+def test_every_size_has_its_own_costs(cache_file: Path) -> None:
+    narrow, wide = (order_costs(CPU, torch.float32, False, dim, 4) for dim in (32, 64))
+    kept = json.loads(cache_file.read_text())
+    assert {name[-8:]: costs for name, costs in kept.items()} == {"D=32 H=4": list(narrow), "D=64 H=4": list(wide)}
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(10, 3), (0, 1), (8, 0)])
+def test_sizes_that_no_module_has(dim: int, heads: int) -> None:
+    with pytest.raises(ValueError, match=rf"^order_costs: heads must divide dim, got dim {dim} and heads {heads}$"):
+        order_costs(CPU, torch.float32, False, dim, heads)
+
+
+def test_one_head(cache_file: Path) -> None:
+    costs = order_costs(CPU, torch.float32, True, 1, 1)
+    assert costs.reordered > 0
+    assert costs.projected > 0
+
+
 def test_clear_and_small_cases_are_not_measured(cache_file: Path) -> None:
     assert TargetAttention(256, 8).chosen_order(2, 100_000, 1) == "reordered"
     assert TargetAttention(256, 8).chosen_order(300, 30, 1) == "projected"

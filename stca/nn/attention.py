@@ -114,7 +114,7 @@ class TargetAttention(nn.Module):
         costs = BY_FLOPS
         if self.history_group is None and H * attend > _WORTH_MEASURING and 4 * H * attend > project + attend:
             find = compiled_order_costs if torch.compiler.is_compiling() else order_costs
-            costs = find(self.w_q.device, dtype or self.w_q.dtype, torch.is_grad_enabled())
+            costs = find(self.w_q.device, dtype or self.w_q.dtype, torch.is_grad_enabled(), D, H)
         reordered = costs.reordered * H * attend + 4 * T * D * D
         return "reordered" if reordered <= project + costs.projected * attend else "projected"
 

@@ -25,41 +25,46 @@ class OrderCosts(NamedTuple):
 
 
 BY_FLOPS = OrderCosts(1.0, 1.0)
-_ROUNDS = 8
+_ROUNDS, _ROUNDS_LEAST, _SECONDS = 8, 3, 1.0
 
 
-def order_costs(device: torch.device, dtype: torch.dtype, training: bool) -> OrderCosts:
+def order_costs(device: torch.device, dtype: torch.dtype, training: bool, dim: int = 256, heads: int = 8) -> OrderCosts:
     r"""What `TargetAttention(order="auto")` weighs FLOPs with.
 
     The first that there is of: the environment variable STCA_ORDER_COSTS ("reordered,projected", "1,1" for FLOPs
     alone); the file `$XDG_CACHE_HOME/stca/order.json` (`~/.cache` by default), by version, processor, threads,
-    dtype and pass; a measurement of about a second, which goes into that file. While torch compiles or captures a
-    CUDA graph, nothing is measured: FLOPs alone decide then.
+    dtype, pass and size; a measurement of about a second, near the number of targets at which both orders take as many
+    FLOPs, which goes into that file. While torch compiles or captures a CUDA graph, nothing is measured: FLOPs alone
+    decide then.
 
     Args:
         device: where the module runs; a GPU is waited for while it is measured.
         dtype: of queries and history.
         training: costs of forward and backward pass together, else of the forward pass.
+        dim: D of the module.
+        heads: its H.
 
     Raises:
-        ValueError: STCA_ORDER_COSTS that is not two positive numbers.
+        ValueError: heads that do not divide dim, or STCA_ORDER_COSTS that is not two positive numbers.
 
     Example:
         >>> costs = stca.nn.order_costs(torch.device("cpu"), torch.float32, training=False)
         >>> costs.reordered > 0 and costs.projected > 0
         True
     """
+    if min(dim, heads) < 1 or dim % heads != 0:
+        raise ValueError(f"order_costs: heads must divide dim, got dim {dim} and heads {heads}")
     if given := os.environ.get("STCA_ORDER_COSTS"):
         return _parsed(given)
     if device.type not in ("cpu", "cuda"):
         return BY_FLOPS
-    what = f"{dtype}, {'training' if training else 'inference'}".removeprefix("torch.")
+    what = f"{dtype}, {'training' if training else 'inference'}, D={dim} H={heads}".removeprefix("torch.")
     name = f"stca {stca.__version__}, {_processor(device)}, {what}"
     if name not in _costs():
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if capturing or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return BY_FLOPS
-        measured = _measure(device, dtype, training)
+        measured = _measure(device, dtype, training, dim, heads)
         if measured is None:
             return BY_FLOPS
         _costs()[name] = measured
@@ -68,7 +73,7 @@ def order_costs(device: torch.device, dtype: torch.dtype, training: bool) -> Ord
 
 
 # A compiled program keeps the costs that it was compiled with.
-compiled_order_costs: Callable[[torch.device, torch.dtype, bool], OrderCosts]
+compiled_order_costs: Callable[[torch.device, torch.dtype, bool, int, int], OrderCosts]
 compiled_order_costs = torch.compiler.assume_constant_result(order_costs)  # type: ignore[no-untyped-call]
 
 
@@ -121,9 +126,11 @@ def _write() -> None:
         pass
 
 
-def _measure(device: torch.device, dtype: torch.dtype, training: bool) -> OrderCosts | None:
+def _measure(device: torch.device, dtype: torch.dtype, training: bool, D: int, H: int) -> OrderCosts | None:
     """None where tensors are not real, as while shapes are propagated."""
-    R, L, m, D, H = (2, 1024, 32, 256, 8) if device.type == "cpu" else (64, 2048, 32, 512, 8)
+    m = min(max(D // max(H - 1, 1), 1), 64)  # about where H * m * D and m * D + D * D, FLOPs of a row, are equal
+    R, elements = (2, 2**18) if device.type == "cpu" else (64, 2**20)
+    L = min(max(elements // D, 256), 2048)
     with torch.inference_mode(False), torch.set_grad_enabled(training), torch.autocast(device.type, enabled=False):
 
         def filled(*shape: int) -> Tensor:  # not drawn: the caller's random numbers stay what they are
@@ -152,7 +159,10 @@ def _measure(device: torch.device, dtype: torch.dtype, training: bool) -> OrderC
 def _shortest(calls: dict[str, Callable[[], Tensor]], device: torch.device, training: bool) -> dict[str, float]:
     """Seconds of each call at its best, which a busy machine disturbs least; the calls take turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(_ROUNDS):
+    began = time.perf_counter()
+    for turn in range(_ROUNDS):
+        if turn >= _ROUNDS_LEAST and time.perf_counter() - began > _SECONDS:
+            break
         for name, call in calls.items():
             start = time.perf_counter()
             result = call()
