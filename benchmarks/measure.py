@@ -12,6 +12,7 @@ import torch
 
 Call = Callable[[], object]
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+_ORDER = random.Random(0)
 _PROBE = 768  # rows of the square matrices whose product is the probe of a case: a few milliseconds, full speed
 
 
@@ -30,8 +31,8 @@ def interleaved_ms(
 ) -> dict[str, float]:
     """Median milliseconds of each call, run in turns, so that all meet the same noise of the machine.
 
-    In each turn in another order: the one after the probe finds its inputs out of the caches, and brings them in for
-    the next.
+    In each turn in another order, never the same from case to case: the one after the probe finds its inputs out of
+    the caches, and brings them in for the next.
 
     Ends after `rounds`, or, from the third round on, once `seconds` have passed. A call that takes as long as that by
     itself runs once, and so does one that takes a tenth of it and `slow` times as long as the first call.
@@ -42,7 +43,7 @@ def interleaved_ms(
     for turn in range(warmup + rounds):
         if turn >= warmup + 3 and time.perf_counter() - began > seconds:
             break
-        for name, call in random.Random(turn).sample(list(calls.items()), k=len(calls)):
+        for name, call in _ORDER.sample(list(calls.items()), k=len(calls)):
             if times[name] and times[name][0] > min(seconds, max(0.1 * seconds, slow * times[first][0])):
                 continue
             start = time.perf_counter()
