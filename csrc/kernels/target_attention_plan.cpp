@@ -112,12 +112,14 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
     }
   }
   const int64_t targets = most_targets(whole), rows = targets * p.heads, stacked = rows / p.kv_heads;
-  plan.tiling.tile_rows = tile_rows(p, stacked);
+  const int64_t tile = tile_rows(p, stacked);
+  plan.tiling.tile_rows = tile;
   split_items(plan, std::move(whole), threads, kSplitRowsMin);
   plan.partial_size = padded(rows * (p.value_dim + 2));
   plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(rows * p.key_dim) +
-                      padded(panels(stacked, plan.tiling.tile_rows)) + plan.partial_size;
-  if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, plan.tiling.tile_rows);
+                      padded(std::max(panels(stacked, tile), p.kv_heads * std::min<int64_t>(stacked, 16) * tile)) +
+                      plan.partial_size;
+  if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, tile);
   return plan;
 }
 

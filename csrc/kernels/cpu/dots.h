@@ -11,6 +11,9 @@
 namespace stca {
 namespace STCA_ISA {
 
+// While a history row is read, the one so many rows on is fetched; beyond the last of a request lies the next one's.
+constexpr int64_t kAheadRows = 32;
+
 // Whether a product of `count` rows, `width` operands wide, is better made here than by multiply(): where adding up the
 // lanes, about 4 vectors of work for each product, costs less than the lanes that multiply() leaves empty. Wide rows,
 // measured on AVX-512, are better off here up to a whole vector of them, for which the softmax is along rows too.

@@ -28,6 +28,7 @@ constexpr bool kKeepsTotals = false;
 constexpr int kBlockRows = 6;
 #endif
 constexpr int kChainedRows = 6;
+constexpr int kNarrowRows = 10;     // where one vector of columns is left: with more, addresses of rows leave registers
 constexpr int64_t kDepth = 256;     // of k at a time: of a panel, what a first-level cache of 32 KB holds
 constexpr int64_t kChain = 64;      // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
 constexpr int64_t kFineChain = 32;  // the same where gradients feel it, out and dp: half the error of dq
@@ -135,12 +136,23 @@ struct Panel {
   int64_t row;
 };
 
+// Brings rows of a matrix into the first-level cache.
+template <class E>
+inline void fetch(int64_t rows, int64_t width, Strided<E> a) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < width; k += 64 / int64_t(sizeof(E))) __builtin_prefetch(a.data + r * a.row + k);
+  }
+}
+
 // All rows of c in the columns of one panel, in blocks of nearly equal height.
 template <class E, int R, int W>
 void multiply_blocks(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, product_t<E>* c, int64_t c_row,
                      int64_t columns, bool accumulate, int64_t chain) {
   for (int64_t i = 0; i < rows;) {
     const int64_t height = divide_up(rows - i, divide_up(rows - i, R));
+    if (a.column == 1 && depth <= kChain) {  // short parts of wide rows: the CPU would see no stream
+      fetch<E>(height, depth, {a.data + (i + height) * a.row, a.row, 1});
+    }
     multiply_rows<E, R, W>(height, depth, {a.data + i * a.row, a.row, a.column}, b.data, b.row, c + i * c_row, c_row,
                            columns, accumulate, chain);
     i += height;
@@ -153,7 +165,7 @@ void multiply_panel(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, produ
   if (columns > kLanes<E>) {
     multiply_blocks<E, R, 2>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
   } else {
-    multiply_blocks<E, 2 * kChainedRows, 1>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
+    multiply_blocks<E, kNarrowRows, 1>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
   }
 }
 

@@ -128,6 +128,17 @@ void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t 
   }
 }
 
+// sum [count, Dv] += weights [count, height] values [height, Dv]
+template <class S>
+void add_products(int64_t count, int64_t width, int64_t height, Strided<operand_t<S>> weights, Rows<S> values,
+                  product_t<operand_t<S>>* sum, int64_t ahead) {
+  if (count <= kMostAdded) {
+    add_few<S>(count, width, height, weights, values, sum, width, ahead);
+  } else {
+    multiply<S>(count, width, height, weights, values, sum, width, true, kFineChain);
+  }
+}
+
 template <class T>
 void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
                   void* scratch_memory, void* partial) {
@@ -142,7 +153,8 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   Scratch scratch{static_cast<char*>(scratch_memory)};
   Queries<S> queries{scratch.take<S>(rows * key_room),
                      scratch.take<E>(p.kv_heads * panels_size<E>(targets * group, depth))};
-  A* scores = scratch.take<A>(panels_size<A>(targets * group, tiling.tile_rows));
+  A* scores = scratch.take<A>(max(panels_size<A>(targets * group, tiling.tile_rows),
+                                  p.kv_heads * min(targets * group, kLanes<A>) * tiling.tile_rows));
   A* state_memory = scratch.take<A>(rows * (p.value_dim + 2));
   const bool copies = copies_tiles<T>(p);
   const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
@@ -156,7 +168,7 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
-    const int64_t ahead = copies || tile.end == item.row_end ? 0 : tiling.tile_rows;  // next tile, fetched meanwhile
+    const int64_t ahead = copies ? 0 : kAheadRows;
     if (seen_by_any.begin >= seen_by_any.end) continue;
     const Tile<S> keys =
         load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, key_buffer);
@@ -167,39 +179,47 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
       load_queries<T>(p, a, b, queries);
       const int64_t count = (b - a) * group;
       const int64_t height = seen.end - seen.begin;
-      const bool few = few_rows<E>(count, depth);
-      const int64_t stride = few ? whole_lanes<A>(height) : panels_size<A>(count, 1);
+      auto value_rows = [&](int64_t n, int64_t j) { return Rows<S>{values.at(seen.begin + n, j), values.row_stride}; };
+      auto first_row = [&](int64_t j) { return (j * targets + a - item.target_begin) * group; };
+      if (few_rows<E>(count, depth)) {
+        // All heads of some rows, then of the next ones: history rows are read whole, in order.
+        const int64_t part = p.kv_heads == 1 ? height : kFineChain * kTerms<S>, stride = whole_lanes<A>(height);
+        // scores [Hk * count, stride] = queries [count, Dk] keys [height, Dk]^T of each head
+        for (int64_t n = 0; n < height; n += part) {
+          for (int64_t j = 0; j < p.kv_heads; ++j) {
+            multiply_dots<E>(count, by_rows(queries.rows + j * count * key_room, key_room), min(part, height - n),
+                             by_rows(keys.at(seen.begin + n, j), keys.row_stride), depth,
+                             scores + j * count * stride + n, stride, ahead);
+          }
+        }
+        for (int64_t i = 0; i < p.kv_heads * count; ++i) {
+          const int64_t row = first_row(i / count) + i % count;
+          exponentiate_row(scores + i * stride, height, unit, state.most + row, state.weights + row,
+                           state.sum + row * p.value_dim, p.value_dim);
+        }
+        const S* weights = round_rows<S>(scores, p.kv_heads * count, height, stride, scores);
+        for (int64_t n = 0; n < height; n += part) {
+          for (int64_t j = 0; j < p.kv_heads; ++j) {
+            add_products<S>(count, p.value_dim, min(part, height - n),
+                            by_rows(weights + j * count * stride + n, stride), value_rows(n, j),
+                            state.sum + first_row(j) * p.value_dim, ahead);
+          }
+        }
+        return;
+      }
+      const int64_t stride = panels_size<A>(count, 1);
       for (int64_t j = 0; j < p.kv_heads; ++j) {
-        const int64_t first = (j * targets + a - item.target_begin) * group;
+        const int64_t first = first_row(j);
         A* sum = state.sum + first * p.value_dim;
-        const Strided<E> key_rows = by_rows(keys.at(seen.begin, j), keys.row_stride);
-        Strided<E> weights;  // [count, height]
-        const Rows<S> value_rows{values.at(seen.begin, j), values.row_stride};
-        if (few) {
-          // scores [count, stride] = queries [count, Dk] keys [height, Dk]^T
-          multiply_dots<E>(count, by_rows(queries.rows + j * count * key_room, key_room), height, key_rows, depth,
-                           scores, stride, ahead);
-          for (int64_t c = 0; c < count; ++c) {
-            exponentiate_row(scores + c * stride, height, unit, state.most + first + c, state.weights + first + c,
-                             sum + c * p.value_dim, p.value_dim);
-          }
-          weights = by_rows(round_rows<S>(scores, count, height, stride, scores), stride);
-        } else {
-          // scores [height, stride] = keys [height, Dk] queries [Dk, count]
-          multiply<S>(height, whole_lanes<A>(count), p.key_dim, key_rows,
-                      Panels<E>{queries.panels + j * panels_size<E>(count, depth), depth}, scores, stride, false);
-          for (int64_t c = 0; c < count; c += kLanes<A>) {
-            exponentiate(scores + c, height, stride, min(kLanes<A>, count - c), unit, state.most + first + c,
-                         state.weights + first + c, sum + c * p.value_dim, p.value_dim);
-          }
-          weights = round_columns<S>(scores, height, stride, scores);
+        // scores [height, stride] = keys [height, Dk] queries [Dk, count]
+        multiply<S>(height, whole_lanes<A>(count), p.key_dim, by_rows(keys.at(seen.begin, j), keys.row_stride),
+                    Panels<E>{queries.panels + j * panels_size<E>(count, depth), depth}, scores, stride, false);
+        for (int64_t c = 0; c < count; c += kLanes<A>) {
+          exponentiate(scores + c, height, stride, min(kLanes<A>, count - c), unit, state.most + first + c,
+                       state.weights + first + c, sum + c * p.value_dim, p.value_dim);
         }
-        // sum [count, Dv] += weights [count, height] values [height, Dv]
-        if (count <= kMostAdded) {
-          add_few<S>(count, p.value_dim, height, weights, value_rows, sum, p.value_dim, ahead);
-        } else {
-          multiply<S>(count, p.value_dim, height, weights, value_rows, sum, p.value_dim, true, kFineChain);
-        }
+        add_products<S>(count, p.value_dim, height, round_columns<S>(scores, height, stride, scores), value_rows(0, j),
+                        sum, ahead);
       }
     });
   }

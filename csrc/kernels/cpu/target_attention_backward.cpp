@@ -240,7 +240,6 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
     A* dv = p.shared ? dk : gradient_tile<T>(params.dv, v_row, tile, dv_buffer, clear);
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
     if (seen_by_any.begin < seen_by_any.end) {
-      const int64_t ahead = copies || tile.end == item.row_end ? 0 : tiling.tile_rows;  // next tile, fetched meanwhile
       const Tile<S> keys =
           load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, k_buffer);
       const Tile<S> values =
@@ -254,6 +253,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
           const int64_t count = (b - a) * group;
           const int64_t height = seen.end - seen.begin;
           const int64_t stride = run.few ? whole_lanes<A>(height) : panels_size<A>(count, 1);
+          const int64_t ahead = copies ? 0 : run.few ? kAheadRows : tiling.tile_rows;
           for (int64_t j = 0; j < p.kv_heads; ++j) {
             const S* k = keys.at(seen.begin, j);
             const S* v = values.at(seen.begin, j);

@@ -110,18 +110,27 @@ inline void store_first(A* to, vec_t<A> x, int64_t count) {
   __builtin_memcpy(to, &x, count * sizeof(A));
 }
 
-template <class A>
-inline A sum(vec_t<A> x) {
-  A total = 0;
-  for (int i = 0; i < kLanes<A>; ++i) total += x[i];
-  return total;
+// Lane l of x where lane l ^ kHalf was.
+template <class A, int kHalf>
+inline vec_t<A> swap_lanes(vec_t<A> x) {
+  typename Lanes<A>::Bits from;
+  for (int l = 0; l < kLanes<A>; ++l) from[l] = l ^ kHalf;
+  return __builtin_shuffle(x, from);
 }
 
-template <class A>
+template <class A, int kHalf = kLanes<A> / 2>
+inline A sum(vec_t<A> x) {
+  x += swap_lanes<A, kHalf>(x);
+  if constexpr (kHalf > 1) return sum<A, kHalf / 2>(x);
+  return x[0];
+}
+
+template <class A, int kHalf = kLanes<A> / 2>
 inline A max(vec_t<A> x) {
-  A most = x[0];
-  for (int i = 1; i < kLanes<A>; ++i) most = x[i] > most ? x[i] : most;
-  return most;
+  const vec_t<A> other = swap_lanes<A, kHalf>(x);
+  x = other > x ? other : x;
+  if constexpr (kHalf > 1) return max<A, kHalf / 2>(x);
+  return x[0];
 }
 
 // 2^x for x up to 127 (1023 in double), to about one unit in the last place; 0 below the smallest normal number, NaN
