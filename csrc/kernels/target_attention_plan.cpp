@@ -53,7 +53,9 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
       plan.items.push_back(item);
       continue;
     }
-    const int64_t piece_rows = divide_up(divide_up(rows, pieces), plan.tiling.tile_rows) * plan.tiling.tile_rows;
+    // Whole tiles, but of so few pieces equal ones.
+    const int64_t unit = pieces > threads ? plan.tiling.tile_rows : kTileRowsMin;
+    const int64_t piece_rows = divide_up(divide_up(rows, pieces), unit) * unit;
     TargetAttentionMerge merge{item.target_begin, item.target_end, plan.partial_count, plan.partial_count};
     for (int64_t begin = item.row_begin; begin < item.row_end; begin += piece_rows) {
       TargetAttentionItem piece = item;
