@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 Call = Callable[[], object]
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
 _ORDER = random.Random(0)
 _PROBE = 768  # rows of the square matrices whose product is the probe of a case: a few milliseconds, full speed
 
@@ -19,11 +19,12 @@ _PROBE = 768  # rows of the square matrices whose product is the probe of a case
 def keep_freed_memory() -> None:
     """Makes the C library keep freed memory, so that no call pays for pages that another one's result gave back.
 
-    Tensors of more than 32 MB still come from the system and go back to it, with every way of computing them.
+    As the allocators do that torch's tuning guide advises (jemalloc, tcmalloc). By itself glibc takes every tensor of
+    more than 32 MB from the system and gives it back, with every way of computing it.
     """
     libc = ctypes.CDLL(None)
     libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+    libc.mallopt(_MMAP_MAX, 0)
 
 
 def interleaved_ms(
