@@ -80,8 +80,8 @@ def cpu_section(folder: Path) -> list[str]:
         f"**CPU**: {machine['cpu']}, {machine['threads']} threads, {machine['build_info']['cpu_isa']}, torch "
         f"{machine['torch']}, float32 GEMM {machine['gemm_gflops']:.0f} GFLOP/s, reads {machine['read_gbs']:.0f} GB/s, "
         f"{machine['date']}; `python benchmarks/compare.py`: {len(rows)} of {cases} cases of the grid. Every way "
-        "runs in turn, in the form that suits it best; the floor is the larger of FLOPs over float32 GEMM speed and "
-        "bytes over reading speed.",
+        "runs in turn, in the form that suits it best, malloc keeping freed pages; the floor is the larger of FLOPs "
+        "over float32 GEMM speed and bytes over reading speed.",
         "",
         *table(rows),
         "",

@@ -157,6 +157,7 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
                                   p.kv_heads * min(targets * group, kLanes<A>) * tiling.tile_rows));
   A* state_memory = scratch.take<A>(rows * (p.value_dim + 2));
   const bool copies = copies_tiles<T>(p);
+  const int64_t ahead = copies ? 0 : kAheadRows;
   const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
   S* key_buffer = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
   S* value_buffer = copies && !p.shared ? scratch.take<S>(tile_heads * whole_operands<S>(p.value_dim)) : nullptr;
@@ -168,7 +169,6 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
-    const int64_t ahead = copies ? 0 : kAheadRows;
     if (seen_by_any.begin >= seen_by_any.end) continue;
     const Tile<S> keys =
         load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, key_buffer);
