@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
     more than 32 MB from the system and gives it back, with every way of computing it.
     """
     libc = ctypes.CDLL(None)
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_TRIM_THRESHOLD, -1)  # never
     libc.mallopt(_MMAP_MAX, 0)
 
 
