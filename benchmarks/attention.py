@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peers import Attend, attends, one_request, sdpa_loop
-from problem import Problem, Way, same
+from problem import Problem, Way, peer_dtype, same
 from ragged import Requests
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -187,7 +187,7 @@ def layer(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool) ->
         **{name: Way(project(attend), [same, form]) for name, (form, attend) in plain.items()},
         "nn.MultiheadAttention": Way(multihead, [lambda x: x.view(R, m, D), requests.pad], lambda y: y.reshape(-1, D)),
     }
-    if dtype == torch.bfloat16 and D >= 1024:
+    if peer_dtype(history) == torch.bfloat16 and D >= 1024:
         del ways["nn.MultiheadAttention"]
         cannot = cannot | {"nn.MultiheadAttention": "takes 3 to 69 seconds a call here"}
     flops = min(4.0 * D * H * m * N + 4.0 * T * D * D, 4.0 * D * m * N + 4.0 * N * D * D) + 4.0 * T * D * D

@@ -4,7 +4,8 @@
 
 Results are checked before the clock starts. stca and its peers run in turn, A B A B, and medians are compared. The
 floor of a case is the larger of its FLOPs over the speed of torch's float32 matrix product, measured in the same
-turns, and its bytes over the speed of reading memory. FILE gets a list of objects, FILE.machine.json the machine.
+turns, and its bytes over the speed of reading memory. Where torch multiplies bfloat16 number by number (a CPU without
+AVX-512), peers that multiply get float32. FILE gets a list of objects, FILE.machine.json the machine.
 --quick runs a few cases of each op, about a minute on two idle cores, and a way 3 times as slow as stca only once.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from grid import all_cases
 from measure import Probe, gemm_gflops, interleaved_ms, keep_freed_memory, peak_extra_mb, read_gbs
-from problem import Case, Direction, check
+from problem import Case, Direction, check, peer_dtype
 from result import Row, row, show
 from tqdm import tqdm
 
@@ -59,6 +60,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "gemm_gflops": gemm_gflops(),
         "read_gbs": read_gbs(),
+        "bfloat16_peers": str(peer_dtype(torch.empty(0, dtype=torch.bfloat16))).removeprefix("torch."),
         "build_info": stca.build_info(),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stca.nn.product import SLOW_ON_CPU
+
 Direction = Literal["forward", "forward+backward"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "forward+backward")
 Form = Callable[[Tensor], Tensor]
@@ -23,7 +25,7 @@ class Way:
     """One way to compute a case.
 
     A way gets its inputs in the form that suits it best, at no charge: padded, repeated or nested before the clock
-    starts. `ours` marks variants of stca, which are measured but are no peers.
+    starts, and in `peer_dtype` where a peer multiplies. `ours` marks variants of stca: measured, but no peers.
     """
 
     run: Callable[..., Tensor]  # its own leaves -> its own result
@@ -109,6 +111,14 @@ class Runner:
         return own
 
 
+def peer_dtype(x: Tensor) -> torch.dtype:
+    """Of peers that multiply x: float32 where torch would multiply its 16-bit numbers one by one (see SLOW_ON_CPU).
+
+    A step of a few GFLOP would take from seconds to minutes there; a careful user would not let it.
+    """
+    return torch.float32 if x.is_cpu and x.dtype in SLOW_ON_CPU else x.dtype
+
+
 def _pull_back(form: Form, x: Tensor, gradient: Tensor) -> Tensor:
     leaf = x.detach().requires_grad_()
     own = form(leaf)
@@ -126,12 +136,14 @@ def check(problem: Problem, direction: Direction, limit: float) -> tuple[dict[st
     ours, cannot = Runner(problem.ways["stca"], problem.leaves), dict(problem.cannot)
     result = ours.result()
     dout = torch.randn(result.shape, generator=torch.Generator("cpu").manual_seed(1), device="cpu").to(result)
+    theirs = [x.to(peer_dtype(x)) for x in problem.leaves] if problem.flops > 0 else problem.leaves
     runners, expected = {}, None
     for name, way in problem.ways.items():
         if direction != "forward" and way.no_backward:
             cannot[name] = way.no_backward
             continue
-        runner = Runner(way, problem.leaves, dout)
+        leaves = problem.leaves if way.ours or name == "stca" else theirs
+        runner = Runner(way, leaves, dout.to(leaves[0].dtype))
         began = time.perf_counter()
         try:
             found = [runner.result()] if direction == "forward" else runner.gradients()
@@ -142,10 +154,10 @@ def check(problem: Problem, direction: Direction, limit: float) -> tuple[dict[st
             continue
         runner.checked_s = time.perf_counter() - began
         expected = expected or found
-        for leaf, (ours_, theirs) in enumerate(zip(expected, found, strict=True)):
+        for leaf, (a, b) in enumerate(zip(expected, found, strict=True)):
             if direction != "forward" and leaf in problem.lost_by_torch:
                 continue
-            off = float((ours_.float() - theirs.float()).norm() / theirs.float().norm().clamp(min=1e-30))
+            off = float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-30))
             assert off < limit, f"{name}, {direction}: differs from stca by {off:.1e}"
         runners[name] = runner
     return runners, cannot

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from peers import Attend, attends
-from problem import Problem, Way, same
+from problem import Problem, Way, peer_dtype, same
 from ragged import Requests
 from torch import Tensor
 
@@ -76,7 +76,8 @@ def serving(m: int, L: int, D: int, H: int, dtype: torch.dtype) -> Problem:
     """One request against its encoded history, kept beforehand: targets [m, D], 4 encodings [L, D]."""
     requests = Requests(m, [L])
     model, names = _model(D, H, dtype)
-    w = dict(zip(names, (each.detach() for each in model.parameters()), strict=True))
+    parameters = (each.detach() for each in model.parameters())
+    w = {name: each.to(peer_dtype(each)) for name, each in zip(names, parameters, strict=True)}
     targets = torch.randn(m, D).to(dtype)
     with torch.no_grad():
         encoded = model.encode_history(torch.randn(L, D).to(dtype))
@@ -85,7 +86,7 @@ def serving(m: int, L: int, D: int, H: int, dtype: torch.dtype) -> Problem:
     for name, (form, attend) in attends(requests, D, H).items():
         if name in ("sdpa pointwise", "sdpa nested"):
             continue
-        rows = [form(each) for each in encoded]
+        rows = [form(each.to(peer_dtype(each))) for each in encoded]
         ways[name] = Way(lambda x, attend=attend, rows=rows: _plain_stack(attend, x, rows, w))
     flops = _LAYERS * min(4.0 * D * H * m * L, 4.0 * D * m * L + 4.0 * L * D * D)
     return Problem([targets], ways, flops, _LAYERS * L * D * targets.element_size())

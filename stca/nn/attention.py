@@ -10,6 +10,7 @@ from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
 from stca.nn.layout import Flat, flatten
 from stca.nn.order import BY_FLOPS, compiled_order_costs, order_costs
+from stca.nn.product import einsum, matmul
 
 Order = Literal["auto", "reordered", "projected"]
 _WORTH_MEASURING = 1e8  # FLOPs of attention, a millisecond or so
@@ -150,7 +151,7 @@ class TargetAttention(nn.Module):
         x, rows = flat.targets, flat.history
         D, H, dh = self.dim, self.num_heads, self.dim // self.num_heads
         T, R = x.shape[0], flat.target_offsets.shape[0] - 1
-        q = x @ self.w_q if self.b_q is None else x @ self.w_q + self.b_q
+        q = matmul(x, self.w_q) if self.b_q is None else matmul(x, self.w_q) + self.b_q
         q = q.view(T, H, dh)
         N, P = rows.shape[0] if history_index is None else history_index.shape[0], rows.shape[0]
         group = self.history_group
@@ -158,7 +159,7 @@ class TargetAttention(nn.Module):
             N = P = _ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
         reordered = self.chosen_order(T, N, R, P, q.dtype) == "reordered"
         if reordered:
-            q = torch.einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
+            q = einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
             if group is not None:
                 (q,) = sum_gradients(group, q)
             k, v = rows[:, None], None
@@ -167,7 +168,7 @@ class TargetAttention(nn.Module):
             w_v: Tensor = self.w_v
             if group is not None:
                 q, w_k, w_v = sum_gradients(group, q, w_k, w_v)
-            k, v = (rows @ w_k).view(-1, H, dh), (rows @ w_v).view(-1, H, dh)
+            k, v = matmul(rows, w_k).view(-1, H, dh), matmul(rows, w_v).view(-1, H, dh)
         out, lse = ops.target_attention(
             q,
             k,
@@ -182,13 +183,13 @@ class TargetAttention(nn.Module):
         if group is not None:
             out, lse = merge_parts(group, out, lse)
         if reordered:
-            out = torch.einsum("thk,khd->thd", out, self.w_v.view(D, H, dh))
+            out = einsum("thk,khd->thd", out, self.w_v.view(D, H, dh))
         out = out.reshape(T, D)
         if self.b_v is None or self.b_o is None:
-            return out @ self.w_o, lse
+            return matmul(out, self.w_o), lse
         # The weights of a target that sees any row sum to 1, so the bias of the values comes through once.
         seen = (lse[:, :1] > -torch.inf).to(out.dtype)
-        return ((out + self.b_v) @ self.w_o + self.b_o) * seen, lse
+        return (matmul(out + self.b_v, self.w_o) + self.b_o) * seen, lse
 
     @classmethod
     def from_multihead_attention(cls, mha: nn.MultiheadAttention, *, order: Order = "auto") -> "TargetAttention":

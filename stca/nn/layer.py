@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from stca.nn.attention import Order, TargetAttention
 from stca.nn.ffn import SwiGLUFFN
 from stca.nn.layout import Flat
+from stca.nn.product import matmul
 
 
 def fusion(inputs: int, dim: int, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
@@ -86,5 +87,5 @@ class STCALayer(nn.Module):
         self, inputs: Sequence[Tensor], encoded: Tensor, flat: Flat, history_index: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """o_i [T, D] and its lse [T, H], from [o_1, ..., o_(i-1), x_t] and the encoded history."""
-        query = inputs[0] if self.w_c is None else torch.cat(list(inputs), dim=1) @ self.w_c
+        query = inputs[0] if self.w_c is None else matmul(torch.cat(list(inputs), dim=1), self.w_c)
         return self.attention.attend(flat._replace(targets=self.query_ffn(query), history=encoded), history_index)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import stca
 from stca import ops
+from stca.nn.product import matmul
 
 
 class OrderCosts(NamedTuple):
@@ -144,7 +145,7 @@ def _measure(device: torch.device, dtype: torch.dtype, training: bool, D: int, H
         u, q = filled(R * m, H, D), filled(R * m, H, D // H)
         seconds = _shortest(
             {
-                "project": lambda: rows @ weight,
+                "project": lambda: matmul(rows, weight),
                 "reordered": lambda: ops.target_attention(u, rows[:, None], None, *offsets),
                 "projected": lambda: ops.target_attention(q, k, k, *offsets),
             },

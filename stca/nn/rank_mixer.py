@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stca.nn.product import einsum
+
 
 class RankMixerLayer(nn.Module):
     r"""One layer: :math:`S = \mathrm{LN}(\mathrm{mix}(X) + X)`, :math:`X' = \mathrm{LN}(\mathrm{PFFN}(S) + S)`."""
@@ -32,8 +34,8 @@ class RankMixerLayer(nn.Module):
         B, tokens, D = x.shape
         mixed = x.view(B, tokens, tokens, D // tokens).transpose(1, 2).reshape(B, tokens, D)
         s = self.mix_norm(mixed + x)
-        hidden = F.gelu(torch.einsum("btd,tdf->btf", s, self.w_in) + self.b_in)
-        y: Tensor = self.ffn_norm(torch.einsum("btf,tfd->btd", hidden, self.w_out) + self.b_out + s)
+        hidden = F.gelu(einsum("btd,tdf->btf", s, self.w_in) + self.b_in)
+        y: Tensor = self.ffn_norm(einsum("btf,tfd->btd", hidden, self.w_out) + self.b_out + s)
         return y
 
 

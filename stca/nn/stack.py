@@ -13,6 +13,7 @@ from stca.nn.attention import Order
 from stca.nn.ffn import SwiGLUFFN
 from stca.nn.layer import STCALayer, fusion
 from stca.nn.layout import Flat, flatten
+from stca.nn.product import matmul
 
 
 class STCA(nn.Module):
@@ -188,9 +189,9 @@ class STCA(nn.Module):
             o, lse = layer(inputs)
             inputs.insert(-1, o)
             lses.append(lse)
-        fused = torch.cat(inputs, dim=1) @ self.w_z
+        fused = matmul(torch.cat(inputs, dim=1), self.w_z)
         if self.w_l is not None:
             # softplus is 0 for a target that sees nothing, whose lse is -inf.
-            fused = fused + F.softplus(torch.cat(lses, dim=1)).to(fused.dtype) @ self.w_l
+            fused = fused + matmul(F.softplus(torch.cat(lses, dim=1)).to(fused.dtype), self.w_l)
         z: Tensor = self.output_ffn(fused)
         return z
