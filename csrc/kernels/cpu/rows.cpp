@@ -12,12 +12,18 @@ constexpr int kTogether = 4;        // rows read side by side: the sum is loaded
 constexpr int kAhead = 12;          // rows fetched before they are needed, into the second-level cache
 constexpr int64_t kChain = 64;      // rows added one after the other
 
-// By vectors: libc's memcpy takes another path at these sizes, half as fast here.
+// By vectors, kVectors loaded before they are stored: one at a time took 1.5 times as long in the caches. libc's memcpy
+// takes another path at these sizes, half as fast here.
 inline void copy_row(const char* from, char* to, int64_t bytes) {
+  constexpr int kVectors = 4;
+  auto at = [&](int64_t i) { return load(reinterpret_cast<const float*>(from + i)); };
   int64_t i = 0;
-  for (; i + kVecBytes <= bytes; i += kVecBytes)
-    store(reinterpret_cast<float*>(to + i), load(reinterpret_cast<const float*>(from + i)));
-  __builtin_memcpy(to + i, from + i, bytes - i);
+  for (; i + kVectors * kVecBytes <= bytes; i += kVectors * kVecBytes) {
+    const FloatVec x[kVectors] = {at(i), at(i + kVecBytes), at(i + 2 * kVecBytes), at(i + 3 * kVecBytes)};
+    for (int v = 0; v < kVectors; ++v) store(reinterpret_cast<float*>(to + i + v * kVecBytes), x[v]);
+  }
+  for (; i + kVecBytes <= bytes; i += kVecBytes) store(reinterpret_cast<float*>(to + i), at(i));
+  if (i < bytes) __builtin_memcpy(to + i, from + i, bytes - i);
 }
 
 // chain += rows, one after the other, while those from rows[kAhead] on are fetched.
