@@ -2,8 +2,8 @@
 
     python benchmarks/report.py [--results benchmarks/results] [--readme README.md]
 
-Reads cpu.json, cpu.machine.json, growth.json and, where it was run, gpu.json of the folder; draws ratios.png and
-growth.png beside them; writes what lies between the README's markers.
+Reads growth.json, every cpu-ISA.json with its cpu-ISA.machine.json and, where it was run, gpu.json of the folder; draws
+growth.png and ratios-ISA.png beside them; writes what lies between the README's markers.
 """
 
 import argparse
@@ -67,9 +67,19 @@ def automatic(rows: list[Row]) -> str:
     )
 
 
-def cpu_section(folder: Path) -> list[str]:
+def cpu_runs(folder: Path) -> list[Path]:
+    """The JSON of every run of compare.py, one per instruction set."""
+    return [path for path in sorted(folder.glob("cpu-*.json")) if not path.name.endswith(".machine.json")]
+
+
+def picture(run: Path) -> Path:
+    """Where the picture of a run goes."""
+    return run.with_name(run.stem.replace("cpu-", "ratios-") + ".png")
+
+
+def cpu_section(run: Path) -> list[str]:
     """What compare.py found on a CPU."""
-    rows, machine = json.loads((folder / "cpu.json").read_text()), json.loads((folder / "cpu.machine.json").read_text())
+    rows, machine = json.loads(run.read_text()), json.loads(run.with_suffix(".machine.json").read_text())
     cases = sum(len(case.directions) for case in all_cases(quick=False))
     grid = [row for row in rows if row["op"].startswith("target_attention") and "small call" not in row["case"]]
     means = ", ".join(
@@ -81,16 +91,23 @@ def cpu_section(folder: Path) -> list[str]:
         f"{machine['torch']}, float32 GEMM {machine['gemm_gflops']:.0f} GFLOP/s, reads {machine['read_gbs']:.0f} GB/s, "
         f"{machine['date']}; `python benchmarks/compare.py`: {len(rows)} of {cases} cases of the grid. Every way "
         "runs in turn, in the form that suits it best, malloc keeping freed pages; the floor is the larger of FLOPs "
-        "over float32 GEMM speed and bytes over reading speed.",
+        f"over float32 GEMM speed and bytes over reading speed.{bfloat16_peers(machine)}",
         "",
         *table(rows),
         "",
         f"All cases of `target_attention`, geometric mean of the best peer's time over ours: {means}. "
         + automatic(rows),
         "",
-        "![Every case against its best peer](benchmarks/results/ratios.png)",
+        f"![Every case against its best peer](benchmarks/results/{picture(run).name})",
         "",
     ]
+
+
+def bfloat16_peers(machine: dict[str, Any]) -> str:
+    """A note where they were not run in bfloat16."""
+    if machine.get("bfloat16_peers", "bfloat16") == "bfloat16":
+        return ""
+    return f" Peers that multiply ran in {machine['bfloat16_peers']} in bfloat16 cases, which is faster for them here."
 
 
 def growth_section(folder: Path) -> list[str]:
@@ -187,9 +204,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--readme", type=Path, default=Path(__file__).parents[1] / "README.md")
     args = parser.parse_args()
-    draw_ratios(json.loads((args.results / "cpu.json").read_text()), args.results / "ratios.png")
+    lines = []
+    for run in cpu_runs(args.results):
+        draw_ratios(json.loads(run.read_text()), picture(run))
+        lines += cpu_section(run)
     draw_growth(json.loads((args.results / "growth.json").read_text()), args.results / "growth.png")
-    rewrite(args.readme, [*cpu_section(args.results), *growth_section(args.results), *gpu_section(args.results)])
+    rewrite(args.readme, [*lines, *growth_section(args.results), *gpu_section(args.results)])
 
 
 if __name__ == "__main__":

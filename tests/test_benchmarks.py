@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import growth
+import problem
 import report
 from grid import all_cases
 from problem import Problem, Way, check
@@ -85,6 +86,27 @@ def test_a_gradient_that_torch_loses_is_left_out_and_no_other() -> None:
             check(Problem(leaves, ways, 1, 1, lost_by_torch=frozenset(lost)), "forward+backward", 1e-3)
 
 
+@pytest.mark.parametrize(("flops", "expected"), [(1, torch.float32), (0, torch.bfloat16)])
+def test_peers_multiply_in_float32_on_a_slow_cpu(
+    monkeypatch: pytest.MonkeyPatch, flops: int, expected: torch.dtype
+) -> None:
+    seen = set()
+
+    def peer(x: torch.Tensor) -> torch.Tensor:
+        seen.add(x.dtype)
+        return x * 2
+
+    ways = {"stca": Way(lambda x: x * 2), "also": Way(lambda x: x + x, ours=True), "peer": Way(peer)}
+    monkeypatch.setattr(problem, "SLOW_ON_CPU", frozenset({torch.bfloat16}))
+    runners, _ = check(Problem([torch.ones(4).bfloat16()], ways, flops, 1), "forward+backward", 1e-3)
+    assert seen == {expected}
+    assert {name: runner.own[0].dtype for name, runner in runners.items()} == {
+        "stca": torch.bfloat16,
+        "also": torch.bfloat16,
+        "peer": expected,
+    }
+
+
 def test_exponents() -> None:
     values = [1, 2, 4, 8, 16, 32]
     assert growth.exponent(values, [9.0, 9.0, 9.0, *(0.5 * v**1.5 for v in values[3:])]) == pytest.approx(1.5)
@@ -99,8 +121,10 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     curve = {"op": "STCA", "direction": "forward", "variable": "L", "values": [1, 2, 4]}
     machine = {"cpu": "C", "threads": 2, "torch": "T", "gemm_gflops": 1, "read_gbs": 1, "date": "D"}
     for name, content in {
-        "cpu.json": rows,
-        "cpu.machine.json": machine | {"build_info": {"cpu_isa": "I"}},
+        "cpu-I.json": rows,
+        "cpu-I.machine.json": machine | {"build_info": {"cpu_isa": "I"}, "bfloat16_peers": "float32"},
+        "cpu-J.json": rows,
+        "cpu-J.machine.json": machine | {"build_info": {"cpu_isa": "J"}, "bfloat16_peers": "bfloat16"},
         "growth.json": [curve | {"ms": [1.0, 2.0, 4.0], "peak_mb": [1, 1, 1], "exponent": 1.0}],
     }.items():
         (tmp_path / name).write_text(json.dumps(content))
@@ -108,7 +132,8 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     readme.write_text(f"before\n{report.BEGIN}old\n{report.END}after\n")
     _run("report.py", "--results", str(tmp_path), "--readme", str(readme))
     text = readme.read_text()
-    assert "| TargetAttention, forward | float32 | 1 | 1.50 (1.50) | 0 | 80% | 0.25 |" in text
+    assert text.count("| TargetAttention, forward | float32 | 1 | 1.50 (1.50) | 0 | 80% | 0.25 |") == 2
+    assert text.count("ran in float32") == 1
     assert "forward 6.00" in text
     assert "in 0 of 1 cases; at worst it took 2.00 times as long." in text
     assert "| STCA, forward | L^1.00 |" in text
@@ -116,4 +141,6 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert (tmp_path / "ratios.png").stat().st_size > 5000
+    for isa in "IJ":
+        assert f"results/ratios-{isa}.png" in text
+        assert (tmp_path / f"ratios-{isa}.png").stat().st_size > 5000

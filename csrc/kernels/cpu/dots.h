@@ -156,24 +156,30 @@ inline void add_block(int64_t depth, Strided<operand_t<S>> a, Rows<S> b, int64_t
   }
 }
 
+// Vectors of columns added to at a time: with their sums, R of each, operands and a weight stay in registers.
+template <int R>
+constexpr int kAddedVectors = R * 4 <= kRegisters / 2       ? 4
+                              : R * 2 <= kRegisters * 3 / 4 ? 2
+                                                            : 1;
+
 template <class S, int R>
 void add_rows(int64_t count, int64_t columns, int64_t depth, Strided<operand_t<S>> a, Rows<S> b,
               product_t<operand_t<S>>* c, int64_t c_row, int64_t ahead) {
   if constexpr (R > 1) {
     if (count < R) return add_rows<S, R - 1>(count, columns, depth, a, b, c, c_row, ahead);
   }
-  constexpr int W = R > 4 ? 2 : 4;
-  constexpr int64_t kWidth = W * kLanes<operand_t<S>>, kNarrow = 2 * kLanes<operand_t<S>>;
+  constexpr int W = kAddedVectors<R>, kNarrowest = W < 2 ? W : 2;
+  constexpr int64_t kWidth = W * kLanes<operand_t<S>>, kNarrow = kNarrowest * kLanes<operand_t<S>>;
   for (int64_t j = 0; j < columns;) {
     const Rows<S> right{b.data + j, b.stride};
     if (columns - j >= kWidth) {
       add_block<S, R, W, true>(depth, a, right, kWidth, c + j, c_row, ahead);
       j += kWidth;
     } else if (columns - j >= kNarrow) {
-      add_block<S, R, 2, true>(depth, a, right, kNarrow, c + j, c_row, ahead);
+      add_block<S, R, kNarrowest, true>(depth, a, right, kNarrow, c + j, c_row, ahead);
       j += kNarrow;
     } else {
-      add_block<S, R, 2, false>(depth, a, right, columns - j, c + j, c_row, ahead);
+      add_block<S, R, kNarrowest, false>(depth, a, right, columns - j, c + j, c_row, ahead);
       j = columns;
     }
   }

@@ -18,15 +18,15 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Columns of a panel: two vectors.
 template <class A>
 constexpr int kPanel = 2 * kLanes<A>;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 // Rows of a block, whose sums stay in registers: 6 x 2 of 16, 12 x 2 of 32. Of several chains, 6 rows, so that 32
 // registers hold the sums of earlier chains as well (up to kDepth); else these wait in c.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr bool kKeepsTotals = true;
-constexpr int kBlockRows = 12;
-#else
-constexpr bool kKeepsTotals = false;
-constexpr int kBlockRows = 6;
-#endif
+constexpr bool kKeepsTotals = kRegisters == 32;
+constexpr int kBlockRows = kKeepsTotals ? 12 : 6;
 constexpr int kChainedRows = 6;
 constexpr int kNarrowRows = 10;     // where one vector of columns is left: with more, addresses of rows leave registers
 constexpr int64_t kDepth = 256;     // of k at a time: of a panel, what a first-level cache of 32 KB holds
