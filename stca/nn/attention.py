@@ -10,7 +10,7 @@ from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
 from stca.nn.layout import Flat, flatten
 from stca.nn.order import BY_FLOPS, compiled_order_costs, order_costs
-from stca.nn.product import einsum, matmul
+from stca.nn.product import einsum, matmul, matmuls
 
 Order = Literal["auto", "reordered", "projected"]
 _WORTH_MEASURING = 1e8  # FLOPs of attention, a millisecond or so
@@ -168,7 +168,7 @@ class TargetAttention(nn.Module):
             w_v: Tensor = self.w_v
             if group is not None:
                 q, w_k, w_v = sum_gradients(group, q, w_k, w_v)
-            k, v = matmul(rows, w_k).view(-1, H, dh), matmul(rows, w_v).view(-1, H, dh)
+            k, v = (each.view(-1, H, dh) for each in matmuls(rows, w_k, w_v))
         out, lse = ops.target_attention(
             q,
             k,

@@ -1,7 +1,7 @@
 """Products with weights, in float32 where torch multiplies 16-bit numbers one by one.
 
-A CPU without AVX-512 has no such products in oneDNN: torch's own loops then ran at 0.5 to 16 GFLOP/s in bfloat16 where
-float32 ran at 50 to 90. Float32 sums of the same 16-bit operands are as exact, and the result is rounded once.
+Where oneDNN has no such products (of bfloat16: without AVX-512), torch's own loops ran at 4 to 25 GFLOP/s in bfloat16
+and float32 at 70 to 126. Float32 sums of the same 16-bit operands are as exact, and the result is rounded once.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,23 @@ SLOW_ON_CPU = _slow_on_cpu()  # dtypes
 
 def matmul(x: Tensor, w: Tensor) -> Tensor:
     """x @ w."""
-    return _multiplied(torch.matmul, x, w)
+    return matmuls(x, w)[0]
+
+
+def matmuls(x: Tensor, *weights: Tensor) -> list[Tensor]:
+    """x @ w for each w; x is converted, and kept for the backward pass, once."""
+    return _multiplied(torch.matmul, x, *weights)
 
 
 def einsum(equation: str, x: Tensor, w: Tensor) -> Tensor:
     """`torch.einsum` of two tensors."""
-    return _multiplied(lambda a, b: torch.einsum(equation, a, b), x, w)
+    return _multiplied(lambda a, b: torch.einsum(equation, a, b), x, w)[0]
 
 
-def _multiplied(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor) -> Tensor:
-    x, w = autocast(x), autocast(w)
-    if x.dtype not in SLOW_ON_CPU or w.dtype != x.dtype or not x.is_cpu:
-        return multiply(x, w)
+def _multiplied(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, *weights: Tensor) -> list[Tensor]:
+    x, ws = autocast(x), [autocast(w) for w in weights]
+    if x.dtype not in SLOW_ON_CPU or any(w.dtype != x.dtype for w in ws) or not x.is_cpu:
+        return [multiply(x, w) for w in ws]
+    wide = x.float()
     with torch.autocast("cpu", enabled=False):
-        return multiply(x.float(), w.float()).to(x.dtype)
+        return [multiply(wide, w.float()).to(x.dtype) for w in ws]
