@@ -45,7 +45,7 @@ at::Tensor checked_integers(const char* op, const char* name, const at::Tensor& 
              " must be int32 or int64, got ", tensor.scalar_type());
   STCA_CHECK(tensor.device() == rows.device(), op, name, " must be on the device of ", rows_name, ", ", rows.device(),
              ", got ", tensor.device());
-  return tensor.to(at::kLong).contiguous();
+  return (tensor.scalar_type() == at::kLong ? tensor : tensor.to(at::kLong)).contiguous();
 }
 
 at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, std::optional<int64_t> total,
