@@ -119,8 +119,7 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
   split_items(plan, std::move(whole), threads, kSplitRowsMin);
   plan.partial_size = padded(rows * (p.value_dim + 2));
   plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(rows * p.key_dim) +
-                      padded(std::max(panels(stacked, tile), p.kv_heads * std::min<int64_t>(stacked, 16) * tile)) +
-                      plan.partial_size;
+                      padded(std::max(padded(stacked), p.kv_heads * 16) * tile) + plan.partial_size;
   if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, tile);
   return plan;
 }

@@ -11,16 +11,12 @@
 namespace stca {
 namespace STCA_ISA {
 
-// While a history row is read, the one so many rows on is fetched; beyond the last of a request lies the next one's.
-constexpr int64_t kAheadRows = 32;
-
 // Whether a product of `count` rows, `width` operands wide, is better made here than by multiply(): where adding up the
-// lanes, about 4 vectors of work for each product, costs less than the lanes that multiply() leaves empty. Wide rows,
-// measured on AVX-512, are better off here up to a whole vector of them, for which the softmax is along rows too.
+// lanes, about 4 vectors of work for each product, costs less than the lanes that multiply() leaves empty. Rows of
+// 128 operands, as measured, are better off here up to a whole vector of them, for which the softmax is along rows too.
 template <class E>
 constexpr bool few_rows(int64_t count, int64_t width) {
-  return count <= 2 || (count <= kLanes<E> && width >= 8 * kLanes<E>) ||
-         count * (width + 4 * kLanes<E>) <= width * kLanes<E>;
+  return count <= 2 || (count <= kLanes<E> && width >= 128) || count * (width + 4 * kLanes<E>) <= width * kLanes<E>;
 }
 
 // Lanes l with l & kHalf from b, the others from a, each added to its neighbour l ^ kHalf.

@@ -33,7 +33,8 @@ constexpr int64_t kDepth = 256;     // of k at a time: of a panel, what a first-
 constexpr int64_t kChain = 64;      // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
 constexpr int64_t kFineChain = 32;  // the same where gradients feel it, out and dp: half the error of dq
 constexpr int64_t kTotal = kKeepsTotals ? kDepth : 1;  // operands at least whose sum is added to another one
-constexpr int64_t kPackRows = 32;  // with more rows of c, a panel is copied once to be read without stride
+constexpr int64_t kAheadRows = 32;  // how far ahead of a row others are fetched, beyond the last one too
+constexpr int64_t kPackRows = 32;   // with more rows of c, a panel is copied once to be read without stride
 
 // b, its rows `stride` elements apart in memory: copied to panels where that pays, and where operands are pairs.
 template <class S>
@@ -136,11 +137,12 @@ struct Panel {
   int64_t row;
 };
 
-// Brings rows of a matrix into the first-level cache.
-template <class E>
+// Brings rows of a matrix into the caches, from that level on.
+template <int kLevel, class E>
 inline void fetch(int64_t rows, int64_t width, Strided<E> a) {
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t k = 0; k < width; k += 64 / int64_t(sizeof(E))) __builtin_prefetch(a.data + r * a.row + k);
+    const E* row = a.data + r * a.row;
+    for (int64_t k = 0; k < width; k += 64 / int64_t(sizeof(E))) __builtin_prefetch(row + k, 0, 4 - kLevel);
   }
 }
 
@@ -148,10 +150,16 @@ inline void fetch(int64_t rows, int64_t width, Strided<E> a) {
 template <class E, int R, int W>
 void multiply_blocks(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, product_t<E>* c, int64_t c_row,
                      int64_t columns, bool accumulate, int64_t chain) {
-  for (int64_t i = 0; i < rows;) {
-    const int64_t height = divide_up(rows - i, divide_up(rows - i, R));
-    if (a.column == 1 && depth <= kChain) {  // short parts of wide rows: the CPU would see no stream
-      fetch<E>(height, depth, {a.data + (i + height) * a.row, a.row, 1});
+  const int64_t blocks = divide_up(rows, R), least = rows / max(blocks, 1), higher = rows - blocks * least;
+  for (int64_t i = 0, block = 0; block < blocks; ++block) {
+    const int64_t height = least + (block < higher);
+    if (a.column == 1 && depth <= kChain) {
+      // Short parts of wide rows: the CPU would see no stream. With few sums for each row memory sets the pace.
+      if constexpr (W == 1) {
+        fetch<2, E>(height, depth, {a.data + (i + kAheadRows) * a.row, a.row, 1});
+      } else {
+        fetch<1, E>(height, depth, {a.data + (i + height) * a.row, a.row, 1});
+      }
     }
     multiply_rows<E, R, W>(height, depth, {a.data + i * a.row, a.row, a.column}, b.data, b.row, c + i * c_row, c_row,
                            columns, accumulate, chain);

@@ -153,8 +153,7 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   Scratch scratch{static_cast<char*>(scratch_memory)};
   Queries<S> queries{scratch.take<S>(rows * key_room),
                      scratch.take<E>(p.kv_heads * panels_size<E>(targets * group, depth))};
-  A* scores = scratch.take<A>(max(panels_size<A>(targets * group, tiling.tile_rows),
-                                  p.kv_heads * min(targets * group, kLanes<A>) * tiling.tile_rows));
+  A* scores = scratch.take<A>(max(whole_lanes<A>(targets * group), p.kv_heads * kLanes<A>) * tiling.tile_rows);
   A* state_memory = scratch.take<A>(rows * (p.value_dim + 2));
   const bool copies = copies_tiles<T>(p);
   const int64_t ahead = copies ? 0 : kAheadRows;
@@ -177,49 +176,54 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
                                                    tile.end, value_buffer);
     for_each_run(p, item, item.target_begin, item.target_end, tile, [&](int64_t a, int64_t b, RowRange seen) {
       load_queries<T>(p, a, b, queries);
-      const int64_t count = (b - a) * group;
-      const int64_t height = seen.end - seen.begin;
-      auto value_rows = [&](int64_t n, int64_t j) { return Rows<S>{values.at(seen.begin + n, j), values.row_stride}; };
-      auto first_row = [&](int64_t j) { return (j * targets + a - item.target_begin) * group; };
-      if (few_rows<E>(count, depth)) {
-        // All heads of some rows, then of the next ones: history rows are read whole, in order.
-        const int64_t part = p.kv_heads == 1 ? height : kFineChain * kTerms<S>, stride = whole_lanes<A>(height);
-        // scores [Hk * count, stride] = queries [count, Dk] keys [height, Dk]^T of each head
-        for (int64_t n = 0; n < height; n += part) {
-          for (int64_t j = 0; j < p.kv_heads; ++j) {
-            multiply_dots<E>(count, by_rows(queries.rows + j * count * key_room, key_room), min(part, height - n),
-                             by_rows(keys.at(seen.begin + n, j), keys.row_stride), depth,
-                             scores + j * count * stride + n, stride, ahead);
+      const int64_t count = (b - a) * group, height = seen.end - seen.begin;
+      // Of few query rows all heads of some history rows, then of the next ones: these are read whole, in order.
+      const int64_t heads = count <= kLanes<A> ? p.kv_heads : 1;
+      const int64_t part = heads > 1 ? kFineChain * kTerms<S> : height;
+      // Scores are [heads, count, stride] of very few, which dots.h makes, and [heads, height, stride] else.
+      const bool few = few_rows<E>(count, depth);
+      const int64_t stride = whole_lanes<A>(few ? height : count), head_scores = (few ? count : height) * stride;
+      for (int64_t first_head = 0; first_head < p.kv_heads; first_head += heads) {
+        auto scores_of = [&](int64_t j) { return scores + (j - first_head) * head_scores; };
+        auto first_row = [&](int64_t j) { return (j * targets + a - item.target_begin) * group; };
+        auto for_each_part = [&](auto f) {
+          for (int64_t n = 0; n < height; n += part) {
+            for (int64_t j = first_head; j < first_head + heads; ++j) f(j, n, min(part, height - n));
+          }
+        };
+        for_each_part([&](int64_t j, int64_t n, int64_t n_rows) {
+          const Strided<E> key_rows = by_rows(keys.at(seen.begin + n, j), keys.row_stride);
+          if (few) {
+            multiply_dots<E>(count, by_rows(queries.rows + j * count * key_room, key_room), n_rows, key_rows, depth,
+                             scores_of(j) + n, stride, ahead);
+          } else {
+            const Panels<E> panels{queries.panels + j * panels_size<E>(count, depth), depth};
+            multiply<S>(n_rows, stride, p.key_dim, key_rows, panels, scores_of(j) + n * stride, stride, false);
+          }
+        });
+        for (int64_t j = first_head; j < first_head + heads; ++j) {
+          A *s = scores_of(j), *sum = state.sum + first_row(j) * p.value_dim;
+          A *most = state.most + first_row(j), *weights = state.weights + first_row(j);
+          if (few) {
+            for (int64_t c = 0; c < count; ++c) {
+              exponentiate_row(s + c * stride, height, unit, most + c, weights + c, sum + c * p.value_dim, p.value_dim);
+            }
+            round_rows<S>(s, count, height, stride, s);
+          } else {
+            for (int64_t c = 0; c < count; c += kLanes<A>) {
+              exponentiate(s + c, height, stride, min(kLanes<A>, count - c), unit, most + c, weights + c,
+                           sum + c * p.value_dim, p.value_dim);
+            }
+            round_columns<S>(s, height, stride, s);
           }
         }
-        for (int64_t i = 0; i < p.kv_heads * count; ++i) {
-          const int64_t row = first_row(i / count) + i % count;
-          exponentiate_row(scores + i * stride, height, unit, state.most + row, state.weights + row,
-                           state.sum + row * p.value_dim, p.value_dim);
-        }
-        const S* weights = round_rows<S>(scores, p.kv_heads * count, height, stride, scores);
-        for (int64_t n = 0; n < height; n += part) {
-          for (int64_t j = 0; j < p.kv_heads; ++j) {
-            add_products<S>(count, p.value_dim, min(part, height - n),
-                            by_rows(weights + j * count * stride + n, stride), value_rows(n, j),
-                            state.sum + first_row(j) * p.value_dim, ahead);
-          }
-        }
-        return;
-      }
-      const int64_t stride = panels_size<A>(count, 1);
-      for (int64_t j = 0; j < p.kv_heads; ++j) {
-        const int64_t first = first_row(j);
-        A* sum = state.sum + first * p.value_dim;
-        // scores [height, stride] = keys [height, Dk] queries [Dk, count]
-        multiply<S>(height, whole_lanes<A>(count), p.key_dim, by_rows(keys.at(seen.begin, j), keys.row_stride),
-                    Panels<E>{queries.panels + j * panels_size<E>(count, depth), depth}, scores, stride, false);
-        for (int64_t c = 0; c < count; c += kLanes<A>) {
-          exponentiate(scores + c, height, stride, min(kLanes<A>, count - c), unit, state.most + first + c,
-                       state.weights + first + c, sum + c * p.value_dim, p.value_dim);
-        }
-        add_products<S>(count, p.value_dim, height, round_columns<S>(scores, height, stride, scores), value_rows(0, j),
-                        sum, ahead);
+        for_each_part([&](int64_t j, int64_t n, int64_t n_rows) {
+          const E* weights = reinterpret_cast<const E*>(scores_of(j)) + n / kTerms<S> * (few ? 1 : stride);
+          add_products<S>(count, p.value_dim, n_rows,
+                          few ? Strided<E>{weights, stride / kTerms<S>, 1} : Strided<E>{weights, 1, stride},
+                          {values.at(seen.begin + n, j), values.row_stride}, state.sum + first_row(j) * p.value_dim,
+                          ahead);
+        });
       }
     });
   }
