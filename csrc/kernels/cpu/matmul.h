@@ -189,8 +189,13 @@ Panel<operand_t<S>> panel_of(Rows<S> b, int64_t j, int64_t columns, int64_t k, i
   constexpr int kWidth = kPanel<operand_t<S>>;
   const S* from = b.data + k * kTerms<S> * b.stride + j;
   if constexpr (kTerms<S> == 1) {
-    if (columns == kWidth && rows <= kPackRows) return {from, b.stride};
+    // Of rows that lie far apart the next panel is fetched: the CPU would see no stream.
+    if (columns == kWidth && rows <= kPackRows) {
+      fetch<2, S>(depth, kWidth, {from + kWidth, b.stride, 1});
+      return {from, b.stride};
+    }
     for (int64_t i = 0; i < depth; ++i, from += b.stride, packed += kWidth) {
+      fetch<1, S>(1, kWidth, {from + kWidth, b.stride, 1});
       if (columns == kWidth) {
         for (int c = 0; c < kWidth; ++c) packed[c] = from[c];
       } else {
