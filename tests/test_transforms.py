@@ -1,6 +1,7 @@
 """torch.func: reverse mode works; an operator that has no forward mode must say so, not return a gradient of 0."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -61,3 +62,26 @@ def test_torch_func_grad_of_a_stack() -> None:
     actual = torch.func.grad(loss)({name: p.detach() for name, p in model.named_parameters()})
     for name, gradient in zip(names, expected, strict=True):
         assert torch.equal(actual[name], gradient), name
+
+
+class Wrapped:
+    """No tensor: what `__torch_function__` is for."""
+
+    def __init__(self, inner: Tensor) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def unwrapped(value: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return type(value)(map(unwrapped, value))
+            return value.inner if isinstance(value, Wrapped) else value
+
+        return function(*unwrapped(args), **(kwargs or {}))
+
+
+def test_a_torch_function_handler_keeps_gradients() -> None:
+    x = torch.randn(4, 1, 4, requires_grad=True)
+    y = stca.ops.request_reduce(Wrapped(x), HISTORY)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, torch.ones_like(x))

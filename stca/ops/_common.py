@@ -60,12 +60,12 @@ def once_differentiable(op_name: str, op: Callable[..., Any]) -> Callable[..., A
 def with_eager_autograd(
     op: Callable[..., Any], setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`op` for Python callers: what register_autograd does, but in eager mode by one plain autograd function.
+    """`op` for Python callers, in eager mode without the kernel that register_autograd makes.
 
-    Calls without a gradient pass by what register_autograd makes, which would dispatch them a second time; those with
-    one go through it no more than once. torch.func's transforms, which cannot follow what it makes, follow `Function`;
-    plain calls take one without a setup_context, for which torch would look at the signature every time. Compilers
-    take the operator itself.
+    That kernel would dispatch plain calls a second time: without a gradient these take what lies below it, with one
+    they take `Recorded`. That has no setup_context, for which torch would inspect the signature at every call.
+    torch.func's transforms need one, and take `Function`. Compilers and `__torch_function__` handlers take the operator
+    itself.
     """
 
     def below_autograd(*args: Any) -> Any:
@@ -98,6 +98,8 @@ def with_eager_autograd(
             return Function.apply(*args)  # type: ignore[no-untyped-call]
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return Recorded.apply(*args)  # type: ignore[no-untyped-call]
+        if torch.overrides.has_torch_function(args):  # a handler may bring in tensors that require a gradient
+            return op(*args)
         return below_autograd(*args)
 
     return call

@@ -13,7 +13,8 @@ namespace STCA_ISA {
 
 // Whether a product of `count` rows, `width` operands wide, is better made here than by multiply(): where adding up the
 // lanes, about 4 vectors of work for each product, costs less than the lanes that multiply() leaves empty. Rows of
-// 128 operands, as measured, are better off here up to a whole vector of them, for which the softmax is along rows too.
+// 128 operands and more, as measured in float32, are better off here up to a whole vector of them, for which the
+// softmax is along rows too.
 template <class E>
 constexpr bool few_rows(int64_t count, int64_t width) {
   return count <= 2 || (count <= kLanes<E> && width >= 128) || count * (width + 4 * kLanes<E>) <= width * kLanes<E>;

@@ -189,7 +189,8 @@ Panel<operand_t<S>> panel_of(Rows<S> b, int64_t j, int64_t columns, int64_t k, i
   constexpr int kWidth = kPanel<operand_t<S>>;
   const S* from = b.data + k * kTerms<S> * b.stride + j;
   if constexpr (kTerms<S> == 1) {
-    // Of rows that lie far apart the next panel is fetched: the CPU would see no stream.
+    // The next panel is fetched (behind the last one for nothing): where rows lie far apart, the CPU would see no
+    // stream.
     if (columns == kWidth && rows <= kPackRows) {
       fetch<2, S>(depth, kWidth, {from + kWidth, b.stride, 1});
       return {from, b.stride};

@@ -177,11 +177,11 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
     for_each_run(p, item, item.target_begin, item.target_end, tile, [&](int64_t a, int64_t b, RowRange seen) {
       load_queries<T>(p, a, b, queries);
       const int64_t count = (b - a) * group, height = seen.end - seen.begin;
-      // Of few query rows all heads of some history rows, then of the next ones: these are read whole, in order.
-      const int64_t heads = count <= kLanes<A> ? p.kv_heads : 1;
-      const int64_t part = heads > 1 ? kFineChain * kTerms<S> : height;
       // Scores are [heads, count, stride] of very few, which dots.h makes, and [heads, height, stride] else.
       const bool few = few_rows<E>(count, depth);
+      // Of few query rows all heads of some history rows, then of the next ones: these are read whole, in order.
+      const int64_t heads = few || count <= min(kLanes<A>, kMostAdded) ? p.kv_heads : 1;
+      const int64_t part = heads > 1 ? kFineChain * kTerms<S> : height;
       const int64_t stride = whole_lanes<A>(few ? height : count), head_scores = (few ? count : height) * stride;
       for (int64_t first_head = 0; first_head < p.kv_heads; first_head += heads) {
         auto scores_of = [&](int64_t j) { return scores + (j - first_head) * head_scores; };
