@@ -1,7 +1,7 @@
-"""torch.func: reverse mode works; an operator that has no forward mode must say so, not return a gradient of 0."""
+"""torch.func and `__torch_function__` keep gradients; an operator without forward mode says so, not a gradient of 0."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -80,8 +80,14 @@ class Wrapped:
         return function(*unwrapped(args), **(kwargs or {}))
 
 
-def test_a_torch_function_handler_keeps_gradients() -> None:
-    x = torch.randn(4, 1, 4, requires_grad=True)
-    y = stca.ops.request_reduce(Wrapped(x), HISTORY)  # type: ignore[arg-type]
-    (gradient,) = torch.autograd.grad(y.sum(), x)
-    assert torch.equal(gradient, torch.ones_like(x))
+@pytest.mark.parametrize("query_requires_grad", [False, True])
+def test_a_torch_function_handler_keeps_gradients(query_requires_grad: bool) -> None:
+    q, history = torch.randn(3, 1, 4, requires_grad=query_requires_grad), torch.randn(4, 1, 4, requires_grad=True)
+    leaves = [q, history] if query_requires_grad else [history]
+    plain = stca.ops.target_attention(q, history, None, TARGETS, HISTORY)
+    wrapped = stca.ops.target_attention(q, cast("Tensor", Wrapped(history)), None, TARGETS, HISTORY)
+    expected = torch.autograd.grad(plain.square().sum(), leaves)
+    actual = torch.autograd.grad(wrapped.square().sum(), leaves)
+    assert torch.equal(wrapped, plain)
+    assert all(bool(gradient.any()) for gradient in expected)
+    assert all(map(torch.equal, actual, expected))

@@ -118,8 +118,10 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
   plan.tiling.tile_rows = tile;
   split_items(plan, std::move(whole), threads, kSplitRowsMin);
   plan.partial_size = padded(rows * (p.value_dim + 2));
-  plan.scratch_size = padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(rows * p.key_dim) +
-                      padded(std::max(padded(stacked), p.kv_heads * 16) * tile) + plan.partial_size;
+  // For each row of a tile the scores of one head, or of up to a vector of query rows, of 16 at most, of every head.
+  const int64_t scores = std::max(padded(stacked), p.kv_heads * 16) * tile;
+  plan.scratch_size =
+      padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(rows * p.key_dim) + padded(scores) + plan.partial_size;
   if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, tile);
   return plan;
 }

@@ -96,10 +96,10 @@ def with_eager_autograd(
             return op(*args)
         if torch._C._are_functorch_transforms_active():
             return Function.apply(*args)  # type: ignore[no-untyped-call]
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return Recorded.apply(*args)  # type: ignore[no-untyped-call]
         if torch.overrides.has_torch_function(args):  # a handler may bring in tensors that require a gradient
             return op(*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return Recorded.apply(*args)  # type: ignore[no-untyped-call]
         return below_autograd(*args)
 
     return call
