@@ -10,8 +10,8 @@ TORCH_LIBRARY(stca, m) {
   // dout [T, H, Dv], dlse [T, H] (None: zero) -> dq, dk, dv like q, k, v; dv is [0] when v is None
   m.def(
       "target_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor? v, Tensor target_offsets, "
-      "Tensor history_offsets, Tensor? visible, Tensor? history_index, Tensor out, Tensor softmax, float? scale) "
-      "-> (Tensor dq, Tensor dk, Tensor dv)");
+      "Tensor history_offsets, Tensor? visible, Tensor? history_index, Tensor out, Tensor softmax, float? scale, "
+      "bool history_grads=True) -> (Tensor dq, Tensor dk, Tensor dv)");
 
   // x [N, D], w_u [D, F], w_v [D, F], w_o [F, D], norm_weight [D] (None: no norm), norm_bias [D]
   // -> y [N, D], mean [N], rstd [N]
@@ -21,9 +21,8 @@ TORCH_LIBRARY(stca, m) {
   // dy [N, D] -> gradients like x, w_u, w_v, w_o, norm_weight, norm_bias; [0] for what is None. y spares computing h
   m.def(
       "swiglu_ffn_norm_backward(Tensor dy, Tensor x, Tensor w_u, Tensor w_v, Tensor w_o, Tensor? norm_weight, "
-      "Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor? y=None) -> (Tensor dx, Tensor dw_u, Tensor dw_v, Tensor "
-      "dw_o, "
-      "Tensor dnorm_weight, Tensor dnorm_bias)");
+      "Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor? y=None, bool x_grad=True) -> (Tensor dx, Tensor dw_u, "
+      "Tensor dw_v, Tensor dw_o, Tensor dnorm_weight, Tensor dnorm_bias)");
 
   // xs of [R, ...], target_offsets [R + 1] -> [T, ...] each; total: T
   m.def("request_gather(Tensor[] xs, Tensor target_offsets, SymInt? total) -> Tensor[]");

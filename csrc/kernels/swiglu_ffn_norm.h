@@ -42,11 +42,11 @@ struct SwigluFfnNormParams {
 // `forward.mean` and `forward.rstd` are inputs here, and `forward.y`, nullptr where h is to be computed again.
 struct SwigluFfnNormBackwardParams {
   SwigluFfnNormParams forward;
-  const void* w_u_t;  // [F, D] in panels
-  const void* w_v_t;  // [F, D] in panels
+  const void* w_u_t;  // [F, D] in panels; not read without dx
+  const void* w_v_t;  // [F, D] in panels; not read without dx
   const void* w_o_t;  // [D, F] in panels
   const void* dy;     // [N, D] contiguous
-  void* dx;           // [N, D] contiguous
+  void* dx;           // [N, D] contiguous; nullptr: not wanted
 };
 
 // Rows of one tile, and the elements of scratch memory (accumulation type) that a thread needs for it.

@@ -124,13 +124,13 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward(
     const Tensor& dy, const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
     const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd,
-    const optional<Tensor>& y) {
+    const optional<Tensor>& y, bool x_grad) {
   const SwigluFfnNormTensors tensors{x, w_u, w_v, w_o, norm_weight, norm_bias};
   check_inputs(tensors);
   STCA_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(), kOp, "dy must be like y, ", x.sizes(),
              " of ", x.scalar_type(), ", got ", dy.sizes(), " of ", dy.scalar_type());
 #if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(x)) return swiglu_ffn_norm_backward_on_cuda(tensors, dy, mean, rstd);
+  if (runs_on_cuda(x)) return swiglu_ffn_norm_backward_on_cuda(tensors, dy, mean, rstd, x_grad);
 #endif
   Inputs in = packed_inputs(tensors, 0.0);
   const Tensor dy_rows = dy.contiguous(), mean_rows = mean.contiguous(), rstd_rows = rstd.contiguous();
@@ -142,9 +142,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   in.params.y = y.has_value() ? y_rows.data_ptr() : nullptr;
   in.params.mean = mean_rows.data_ptr();
   in.params.rstd = rstd_rows.data_ptr();
-  const Tensor dx = at::empty(x.sizes(), x.options());
-  SwigluFfnNormBackwardParams p{in.params,           pack(in, w_u, true),      pack(in, w_v, true),
-                                pack(in, w_o, true), dy_rows.const_data_ptr(), dx.mutable_data_ptr()};
+  const Tensor dx = at::empty(x_grad ? x.sizes() : at::IntArrayRef{0}, x.options());
+  SwigluFfnNormBackwardParams p{in.params,
+                                x_grad ? pack(in, w_u, true) : nullptr,
+                                x_grad ? pack(in, w_v, true) : nullptr,
+                                pack(in, w_o, true),
+                                dy_rows.const_data_ptr(),
+                                x_grad ? dx.mutable_data_ptr() : nullptr};
 
   // Each thread sums the weights' gradients over one range of rows; the ranges are then added in order.
   const int64_t bytes = accumulator_size(in.params.dtype);

@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm_on_cuda(const SwigluFfnNormTe
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward_on_cuda(
-    const SwigluFfnNormTensors& in, const Tensor& dy, const Tensor& mean, const Tensor& rstd) {
+    const SwigluFfnNormTensors& in, const Tensor& dy, const Tensor& mean, const Tensor& rstd, bool x_grad) {
   Network network(in);
   const at::TensorOptions sums = in.x.options().dtype(at::kFloat);
   const int64_t parts = network.norm() ? (in.x.size(0) + kNormPartRows - 1) / kNormPartRows : 0;
@@ -158,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   network.backward(dy.contiguous(), mean.contiguous(), rstd.contiguous(), grads);
   const at::ScalarType dtype = in.x.scalar_type();
   const Tensor of_norm = at::sum(grads.norm_sums, 0).to(dtype), none = at::empty({0}, in.x.options());
-  return {grads.x,
+  return {x_grad ? grads.x : none.clone(),  // made there whether wanted or not
           grads.w_u.to(dtype),
           grads.w_v.to(dtype),
           grads.w_o.to(dtype),

@@ -19,6 +19,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> swiglu_ffn_norm_on_cuda(const Swi
 
 // The gradients of all six; of a norm that is not there [0].
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> swiglu_ffn_norm_backward_on_cuda(
-    const SwigluFfnNormTensors& in, const at::Tensor& dy, const at::Tensor& mean, const at::Tensor& rstd);
+    const SwigluFfnNormTensors& in, const at::Tensor& dy, const at::Tensor& mean, const at::Tensor& rstd, bool x_grad);
 
 }  // namespace stca

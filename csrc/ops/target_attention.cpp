@@ -143,7 +143,8 @@ void check_like(const char* name, const Tensor& tensor, at::IntArrayRef sizes, a
 std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
     const Tensor& dout, const optional<Tensor>& dlse, const Tensor& q, const Tensor& k, const optional<Tensor>& v,
     const Tensor& target_offsets, const Tensor& history_offsets, const optional<Tensor>& visible,
-    const optional<Tensor>& history_index, const Tensor& out, const Tensor& softmax, optional<double> scale) {
+    const optional<Tensor>& history_index, const Tensor& out, const Tensor& softmax, optional<double> scale,
+    bool history_grads) {
   Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
   TargetAttentionBackwardParams p{in.params, nullptr, nullptr, nullptr, nullptr, nullptr};
   const int64_t T = q.size(0), H = q.size(1), Dv = p.forward.value_dim;
@@ -153,20 +154,23 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   if (dlse.has_value()) check_like("dlse", *dlse, {T, H}, accumulation_type(q), q);
   const Tensor out_rows = out.contiguous(), softmax_rows = softmax.contiguous(), dout_rows = dout.contiguous();
   const Tensor dlse_rows = dlse.has_value() ? dlse->contiguous() : Tensor();
+  const auto none = [&] { return at::empty({0}, q.options()); };
+  const bool makes_history_grads = history_grads || q.is_cuda();  // there whether wanted or not
   auto history_gradient = [&](const Tensor& like) {
     return at::empty({p.forward.num_rows, like.size(1), like.size(2)}, like.options());
   };
-  const Tensor dq = at::empty(q.sizes(), q.options()), dk = history_gradient(k);
-  const Tensor dv = v.has_value() ? history_gradient(*v) : at::empty({0}, q.options());
+  const Tensor dq = at::empty(q.sizes(), q.options()), dk = makes_history_grads ? history_gradient(k) : none();
+  const Tensor dv = makes_history_grads && v.has_value() ? history_gradient(*v) : none();
   p.forward.out = out_rows.data_ptr();
   p.forward.softmax = softmax_rows.data_ptr();
   p.dout = dout_rows.const_data_ptr();
   p.dlse = dlse.has_value() ? dlse_rows.const_data_ptr() : nullptr;
   p.dq = dq.mutable_data_ptr();
-  p.dk = dk.mutable_data_ptr();
-  p.dv = v.has_value() ? dv.mutable_data_ptr() : nullptr;
+  p.dk = makes_history_grads ? dk.mutable_data_ptr() : nullptr;
+  p.dv = makes_history_grads && v.has_value() ? dv.mutable_data_ptr() : nullptr;
 
   launch_target_attention_backward(p, q);
+  if (!history_grads) return {dq, none(), none()};
   if (!history_index.has_value()) return {dq, dk, dv};
   // A row of k and v gets the sum over the history rows that it stands for, in their order.
   const Places places = places_of(in.history_index, k.size(0));

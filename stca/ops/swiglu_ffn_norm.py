@@ -30,8 +30,8 @@ def swiglu_ffn_norm(
     numbers per row: a training step holds `2 D * itemsize + 8` bytes per row, against about `(4 F + 3 D) * itemsize` of
     the eager composition. The hidden rows are computed again; the norm's input is too where y does not tell it: in 16
     bits, and where norm_bias is more than 8 times norm_weight. As with `torch.sigmoid`, y must not be written to before
-    the backward pass. On CUDA the products are torch's, in chunks of rows, and each product is rounded to x's dtype, as
-    in plain PyTorch.
+    the backward pass. On the CPU x's gradient is made only where it is required. On CUDA the products are torch's, in
+    chunks of rows, and each product is rounded to x's dtype, as in plain PyTorch.
 
     Args:
         x: [N, D], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64);
@@ -96,13 +96,15 @@ def _backward_fake(
     norm_bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
-    y: Tensor | None = None,  # left out where it is None: the schema's default
+    y: Tensor | None = None,  # left out where it is the schema's default, as what follows
+    x_grad: bool = True,
 ) -> tuple[Tensor, ...]:
     weights = {"w_u": w_u, "w_v": w_v, "w_o": w_o, "norm_weight": norm_weight, "norm_bias": norm_bias}
     check_one_device("swiglu_ffn_norm", x=x, dy=dy, **weights, mean=mean, rstd=rstd, y=y)
     D = x.shape[1]
     return (
-        *(like.new_empty(like.shape) for like in (x, w_u, w_v, w_o)),
+        x.new_empty(x.shape if x_grad else 0),
+        *(like.new_empty(like.shape) for like in (w_u, w_v, w_o)),
         x.new_empty(0 if norm_weight is None else D),
         x.new_empty(0 if norm_bias is None else D),
     )
@@ -120,9 +122,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: checkpointing forgets them after the first look
     norm_weight, norm_bias = saved[4:6]
-    dx, dw_u, dw_v, dw_o, dnorm_weight, dnorm_bias = _backward_op(dy, *saved)
+    x_grad = ctx.needs_input_grad[0]
+    dx, dw_u, dw_v, dw_o, dnorm_weight, dnorm_bias = _backward_op(dy, *saved, x_grad)
     return (
-        dx,
+        dx if x_grad else None,
         dw_u,
         dw_v,
         dw_o,

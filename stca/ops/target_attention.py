@@ -59,7 +59,8 @@ def target_attention(
     with G = H / Hk and n over the rows of the request that target t belongs to. Request r owns the targets
     `target_offsets[r]:target_offsets[r+1]` and the history rows `history_offsets[r]:history_offsets[r+1]`. Hk = 1 is
     the reordered form of STCA, Hk = H the projected one, grouped-query attention lies between. A target that sees no
-    row gets out 0, lse -inf and gradients 0. Memory beyond the output does not depend on the history's length.
+    row gets out 0, lse -inf and gradients 0. Memory beyond the output does not depend on the history's length. On the CPU
+    the gradients of k and v are made only where one of them is required.
 
     Args:
         q: [T, H, Dk], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64);
@@ -150,6 +151,7 @@ def _backward_fake(
     out: Tensor,
     softmax: Tensor,
     scale: float | None,
+    history_grads: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_one_device(
         "target_attention",
@@ -165,7 +167,8 @@ def _backward_fake(
         out=out,
         softmax=softmax,
     )
-    return q.new_empty(q.shape), k.new_empty(k.shape), q.new_empty(0) if v is None else v.new_empty(v.shape)
+    dk, dv = (q.new_empty(x.shape if x is not None and history_grads else 0) for x in (k, v))
+    return q.new_empty(q.shape), dk, dv
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -182,8 +185,10 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | No
         return (None,) * 8
     if dout is None:
         dout = torch.zeros_like(out)
-    dq, dk, dv = _backward_op(dout, dlse, *inputs, out, softmax, ctx.scale)
-    return dq, dk, None if inputs[2] is None else dv, None, None, None, None, None
+    history_grads = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+    dq, dk, dv = _backward_op(dout, dlse, *inputs, out, softmax, ctx.scale, history_grads)
+    own_dv = history_grads and inputs[2] is not None
+    return dq, dk if history_grads else None, dv if own_dv else None, None, None, None, None, None
 
 
 torch.library.register_autograd("stca::target_attention", _backward, setup_context=_setup_context)

@@ -130,6 +130,7 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
     const Strided<E> x_columns = by_columns(x, rows, p.dim, rounded);
     multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{du, hidden}, grads + at.w_u, p.hidden, add);
     multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{dv, hidden}, grads + at.w_v, p.hidden, add);
+    if (params.dx == nullptr) continue;
     multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(du, hidden), packed<S>(params.w_u_t, p.hidden), dx, dim,
                 false);
     multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(dv, hidden), packed<S>(params.w_v_t, p.hidden), dx, dim,

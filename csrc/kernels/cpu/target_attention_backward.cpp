@@ -223,6 +223,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
   A* scores = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
   A* dp_buffer = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
   constexpr bool kConverts = sizeof(T) != sizeof(A);
+  const bool history_grads = params.dk != nullptr;
   const bool copies = copies_tiles<T>(p);
   S* k_buffer = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
   A* dk_buffer = kConverts ? scratch.take<A>(tiling.tile_rows * k_row) : nullptr;
@@ -236,8 +237,8 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
     const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
     // Not where the first product writes all rows of a buffer; in the output, clearing brings whole rows in for it.
     const bool clear = !kConverts || p.visible != nullptr || targets == 0;
-    A* dk = gradient_tile<T>(params.dk, k_row, tile, dk_buffer, clear);
-    A* dv = p.shared ? dk : gradient_tile<T>(params.dv, v_row, tile, dv_buffer, clear);
+    A* dk = history_grads ? gradient_tile<T>(params.dk, k_row, tile, dk_buffer, clear) : nullptr;
+    A* dv = p.shared || !history_grads ? dk : gradient_tile<T>(params.dv, v_row, tile, dv_buffer, clear);
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
     if (seen_by_any.begin < seen_by_any.end) {
       const Tile<S> keys =
@@ -257,8 +258,6 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
           for (int64_t j = 0; j < p.kv_heads; ++j) {
             const S* k = keys.at(seen.begin, j);
             const S* v = values.at(seen.begin, j);
-            A* dk_rows = dk + (seen.begin - tile.begin) * k_row + j * p.key_dim;
-            A* dv_rows = dv + (seen.begin - tile.begin) * v_row + j * p.value_dim;
             A* dq_rows = dq + (j * targets + a - item.target_begin) * group * p.key_dim;
             const int64_t row = j * count;
             const S *queries = run.queries(j), *douts = run.douts(j), *scaled = run.scaled + row * key_room;
@@ -295,10 +294,15 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
               ds_t = by_rows(round_rows<S>(dp, height, count, stride, room), stride);
               ds = round_columns<S>(dp, height, stride, dp);
             }
-            multiply<S>(height, p.value_dim, both ? 2 * count : count, weights_t, Rows<S>{douts, value_room}, dv_rows,
-                        v_row, add);
-            if (!both) {
-              multiply<S>(height, p.key_dim, count, ds_t, Rows<S>{queries, key_room}, dk_rows, k_row, add || p.shared);
+            if (history_grads) {
+              A* dk_rows = dk + (seen.begin - tile.begin) * k_row + j * p.key_dim;
+              A* dv_rows = dv + (seen.begin - tile.begin) * v_row + j * p.value_dim;
+              multiply<S>(height, p.value_dim, both ? 2 * count : count, weights_t, Rows<S>{douts, value_room}, dv_rows,
+                          v_row, add);
+              if (!both) {
+                multiply<S>(height, p.key_dim, count, ds_t, Rows<S>{queries, key_room}, dk_rows, k_row,
+                            add || p.shared);
+              }
             }
             const Rows<S> key_rows{k, keys.row_stride};
             if (count <= kMostAdded) {
@@ -310,6 +314,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
         });
       }
     }
+    if (!history_grads) continue;
     write_tile<T>(params.dk, k_row, tile, dk);
     if (!p.shared) write_tile<T>(params.dv, v_row, tile, dv);
   }
