@@ -59,8 +59,8 @@ def target_attention(
     with G = H / Hk and n over the rows of the request that target t belongs to. Request r owns the targets
     `target_offsets[r]:target_offsets[r+1]` and the history rows `history_offsets[r]:history_offsets[r+1]`. Hk = 1 is
     the reordered form of STCA, Hk = H the projected one, grouped-query attention lies between. A target that sees no
-    row gets out 0, lse -inf and gradients 0. Memory beyond the output does not depend on the history's length. On the CPU
-    the gradients of k and v are made only where one of them is required.
+    row gets out 0, lse -inf and gradients 0. Memory beyond the output does not depend on the history's length. On the
+    CPU the gradients of k and v are made only where one of them is required.
 
     Args:
         q: [T, H, Dk], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64);
