@@ -47,14 +47,15 @@ struct TargetAttentionParams {
   void* softmax;
 };
 
-// The gradients of one scalar with respect to q, k and v; `forward.out` and `forward.softmax` are inputs here.
+// The gradients of one scalar with respect to q, k and v; `forward.out` and `forward.softmax` are inputs here. On the
+// CPU dk and dv are both nullptr where neither is wanted.
 struct TargetAttentionBackwardParams {
   TargetAttentionParams forward;
   const void* dout;  // [T, H, Dv] contiguous
   const void* dlse;  // [T, H] contiguous, accumulation type; nullptr: zero
   void* dq;          // [T, H, Dk] contiguous
-  void* dk;          // [N, Hk, Dk] contiguous, of history rows; the sum of both roles when v is k; nullptr: see dv
-  void* dv;          // [N, Hk, Dv] contiguous; nullptr when v is k, and where dk, on the CPU, as neither is wanted
+  void* dk;          // [N, Hk, Dk] contiguous, of history rows; the sum of both roles when v is k
+  void* dv;          // [N, Hk, Dv] contiguous; nullptr when v is k
 };
 
 // How a call is cut: targets in blocks whose query rows fill a matrix product, history in tiles that stay in cache.

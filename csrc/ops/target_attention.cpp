@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   const Tensor out_rows = out.contiguous(), softmax_rows = softmax.contiguous(), dout_rows = dout.contiguous();
   const Tensor dlse_rows = dlse.has_value() ? dlse->contiguous() : Tensor();
   const auto none = [&] { return at::empty({0}, q.options()); };
-  const bool makes_history_grads = history_grads || q.is_cuda();  // there whether wanted or not
+  const bool makes_history_grads = history_grads || runs_on_cuda(q);  // there whether wanted or not
   auto history_gradient = [&](const Tensor& like) {
     return at::empty({p.forward.num_rows, like.size(1), like.size(2)}, like.options());
   };
