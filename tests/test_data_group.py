@@ -17,12 +17,13 @@ from stca.data.convert import main
 def make_events(count: int, users: int, seed: int = 0) -> pa.Table:
     """Events in no order; few moments, so that requests of a user meet at one time."""
     rng = np.random.default_rng(seed)
+    user, time = rng.integers(0, users, count) * 1001, rng.integers(0, 1 + 2 * count // users, count)
     return pa.table(
         {
-            "user_id": rng.integers(0, users, count) * 1001,
+            "user_id": user,
             "item_id": np.arange(count),
-            "timestamp": rng.integers(0, 1 + 2 * count // users, count),
-            "request_id": rng.integers(0, 2, count),
+            "timestamp": time,
+            "request_id": 2 * time + rng.integers(0, 2, count),
             "label": rng.integers(0, 2, count).astype(np.float32),
             "label_like": rng.random(count).astype(np.float32),
             "price": rng.random(count),
@@ -88,7 +89,7 @@ def test_batches_are_cut_by_tokens() -> None:
 
 def test_a_request_is_a_user_a_time_and_a_name() -> None:
     columns: dict[str, Any] = {"user_id": [1, 1, 1, 1, 2], "item_id": [0, 1, 2, 3, 4], "timestamp": [5, 5, 5, 9, 5]}
-    events = pa.table(columns | {"request_id": [0, 1, 0, 0, 0], "label": [1.0, 0.0, 1.0, 1.0, 0.0]})
+    events = pa.table(columns | {"request_id": [0, 1, 0, 2, 0], "label": [1.0, 0.0, 1.0, 1.0, 0.0]})
     [batch] = group_events(events)
     assert batch.targets["item"].tolist() == [0, 2, 1, 3, 4]
     assert batch.request_offsets is not None

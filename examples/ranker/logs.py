@@ -8,8 +8,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stca.data import read_events
-from stca.data.group import Integers as Integers
-from stca.data.group import find_requests
+from stca.data.requests import Integers as Integers
+from stca.data.requests import find_requests
 
 COUNTERS, COUNTER_BUCKETS = 9, 24
 

@@ -2,9 +2,10 @@
 
 from stca.data.dataset import RequestDataset
 from stca.data.events import read_events
-from stca.data.formats import FORMATS, LogFormat, Names
+from stca.data.formats import FORMATS, LogFormat
 from stca.data.git import read_git
 from stca.data.group import group_events, group_log
+from stca.data.ids import Names
 from stca.data.write import write_requests
 
 __all__ = [

@@ -1,32 +1,42 @@
 """Event logs to tables of one form, a piece at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from stca.data.formats import FORMATS, LogFormat, Names
-from stca.data.git import read_git
-from stca.data.read import UNREADABLE, broken_part, open_file
+from stca.data.cells import as_integers, id_cells, label, numbers
+from stca.data.formats import FORMATS, IDS, LogFormat, is_label
+from stca.data.git import is_clone, read_git
+from stca.data.ids import Names
+from stca.data.plan import Plan, Seen, detect_format, look, look_at_clone, settle
+from stca.data.source import Piece, log_files, pieces
+from stca.data.times import seconds
+
+_ROOM = 256 << 20  # bytes of a log that is not read a second time
 
 
 def read_events(
-    paths: Path | str | Sequence[Path | str], form: LogFormat | None = None, names: Names | None = None
+    paths: Path | str | Sequence[Path | str],
+    form: LogFormat | Mapping[str, LogFormat] | None = None,
+    names: Names | None = None,
 ) -> Iterator[pa.Table]:
     """Events of one log or of several of one form, as tables of what `LogFormat` describes, in the files' order.
 
-    A piece of a file is in memory at a time, and of ids that are no integers, each distinct one.
+    What a column is, integers or text, and in which unit its times are, is told from all of its values: where the form
+    does not say it, a text file is read twice, except for the first 256 MiB. A piece of a file is in memory at a time,
+    and of ids of users and items that are no integers, each distinct one.
 
     Args:
-        paths: CSV (also .gz), Parquet, or the folder of a git clone, see `read_git`.
-        form: how the files are laid out. None: the one of `stca.data.FORMATS` that their name or columns tell.
-        names: keeps which number each id that is no integer became.
+        paths: text files (CSV and the like, packed or not), Parquet, folders of such parts, or git clones, see
+            `read_git`.
+        form: how the files are laid out, or forms to choose from by the names of columns. None: `stca.data.FORMATS`.
+        names: keeps which number each id that is no integer became, and knows those of an earlier run.
 
     Raises:
-        ValueError: a file that cannot be read, a column that is missing, or one with empty or malformed values, by
-            file and column; or files that hold no event.
+        ValueError: a file that cannot be read, a column that is missing, or a value that is empty, malformed or out of
+            range, by file, column and row; files that do not go together; or files that hold no event.
 
     Example:
         >>> import pathlib, tempfile, stca.data
@@ -37,66 +47,56 @@ def read_events(
         >>> table.drop_columns("request_id").to_pylist()
         [{'user_id': 7, 'item_id': 31, 'timestamp': 1260759144, 'label': 0.0}]
     """
-    files = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
     names, events = names or Names(), 0
-    for path in files:
-        for table in read_git(path, names=names) if path.is_dir() else _read_file(path, form, names):
+    files = log_files(paths)
+    parts = [path for path in files if is_clone(path) or path.stat().st_size or len(files) == 1]
+    seen, room = [], _ROOM
+    for path in parts:
+        if is_clone(path):
+            seen.append(look_at_clone(path))
+            continue
+        seen.append(look(path, form if isinstance(form, LogFormat) else detect_format(path, form or FORMATS), room))
+        room -= sum(piece.table.nbytes for piece in seen[-1].kept or ())
+    plan = settle(seen, names) if seen else Plan({}, 1)
+    commits = 0  # of clones are numbered on, so that no two are one request
+    for each in seen:
+        clone = is_clone(each.path)
+        for table in read_git(each.path, names=names, first=commits) if clone else read_file(each, plan, names):
+            if clone:
+                commits = max(commits, pc.max(table["request_id"]).as_py() + 1)
+                table = table.set_column(4, "request_id", table["request_id"].cast(plan.types["request_id"]))
             events += len(table)
             yield table
     if not events:
         raise ValueError(f"{', '.join(map(str, files))}: must hold at least one event, got none")
 
 
-def detect_format(path: Path) -> LogFormat:
-    """The published form of a log: by name where a file has no header, else the first that has all columns there."""
-    by_name = {"u.data": "movielens-100k", "ratings.dat": "movielens-1m"}
-    if path.name in by_name:
-        return FORMATS[by_name[path.name]]
-    try:
-        if path.suffix == ".parquet":
-            present = pq.read_schema(path).names
-        else:
-            with pa.input_stream(str(path), compression="detect") as stream:
-                line = stream.read(65_536).decode(errors="replace").splitlines()[:1]
-            present = [name.strip('"') for name in "".join(line).split("\t" if path.suffix == ".inter" else ",")]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(path, error) from error
-    missing = {}
-    for name, form in FORMATS.items():
-        missing[name] = [theirs for theirs in form.columns.values() if theirs not in present]
-        if form.header is None and not missing[name]:
-            return form
-    fewest = min((name for name in missing if FORMATS[name].header is None), key=lambda name: len(missing[name]))
-    raise ValueError(f"{path}: column {missing[fewest][0]} of a {fewest} log is missing, got {present}")
+def read_file(seen: Seen, plan: Plan, names: Names) -> Iterator[pa.Table]:
+    """The events of a file that has been looked at."""
+    other = {seen.columns[ours] for ours in seen.columns if not (seen.whole.get(ours) and plan.keeps_integers(ours))}
+    integers = set(seen.columns.values()) - other
+    for piece in seen.kept or pieces(seen.path, seen.form, list(seen.columns.values()), integers):
+        columns = {ours: _column(piece, seen.form, ours, theirs, plan, names) for ours, theirs in seen.columns.items()}
+        if "label" not in columns:
+            columns["label"] = pa.repeat(pa.scalar(1, pa.float32()), len(piece.table))
+        # Without requests, all events of a user at one time are one.
+        columns.setdefault("request_id", pa.nulls(len(piece.table), pa.int64()))
+        yield pa.table(columns)
 
 
-def _read_file(path: Path, form: LogFormat | None, names: Names) -> Iterator[pa.Table]:
-    form = form or detect_format(path)
-    try:
-        for batch in _batches(path, form):
-            if batch.num_rows:
-                yield form.read(pa.Table.from_batches([batch]), str(path), names)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _batches(path: Path, form: LogFormat) -> Iterator[pa.RecordBatch]:
-    if path.suffix == ".parquet":
-        with open_file(path) as file:
-            try:
-                yield from file.iter_batches()
-            except UNREADABLE as error:
-                part = broken_part(file, range(file.num_row_groups))
-                raise ValueError(f"{path}: {part} cannot be read: {error}") from error
-        return
-    header = None if form.header is None else [name or f"empty{i}" for i, name in enumerate(form.header)]
-    with pa.input_stream(str(path), compression="detect") as stream:
-        yield from pyarrow.csv.open_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(column_names=header),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=form.delimiter),
-        )
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: must be a whole CSV or Parquet file: {error}")
+def _column(piece: Piece, form: LogFormat, ours: str, theirs: str, plan: Plan, names: Names) -> pa.Array:
+    if ours == "timestamp":
+        return seconds(piece, theirs, form, plan.per_second)
+    if is_label(ours):
+        return label(piece, theirs, form, binary=ours == "label")
+    kind = plan.types[ours]
+    if ours not in IDS and form.kinds.get(ours) != "id":
+        return numbers(piece, theirs, form, kind)
+    ids = id_cells(piece, theirs, form)
+    if kind == pa.int64():
+        if (integers := ids if ids.type == kind else as_integers(ids)) is None:
+            wrong = next(at for at in range(len(ids)) if as_integers(ids[at : at + 1]) is None)
+            raise piece.error(theirs, "be integers", wrong, ids[wrong].as_py())
+        return integers
+    text = ids.cast(pa.string()) if ids.type == pa.int64() else ids
+    return text.cast(kind) if ours == "request_id" else names.numbers(ours, text)

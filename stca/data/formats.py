@@ -1,98 +1,94 @@
-"""Event logs as others publish them: which of their columns is what, and the one form that all are read into."""
+"""Event logs as others publish them: which of their columns is what, and how their cells are to be read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
+from stca.data.columns import feature_names
+
+Kind = Literal["id", "text", "int", "float"]
+NULLS = ("", "NULL", "null", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "None", "none", "nil", "\\N")
+UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 @dataclass(frozen=True)
 class LogFormat:
     """Where a log keeps what an event is.
 
-    Read, every log has the columns user_id, item_id, timestamp (s) and request_id (all int64), label (float32), and
-    whatever else was asked for: a name that begins with `label` is what came of an event, known only afterwards; any
-    other is a feature of the event, known before.
+    Read, every log has the columns user_id, item_id and timestamp (s, int64), request_id (int64, or text where they are
+    no integers; null where the log has none), label (float32), and whatever else was asked for: a name that begins with
+    `label_` is what came of an event, known only afterwards; any other is a feature of the event, known before.
 
     Args:
-        columns: name of ours to name of theirs: user_id, item_id, timestamp and label.
-        extra: the same, of columns that are taken where the file has them: request_id, other labels, features.
-        delimiter: of CSV files.
-        header: names of the columns of a CSV file that does not begin with them.
-        per_second: units of their timestamp in a second.
-        positive: the least value that becomes label 1, others 0. None: labels are 0 and 1 already.
+        columns: name of ours to name of theirs, which every file must have: user_id, item_id, timestamp, label, and any
+            more. Without `label`, every event has label 1.
+        extra: the same, of columns that are taken where the files have them.
+        delimiter: of text files.
+        header: names of the columns of a text file that does not begin with them; "" for one that is not needed.
+        per_second: units of a timestamp in a second, 0.2 for units of 5 s. None: told from the values, which must lie
+            between the years 1990 and 2100 in one of s, ms, us and ns; if they do in none, seconds. A warning names
+            any unit but seconds.
+        time_format: of timestamps that are text and not as ISO 8601 has them, with the directives of strptime.
+        positive: the least value that becomes label 1, or the texts that do; others 0. None: labels are 0 and 1.
+        kinds: of further columns: "id" becomes a number as ids do, "int" is int64, "float" is float64. Of user_id,
+            item_id and request_id: "int" (nothing else is taken) or "text" (every id is numbered). What is not named
+            here is told from all of its values: integers if all are, else ids are text and features float64.
+        nulls: texts of a text file that stand for an empty cell.
+        compression: of text files: "gzip", "bz2", "zstd", "lz4", "brotli", "none", or told from their first bytes.
+        encoding: of text files.
+        quoted: whether '"' quotes cells of text files.
+        impressions: a column whose cells hold several targets, `ITEM-LABEL ITEM-LABEL`: it is read as two columns of
+            this name and `.item` and `.label` behind it.
+
+    Raises:
+        ValueError: a column that has no name, would take the place of another, or is of a kind that there is not.
     """
 
     columns: Mapping[str, str]
     extra: Mapping[str, str] = field(default_factory=dict)
     delimiter: str = ","
     header: tuple[str, ...] | None = None
-    per_second: int = 1
-    positive: float | None = None
+    per_second: float | None = None
+    time_format: str | None = None
+    positive: float | tuple[str, ...] | None = None
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    nulls: tuple[str, ...] = NULLS
+    compression: str = "detect"
+    encoding: str = "utf8"
+    quoted: bool = True
+    impressions: str | None = None
 
-    def read(self, table: pa.Table, where: str, names: "Names") -> pa.Table:
-        """Events of a table with their columns, in ours."""
-        taken = {ours: theirs for ours, theirs in self.extra.items() if theirs in table.column_names}
-        columns = {
-            ours: self._column(table, where, ours, theirs, names) for ours, theirs in {**self.columns, **taken}.items()
-        }
-        # Without requests, all events of a user at one time are one.
-        columns.setdefault("request_id", pa.array([0] * table.num_rows, pa.int64()))
-        return pa.table(columns)
+    def __post_init__(self) -> None:
+        ours = [*self.columns, *self.extra]
+        for name in ("user_id", "item_id", "timestamp"):
+            if name not in self.columns:
+                raise ValueError(f"LogFormat: columns must name {name}, got {list(self.columns)}")
+        if len(set(ours)) < len(ours):
+            raise ValueError(f"LogFormat: columns and extra must name a column once, got {ours}")
+        feature_names("LogFormat", ours)
+        for name, kind in self.kinds.items():
+            allowed = _KINDS_OF.get(name, () if is_label(name) else ("id", "int", "float"))
+            if name not in ours or kind not in allowed:
+                raise ValueError(f"LogFormat: the kind of {name} must be one of {list(allowed)}, got {kind!r}")
+        if self.per_second is not None and not self.per_second > 0:
+            raise ValueError(f"LogFormat: per_second must be positive, got {self.per_second}")
 
-    def _column(self, table: pa.Table, where: str, ours: str, theirs: str, names: "Names") -> pa.ChunkedArray:
-        if theirs not in table.column_names:
-            raise ValueError(f"{where}: column {theirs} is missing, got {table.column_names}")
-        column = table[theirs]
-        if column.null_count:
-            raise ValueError(f"{where}: column {theirs} must not have empty values, got {column.null_count}")
-        if ours in ("user_id", "item_id", "request_id"):
-            return names.numbers(ours, column, f"{where}: column {theirs}")
-        if pa.types.is_timestamp(column.type):
-            column = pc.cast(column, pa.timestamp("us")).cast(pa.int64())
-            per_second = 1_000_000
-        else:
-            per_second = self.per_second
-        try:
-            numbers = pc.cast(column, pa.float64())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{where}: column {theirs} must be numbers: {error}") from error
-        if ours == "timestamp":
-            return pc.cast(pc.floor(pc.divide(numbers, per_second)), pa.int64())
-        if ours == "label" and self.positive is not None:
-            numbers = pc.cast(pc.greater_equal(numbers, self.positive), pa.float64())
-        if ours == "label" and not pc.all(pc.is_in(numbers, pa.array([0.0, 1.0]))).as_py():
-            wrong = numbers.filter(pc.invert(pc.is_in(numbers, pa.array([0.0, 1.0]))))[0]
-            raise ValueError(f"{where}: column {theirs} must be 0 or 1, got {wrong}")
-        return pc.cast(numbers, pa.float32()) if ours.startswith("label") else column
+    def wanted(self) -> list[str]:
+        """Their names of all columns that are asked for, each once."""
+        return list(dict.fromkeys([*self.columns.values(), *self.extra.values()]))
+
+    def found(self, present: list[str]) -> dict[str, str]:
+        """Name of ours to name of theirs of what is to be read of a file with these columns."""
+        return {**self.columns, **{ours: theirs for ours, theirs in self.extra.items() if theirs in present}}
 
 
-class Names:
-    """Numbers in the place of ids: an integer is its own, anything else is counted in order of first appearance."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, dict[str, int]] = {}
-
-    def numbers(self, name: str, column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
-        """The ids of a column as int64; the same id is the same number in every call for `name`."""
-        if pa.types.is_integer(column.type):
-            if self.known.get(name):
-                raise ValueError(f"{where} must hold names, as those read before, got {column.type}")
-            self.known[name] = {}
-            return column.cast(pa.int64())
-        if name in self.known and not self.known[name]:
-            raise ValueError(f"{where} must hold integers, as those read before, got {column.type}")
-        known = self.known.setdefault(name, {})
-        try:
-            strings = column.cast(pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{where} must be integers or names, got {column.type}: {error}") from error
-        encoded = pa.concat_arrays(strings.chunks).dictionary_encode()
-        own = pa.array([known.setdefault(each, len(known)) for each in encoded.dictionary.to_pylist()], pa.int64())
-        return pa.chunked_array([own.take(encoded.indices)])
+def is_label(ours: str) -> bool:
+    """Whether a column is what came of an event."""
+    return ours == "label" or ours.startswith("label_")
 
 
+IDS = ("user_id", "item_id", "request_id")
+_KINDS_OF = {**dict.fromkeys(IDS, ("int", "text")), "timestamp": ()}
 GENERIC = {"user_id": "user_id", "item_id": "item_id", "timestamp": "timestamp", "label": "label"}
 _REQUEST = {"request_id": "request_id"}
 _RATED = {**GENERIC, "label": "rating"}
@@ -122,4 +118,44 @@ FORMATS = {
         | {"duration_ms": "duration_ms", "tab": "tab"},
         per_second=1000,
     ),
+    # The files "ratings only" of the 2018 edition; those of 2014 have the user before the item.
+    "amazon-2018": LogFormat(_RATED, header=("item_id", "user_id", "rating", "timestamp"), positive=4),
+    "amazon-2023": LogFormat({**_RATED, "item_id": "parent_asin"}, per_second=1000, positive=4),
+    # What a user did beyond looking at an item is label 1.
+    "taobao": LogFormat(
+        {**GENERIC, "label": "behavior", "category": "category"},
+        header=("user_id", "item_id", "category", "behavior", "timestamp"),
+        positive=("buy", "cart", "fav"),
+        kinds={"category": "int"},
+    ),
+    # H&M's purchases alone, each of label 1, by the day; article ids have leading zeros.
+    "hm": LogFormat(
+        {"user_id": "customer_id", "item_id": "article_id", "timestamp": "t_dat", "price": "price"},
+        {"sales_channel_id": "sales_channel_id"},
+        kinds={"user_id": "text", "item_id": "text", "price": "float"},
+    ),
+    # Listens: seconds since the log began, in steps of 5; label 1 where half of a track was played.
+    "yambda": LogFormat(
+        {"user_id": "uid", "item_id": "item_id", "timestamp": "timestamp", "label": "played_ratio_pct"},
+        {"is_organic": "is_organic", "track_length_seconds": "track_length_seconds"},
+        per_second=1,
+        positive=50,
+    ),
+    # behaviors.tsv: a line is a request, and what was shown lies in one cell of it.
+    "mind": LogFormat(
+        {"user_id": "user", "item_id": "impressions.item", "timestamp": "time", "label": "impressions.label"}
+        | {"request_id": "impression"},
+        delimiter="\t",
+        header=("impression", "user", "time", "history", "impressions"),
+        time_format="%m/%d/%Y %I:%M:%S %p",
+        quoted=False,
+        impressions="impressions",
+    ),
+}
+# Files without a header, told by their name.
+BY_NAME = {
+    "u.data": "movielens-100k",
+    "ratings.dat": "movielens-1m",
+    "userbehavior.csv": "taobao",
+    "behaviors.tsv": "mind",
 }

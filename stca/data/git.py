@@ -1,18 +1,20 @@
 """The history of a git clone as an event log: who works on which file, among those that others work on."""
 
-import codecs
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+from warnings import warn
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from stca.data.formats import Names
+from stca.data.ids import Names
 
-_COMMIT = "\x1e"  # begins every commit in git's output
 _TABLE = 100_000  # events of a table
 
 
@@ -25,6 +27,7 @@ def read_git(
     min_commits: int = 20,
     seed: int = 0,
     names: Names | None = None,
+    first: int = 0,
 ) -> Iterator[pa.Table]:
     """A request for each commit, merges left out: user = its author (by address), item = a file, time = the author's.
 
@@ -39,6 +42,7 @@ def read_git(
         min_commits: authors with fewer are left out as users; what they touch counts as touched.
         seed: of the draw.
         names: keeps which number each author and file became.
+        first: number of the first commit as a request.
 
     Raises:
         ValueError: a folder that is no git repository, or one without commits to take.
@@ -64,10 +68,10 @@ def read_git(
         rows.append((items[order], i, order < len(own)))
         waiting += len(own) + len(drawn)
         if waiting >= _TABLE:
-            yield _table(rows, time, author)
+            yield _table(rows, time, author, first)
             rows, waiting = [], 0
     if rows:
-        yield _table(rows, time, author)
+        yield _table(rows, time, author, first)
 
 
 def _others(
@@ -88,12 +92,17 @@ def _others(
 
 
 def _table(
-    rows: list[tuple[NDArray[np.int64], int, NDArray[np.bool_]]], time: NDArray[np.int64], author: NDArray[np.int64]
+    rows: list[tuple[NDArray[np.int64], int, NDArray[np.bool_]]],
+    time: NDArray[np.int64],
+    author: NDArray[np.int64],
+    first: int,
 ) -> pa.Table:
     commit = np.repeat([i for _, i, _ in rows], [len(items) for items, *_ in rows])
     label = np.concatenate([touched for *_, touched in rows])
     columns = {"user_id": author[commit], "item_id": np.concatenate([items for items, *_ in rows])}
-    return pa.table(columns | {"timestamp": time[commit], "label": label.astype(np.float32), "request_id": commit})
+    return pa.table(
+        columns | {"timestamp": time[commit], "label": label.astype(np.float32), "request_id": first + commit}
+    )
 
 
 def _touches(
@@ -103,8 +112,8 @@ def _touches(
     commits = [each for each in _commits(clone) if 0 < len(each[2]) <= max_files]
     commits.sort(key=lambda commit: commit[0])
 
-    def numbers(name: str, ids: list[str]) -> NDArray[np.int64]:
-        return np.asarray(names.numbers(name, pa.chunked_array([ids], pa.string()), str(clone)), dtype=np.int64)
+    def numbers(name: str, ids: list[bytes]) -> NDArray[np.int64]:
+        return np.asarray(names.numbers(name, pa.array(ids, pa.binary())), dtype=np.int64)
 
     return (
         np.array([time for time, *_ in commits], dtype=np.int64),
@@ -114,26 +123,94 @@ def _touches(
     )
 
 
-def _commits(clone: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Time, author and files of every commit that is no merge, newest first."""
-    options = ["--no-merges", "--no-renames", "--name-only", "-z", f"--format=tformat:{_COMMIT}%at %aE"]
-    with (
-        tempfile.TemporaryFile() as complaints,
-        subprocess.Popen(["git", "-C", clone, "log", *options], stdout=subprocess.PIPE, stderr=complaints) as process,
-    ):
-        assert process.stdout is not None
-        text = ""
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        while piece := process.stdout.read(1 << 20):
-            *whole, text = (text + decoder.decode(piece)).split(_COMMIT)
-            yield from map(_commit, filter(None, whole))
-        yield from map(_commit, filter(None, [text]))
-        if process.wait():
-            complaints.seek(0)
-            raise ValueError(f"{clone}: must be a git repository with commits: {complaints.read().decode().strip()}")
+def is_clone(folder: Path) -> bool:
+    """Whether a folder is the top of a git repository, with a working tree or a bare one."""
+    return (folder / ".git").exists() or all((folder / name).exists() for name in ("HEAD", "objects", "refs"))
 
 
-def _commit(text: str) -> tuple[int, str, list[str]]:
-    head, *paths = text.split("\0")
-    time, _, author = head.partition(" ")
-    return int(time), author.lower(), [path.lstrip("\n") for path in paths if path.strip("\n")]
+def _commits(clone: Path) -> Iterator[tuple[int, bytes, list[bytes]]]:
+    """Time, author and files of every commit that is no merge and whose parent is there, newest first."""
+    with _git(clone, "rev-parse", "--git-path", "shallow") as output:
+        shallow = clone / os.fsdecode(output.read().rstrip(b"\n"))
+    # Where a shallow clone ends, what a commit touched cannot be told: its parent is not there.
+    ends = set(shallow.read_bytes().split()) if shallow.exists() else set()
+    if ends:
+        warn(f"{clone}: a shallow clone, of whose commits the oldest, {len(ends)}, cannot be read", stacklevel=2)
+    with tempfile.TemporaryFile() as commits:
+        with _git(clone, "rev-list", "--no-merges", "HEAD") as output:
+            commits.writelines(each for each in output if each.strip() not in ends)
+        commits.seek(0)
+        # Raw output: no setting of the user's changes it, and no name of a file can be taken for a commit.
+        options = ["--stdin", "--root", "-r", "-z", "--raw", "--no-renames", "--encoding=UTF-8", "--format=%H %at %aE"]
+        with _git(clone, "diff-tree", *options, stdin=commits) as output:
+            yield from _parsed(clone, _tokens(output))
+
+
+def _tokens(output: IO[bytes]) -> Iterator[bytes]:
+    """What stands between zero bytes."""
+    rest = b""
+    while piece := output.read(1 << 20):
+        *whole, rest = (rest + piece).split(b"\0")
+        yield from whole
+
+
+def _parsed(clone: Path, tokens: Iterator[bytes]) -> Iterator[tuple[int, bytes, list[bytes]]]:
+    commit: tuple[int, bytes, list[bytes]] | None = None
+    for token in tokens:
+        if token.lstrip(b"\n").startswith(b":"):  # modes and object names; the file's name comes next
+            assert commit is not None
+            commit[2].append(next(tokens))
+            continue
+        if commit is not None:
+            yield commit
+        sha, time, author = token.split(b" ", 2)
+        if not time.lstrip(b"-").isdigit():
+            raise ValueError(f"{clone}: commit {sha.decode()} must have a time, got {time!r}")
+        commit = int(time), author.lower(), []
+    if commit is not None:
+        yield commit
+
+
+@contextmanager
+def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None) -> Iterator[IO[bytes]]:
+    """The output of git, run such that nothing but the repository decides what it is.
+
+    Raises:
+        ValueError: no git, or what it complains of.
+    """
+    # No settings of the user or the machine, no replaced or grafted commits, and nothing is fetched.
+    environment = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LC_ALL": "C",
+        "HOME": os.devnull,
+        "GIT_CEILING_DIRECTORIES": str(clone.absolute().parent),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_GRAFT_FILE": os.devnull,
+        "GIT_OPTIONAL_LOCKS": "0",
+    }
+    settings = {
+        "core.bare": "true",  # of .mailmap the committed one counts
+        "mailmap.file": os.devnull,
+        "mailmap.blob": "HEAD:.mailmap",
+        "protocol.allow": "never",
+        "safe.directory": str(clone.resolve()),
+    }
+    command = ["git", "-C", str(clone), *arguments]
+    command[1:1] = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    try:
+        with tempfile.TemporaryFile() as complaints:
+            process = subprocess.Popen(
+                command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env=environment
+            )
+            with process:
+                assert process.stdout is not None
+                yield process.stdout
+                process.stdout.read()
+            if process.returncode:
+                complaints.seek(0)
+                complaint = complaints.read().decode(errors="replace").strip()
+                raise ValueError(f"{clone}: must be a git repository with commits: {complaint}")
+    except FileNotFoundError as error:
+        raise ValueError(f"{clone}: git must be installed to read a git repository: {error}") from error

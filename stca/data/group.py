@@ -3,70 +3,48 @@
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from stca.batch import RequestBatch
 from stca.batch.request_batch import rows_of
+from stca.data.cells import is_number
+from stca.data.columns import feature_names
+from stca.data.formats import is_label
+from stca.data.requests import LASTING, Integers, Requests, find_requests, request_numbers
 
-Integers = NDArray[np.int64]
 _AT_ONCE = 250_000  # events that are sorted into parts at a time
 
 
-@dataclass(frozen=True)
-class Requests:
-    """Requests of events that are sorted by user, time and request; all arrays but one are [requests].
-
-    A request is a run of events of one user at one time: its targets. Its history is what the user did strictly
-    before: events user_begin:history_end.
-    """
-
-    order: Integers  # [E], sorts the events
-    user: Integers
-    begin: Integers  # first target
-    end: Integers
-    user_begin: Integers  # the user's first event
-    history_end: Integers  # the user's first event that is not strictly earlier
-
-
-def find_requests(user: Integers, time: Integers, request: Integers) -> Requests:
-    """Requests of events given as arrays [E] in any order; events of one user, time and request are one request."""
-    order = np.lexsort((request, time, user))
-    user, time, request = user[order], time[order], request[order]
-    users = np.concatenate([[True], np.diff(user) != 0])
-    moments = users | np.concatenate([[True], np.diff(time) != 0])
-    begin = np.flatnonzero(moments | np.concatenate([[True], np.diff(request) != 0]))
-    users, moments = np.flatnonzero(users), np.flatnonzero(moments)
-    return Requests(
-        order=order,
-        user=user[begin],
-        begin=begin,
-        end=np.concatenate([begin[1:], [len(user)]]),
-        user_begin=users[np.searchsorted(users, begin, side="right") - 1],
-        history_end=moments[np.searchsorted(moments, begin, side="right") - 1],
-    )
-
-
 def group_events(
-    events: pa.Table, *, per_history: int | None = None, max_length: int | None = None, tokens: int = 1_000_000
+    events: pa.Table,
+    *,
+    per_history: int | None = None,
+    max_length: int | None = None,
+    tokens: int = 1_000_000,
+    lasting: str = "first",
 ) -> Iterator[RequestBatch]:
     """Requests of a table of events, with all events of each of its users.
 
-    Every event is a target, with the user's strictly earlier events as its history. History rows have the features
-    `item`, `time` (s), `label` and the other labels and features of the log; targets `user`, `item`, `time` and the
-    features; labels are the log's.
+    Every event is a target, with the user's events strictly before its request as its history. History rows have the
+    features `item`, `time` (s), `label` and the other labels and features of the log; targets `user`, `item`, `time`
+    and the features; labels are the log's.
 
     Args:
         events: columns as `read_events` gives them.
         per_history: consecutive requests of a user that share one history; 1: each has its own. None: a user's
             history is stored once.
         max_length: events that a target sees at most, the latest. None: all.
-        tokens: history rows of a batch, about.
+        tokens: history rows and targets of a batch, about.
+        lasting: what of events of one request_id at several times: "first", they all see what was before the first of
+            them, so that none sees what came of another; or "refuse".
+
+    Raises:
+        ValueError: a column that is missing, has empty values, is of another type or would overwrite another, by its
+            name; a request that lasts, where such are refused.
 
     Example:
         >>> import pyarrow as pa, stca.data
@@ -76,9 +54,13 @@ def group_events(
         >>> batch.visible.tolist(), batch.request_offsets.tolist()
         ([[0, 0], [0, 0], [0, 2]], [0, 2, 3])
     """
-    r = find_requests(*(events[name].to_numpy() for name in ("user_id", "timestamp", "request_id")))
-    features = (name for name in events.column_names if name != "request_id")
-    column = {name: torch.from_numpy(events[name].to_numpy()[r.order]) for name in features}
+    names = _checked(events, per_history, max_length, lasting)
+    user, time = (events[name].to_numpy() for name in ("user_id", "timestamp"))
+    r = find_requests(user, time, request_numbers(events), lasting)
+    rows = {name: events[name].to_numpy() for name in names}
+    history = {name: torch.from_numpy(x[r.order]) for name, x in rows.items()}
+    same = r.targets is r.order
+    targets = history if same else {name: torch.from_numpy(x[r.targets]) for name, x in rows.items()}
     first_of_user = np.searchsorted(r.user_begin, r.user_begin)
     place = np.arange(len(r.user)) - first_of_user  # among the user's requests
     starts = place == 0 if per_history is None else place % per_history == 0
@@ -88,17 +70,44 @@ def group_events(
     seen_from = r.user_begin if max_length is None else np.maximum(r.user_begin, r.history_end - max_length)
     row_begin, row_end = seen_from[first], r.history_end[last]  # of each run's history
     visible = np.stack([seen_from, r.history_end], axis=1) - row_begin[run][:, None]
-    rows = np.cumsum(row_end - row_begin)
+    size = np.cumsum(row_end - row_begin + r.end[last] - r.begin[first])
     cut = 0
     while cut < len(first):
-        done = rows[cut - 1] if cut else 0
-        stop = max(cut + 1, int(np.searchsorted(rows, done + tokens, side="right")))
-        yield _batch(column, r, first[cut:stop], last[cut:stop], row_begin[cut:stop], row_end[cut:stop], visible)
+        done = size[cut - 1] if cut else 0
+        stop = max(cut + 1, int(np.searchsorted(size, done + tokens, side="right")))
+        runs = slice(cut, stop)
+        yield _batch(names, history, targets, r, first[runs], last[runs], row_begin[runs], row_end[runs], visible)
         cut = stop
 
 
+def _checked(events: pa.Table, per_history: int | None, max_length: int | None, lasting: str) -> dict[str, str]:
+    """The names in batches of a table's columns, once arguments are checked."""
+    if (per_history is not None and per_history < 1) or (max_length is not None and max_length < 0):
+        raise ValueError(
+            f"group_events: per_history must be at least 1, max_length at least 0, got {per_history} and {max_length}"
+        )
+    if lasting not in LASTING:
+        raise ValueError(f"group_events: lasting must be one of {LASTING}, got {lasting!r}")
+    for name in ("user_id", "item_id", "timestamp", "label"):
+        if name not in events.column_names:
+            raise ValueError(f"group_events: column {name} is missing, got {events.column_names}")
+    if len(set(events.column_names)) < len(events.column_names):
+        raise ValueError(f"group_events: columns must have different names, got {events.column_names}")
+    names = feature_names("group_events", events.column_names)
+    for name in names:
+        kind = events.schema.field(name).type
+        integers = name in ("user_id", "item_id", "timestamp")
+        if not (pa.types.is_integer(kind) if integers else is_number(kind)):
+            raise ValueError(f"group_events: column {name} must be {'integers' if integers else 'numbers'}, got {kind}")
+        if count := events[name].null_count:
+            raise ValueError(f"group_events: column {name} must not have empty values, got {count}")
+    return names
+
+
 def _batch(
-    column: dict[str, torch.Tensor],
+    names: dict[str, str],
+    history: dict[str, torch.Tensor],
+    targets: dict[str, torch.Tensor],
     r: Requests,
     first: Integers,
     last: Integers,
@@ -109,25 +118,27 @@ def _batch(
     """The runs first[i]:last[i] of requests, each with history rows row_begin[i]:row_end[i]."""
     rows, history_offsets = rows_of(torch.from_numpy(row_begin), torch.from_numpy(row_end - row_begin))
     requests = slice(first[0], last[-1] + 1)
-    targets = slice(r.begin[requests][0], r.end[requests][-1])
+    own = slice(r.begin[requests][0], r.end[requests][-1])
     sizes = r.end[requests] - r.begin[requests]
     ends = np.concatenate([[r.begin[first[0]]], r.end[last]]) - r.begin[first[0]]
-    names = {"user_id": "user", "item_id": "item", "timestamp": "time"}
-    labels = {name for name in column if name.startswith("label")}
-    short = {name: name.removeprefix("label_") for name in column} | names
     return RequestBatch(
-        history={short[name]: x[rows] for name, x in column.items() if name != "user_id"},
+        history={names[name]: x[rows] for name, x in history.items() if name != "user_id"},
         history_offsets=history_offsets,
-        targets={short[name]: x[targets] for name, x in column.items() if name not in labels},
+        targets={names[name]: x[own] for name, x in targets.items() if not is_label(name)},
         target_offsets=torch.from_numpy(ends),
-        labels={short[name]: column[name][targets] for name in sorted(labels)},
+        labels={names[name]: x[own] for name, x in sorted(targets.items()) if is_label(name)},
         visible=torch.from_numpy(np.repeat(visible[requests], sizes, axis=0)),
         request_offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)])),
     )
 
 
 def group_log(
-    tables: Iterable[pa.Table], *, per_history: int | None = None, max_length: int | None = None, parts: int = 64
+    tables: Iterable[pa.Table],
+    *,
+    per_history: int | None = None,
+    max_length: int | None = None,
+    parts: int = 64,
+    lasting: str = "first",
 ) -> Iterator[RequestBatch]:
     """`group_events` of a log of any order and length: its events go through files, a part of the users in each.
 
@@ -142,7 +153,7 @@ def group_log(
         for file in _spill(tables, parts, Path(folder)):
             with pa.ipc.open_stream(file) as stream:
                 events = stream.read_all()
-            yield from group_events(events, per_history=per_history, max_length=max_length)
+            yield from group_events(events, per_history=per_history, max_length=max_length, lasting=lasting)
             file.unlink()
 
 

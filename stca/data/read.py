@@ -24,10 +24,10 @@ def open_file(path: Path) -> pq.ParquetFile:
         raise ValueError(f"{path}: must be a whole Parquet file: {error}") from error
 
 
-def broken_part(file: pq.ParquetFile, row_groups: Iterable[int]) -> str:
+def broken_part(file: pq.ParquetFile, row_groups: Iterable[int], columns: Iterable[str] | None = None) -> str:
     """The first column that cannot be read, for an error: Arrow's own does not name it."""
     for number in row_groups:
-        for name in file.schema_arrow.names:
+        for name in file.schema_arrow.names if columns is None else columns:
             try:
                 whole = len(file.read_row_group(number, [name])) == file.metadata.row_group(number).num_rows
             except UNREADABLE:

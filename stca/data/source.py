@@ -1,0 +1,219 @@
+"""The files of an event log: found, told apart by their first bytes, and read a piece at a time."""
+
+import csv
+import io
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from stca.data.formats import LogFormat
+from stca.data.git import is_clone
+from stca.data.read import UNREADABLE, broken_part, open_file
+
+_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".parquet", ".parq", ".pq")
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+_HEAD = 1 << 20  # bytes in which a header must end
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a file, with the file's own columns."""
+
+    path: Path
+    table: pa.Table
+    first: int  # row of the file that the first is, counted from 1 and without the header
+    text: bool  # of a text file, whose cells are bytes
+    rows: NDArray[np.int64] | None = None  # rows of the file, where they are not one after the other
+
+    def with_columns(self, columns: Mapping[str, pa.Array | None]) -> "Piece":
+        """The same rows with some columns in another form."""
+        names = self.table.column_names
+        arrays = [self.table[name] if columns.get(name) is None else columns[name] for name in names]
+        return replace(self, table=pa.table(arrays, names))
+
+    def error(self, theirs: str, expected: str, at: int, value: Any, count: int | None = None) -> ValueError:
+        """What to raise for the value of a row."""
+        row = self.first + (at if self.rows is None else int(self.rows[at]))
+        got = repr(value) if count is None else f"{count}, the first"
+        return ValueError(f"{self.path}: column {theirs} must {expected}, got {got} in row {row}")
+
+
+def log_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
+    """Files and git clones, in their order; in the place of any other folder the files in it, by name.
+
+    Of a folder's files those count that are named as logs are (`.csv`, `.parquet`, ..., packed or not) or `part-...`;
+    what begins with a dot or an underscore is left out, as by Spark and Hive. Folders in it are looked into.
+
+    Raises:
+        ValueError: a path that does not exist, or a folder without a log.
+    """
+    found: list[Path] = []
+    for path in map(Path, [paths] if isinstance(paths, Path | str) else paths):
+        if not path.exists():
+            raise ValueError(f"{path}: must exist, got no such file or folder")
+        if not path.is_dir() or is_clone(path):
+            found.append(path)
+            continue
+        inside = sorted(each for each in path.rglob("*") if each.is_file() and _is_part(each, path))
+        if not inside:
+            raise ValueError(f"{path}: must be a git repository with commits, at its top, or hold CSV or Parquet files")
+        found += inside
+    return found
+
+
+def _is_part(file: Path, folder: Path) -> bool:
+    if any(name.startswith((".", "_")) for name in file.relative_to(folder).parts):
+        return False
+    name = file.name.lower()
+    for packed in (".gz", ".bz2", ".zst", ".lz4", ".zip"):
+        name = name.removesuffix(packed)
+    return name.endswith(_SUFFIXES) or name.startswith("part-")
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file begins as Parquet does, whatever its name; a name that says so must be right."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+    return begin == b"PAR1" or path.suffix.lower() == ".parquet"
+
+
+def column_names(path: Path, form: LogFormat) -> list[str]:
+    """The columns of a file, those that a packed cell holds included.
+
+    Raises:
+        ValueError: a file that cannot be read, or two columns of one name that the format asks for.
+    """
+    if is_parquet(path):
+        with open_file(path) as file:
+            names = list(file.schema_arrow.names)
+    else:
+        names = list(form.header or _header(path, form))
+    for name in form.wanted():
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: column {name} must be there once, got {names}")
+    if form.impressions in names:
+        names += [f"{form.impressions}.item", f"{form.impressions}.label"]
+    return names
+
+
+def _header(path: Path, form: LogFormat) -> list[str]:
+    with opened(path, form) as stream:
+        text = stream.read(_HEAD).decode(form.encoding, errors="replace").removeprefix("\ufeff").lstrip("\r\n")
+    lines = csv.reader(
+        io.StringIO(text), delimiter=form.delimiter, quoting=csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+    )
+    return next(lines, [])
+
+
+@contextmanager
+def opened(path: Path, form: LogFormat) -> Iterator[Any]:
+    """The bytes of a text file, unpacked: as the format says, or as its first bytes do.
+
+    Raises:
+        ValueError: what cannot be unpacked.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = file.read(6)
+        if begin.startswith(b"PK\x03\x04") and form.compression == "detect":
+            with zipfile.ZipFile(path) as archive, archive.open(_only_member(path, archive)) as member:
+                yield pa.PythonFile(member, mode="r")
+            return
+        packed = form.compression
+        if packed == "detect":
+            packed = next((name for magic, name in _PACKED.items() if begin.startswith(magic)), "none")
+        with pa.input_stream(str(path), compression=None if packed == "none" else packed) as stream:
+            yield stream
+    except (*UNREADABLE, zipfile.BadZipFile, EOFError) as error:
+        raise unreadable(path, error) from error
+
+
+def _only_member(path: Path, archive: zipfile.ZipFile) -> str:
+    members = [each.filename for each in archive.infolist() if not each.is_dir()]
+    if len(members) != 1:
+        raise ValueError(f"{path}: must hold one file to be read packed, got {members}")
+    return members[0]
+
+
+def pieces(path: Path, form: LogFormat, wanted: Sequence[str], integers: Collection[str] = ()) -> Iterator[Piece]:
+    """The wanted columns of a file: typed where it is Parquet, as bytes of text where it is not.
+
+    Args:
+        path: the file.
+        form: how it is laid out.
+        wanted: columns.
+        integers: those of a text file that are known to hold integers alone, which are int64 then.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
+    stored = sorted({form.impressions or "" if _in_cell(name, form) else name for name in wanted})
+    row = 1
+    text = not is_parquet(path)
+    known = {name: pa.int64() if name in integers else pa.binary() for name in stored}
+    for table in _of_text(path, form, known) if text else _of_parquet(path, stored):
+        if len(table):
+            piece = Piece(path, table, row, text)
+            yield _unpacked(piece, form.impressions) if form.impressions in stored else piece
+            row += len(table)
+
+
+def _in_cell(name: str, form: LogFormat) -> bool:
+    return form.impressions is not None and name in (f"{form.impressions}.item", f"{form.impressions}.label")
+
+
+def _of_parquet(path: Path, wanted: list[str]) -> Iterator[pa.Table]:
+    with open_file(path) as file:
+        try:
+            yield from map(pa.table, file.iter_batches(columns=wanted))
+        except UNREADABLE as error:
+            part = broken_part(file, range(file.num_row_groups), wanted)
+            raise ValueError(f"{path}: {part} cannot be read: {error}") from error
+
+
+def _of_text(path: Path, form: LogFormat, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+    # Types are given: one that Arrow finds in the first megabyte would not fit what comes later.
+    with opened(path, form) as stream:
+        yield from map(
+            pa.table,
+            pyarrow.csv.open_csv(
+                stream,
+                read_options=pyarrow.csv.ReadOptions(
+                    column_names=form.header and [name or f"empty{i}" for i, name in enumerate(form.header)],
+                    encoding=form.encoding,
+                ),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=form.delimiter, quote_char='"' if form.quoted else False, newlines_in_values=form.quoted
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(include_columns=list(types), column_types=types),
+            ),
+        )
+
+
+def _unpacked(piece: Piece, column: str) -> Piece:
+    """A row for each of the impressions in a cell, `N1-0 N2-1`: what was shown, and what came of it."""
+    cells = piece.table[column].combine_chunks().cast(pa.string())
+    shown = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(cells))
+    rows = pc.list_parent_indices(shown).to_numpy()
+    each = pc.list_flatten(shown)
+    parts = pc.split_pattern(each, "-", max_splits=1, reverse=True)
+    if (at := pc.index(pc.equal(pc.list_value_length(parts), 2), False).as_py()) >= 0:
+        raise replace(piece, rows=rows).error(column, "hold ITEM-LABEL in each place", at, each[at].as_py())
+    table = piece.table.drop_columns([column]).take(pa.array(rows))
+    for name, place in (("item", 0), ("label", 1)):
+        table = table.append_column(f"{column}.{name}", pc.list_element(parts, place).cast(pa.binary()))
+    return replace(piece, table=table, rows=rows)
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """What to raise for a file that is broken, cut off or of another kind."""
+    return ValueError(f"{path}: must be a whole CSV or Parquet file: {error}")
