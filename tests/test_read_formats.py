@@ -73,7 +73,7 @@ def test_w6_w11_w12_headers(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"log.csv: column user_id must be there once"):
             events(path)
     path.write_text("1,2,3,1\n4,5,6,0\n")
-    with pytest.raises(ValueError, match=r"user_id of a generic log is missing.*a file without a header needs"):
+    with pytest.raises(ValueError, match=r"user_id of a generic log is missing.*has no header, name its columns"):
         events(path)
     main([str(path), str(tmp_path / "out.parquet"), "--events", "--header", "item_id,user_id,timestamp,label"])
     assert pq.read_table(tmp_path / "out.parquet")["item_id"].to_pylist() == [1, 4]

@@ -42,6 +42,8 @@ def write_events(tables: Iterable[pa.Table], path: Path) -> int:
     with whole_file(path) as part:
         try:
             for table in tables:
+                if pa.types.is_integer(table["request_id"].type) and table["request_id"].null_count:  # there are none
+                    table = table.drop_columns("request_id")
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd", write_page_checksum=True)
                 writer.write_table(table)
                 events += len(table)

@@ -11,7 +11,7 @@ from stca.data.formats import FORMATS, IDS, LogFormat, is_label
 from stca.data.git import is_clone, read_git
 from stca.data.ids import Names
 from stca.data.plan import Plan, Seen, detect_format, look, look_at_clone, settle
-from stca.data.source import Piece, log_files, pieces
+from stca.data.source import Piece, is_empty, log_files, pieces
 from stca.data.times import seconds
 
 _ROOM = 256 << 20  # bytes of a log that is not read a second time
@@ -49,7 +49,7 @@ def read_events(
     """
     names, events = names or Names(), 0
     files = log_files(paths)
-    parts = [path for path in files if is_clone(path) or path.stat().st_size or len(files) == 1]
+    parts = [path for path in files if is_clone(path) or not is_empty(path) or len(files) == 1]
     seen, room = [], _ROOM
     for path in parts:
         if is_clone(path):

@@ -70,9 +70,10 @@ def detect_format(path: Path, forms: Mapping[str, LogFormat] = FORMATS) -> LogFo
             if form.header == like.header and not missing:
                 return replace(form, delimiter=delimiter)
             if form.header == like.header:
-                wrong.append((len(missing), f"column {missing[0]} of a {name} log is missing, got {present}"))
-    hint = "" if is_parquet(path) or like.header else " (a file without a header needs the names of its columns)"
-    raise ValueError(f"{path}: {min(wrong, key=lambda each: each[0])[1]}{hint}")
+                near = get_close_matches(missing[0], present, 1)
+                hint = f", is it {near[0]}?" if near else "; if the file has no header, name its columns"
+                wrong.append((len(missing), f"column {missing[0]} of a {name} log is missing, got {present}{hint}"))
+    raise ValueError(f"{path}: {min(wrong, key=lambda each: each[0])[1]}")
 
 
 def look(path: Path, form: LogFormat, room: int = 0) -> Seen:

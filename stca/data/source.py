@@ -86,6 +86,14 @@ def is_parquet(path: Path) -> bool:
     return begin == b"PAR1" or path.suffix.lower() == ".parquet"
 
 
+def is_empty(path: Path) -> bool:
+    """Whether a file holds nothing, or is Parquet without a row, whose types then say nothing."""
+    if not path.stat().st_size or not is_parquet(path):
+        return not path.stat().st_size
+    with open_file(path) as file:
+        return bool(file.metadata.num_rows == 0)
+
+
 def column_names(path: Path, form: LogFormat) -> list[str]:
     """The columns of a file, those that a packed cell holds included.
 
