@@ -219,7 +219,8 @@ def check_state(op: str, state: Mapping[str, Any], own: Mapping[str, Any]) -> No
 
 def _counts(name: str, values: Tensor | Integers | list[int]) -> Integers:
     given = np.asarray(values).reshape(-1)
-    counts: Integers = given.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # NaN becomes a number, which it then differs from
+        counts: Integers = given.astype(np.int64)
     for what, wrong in (("be whole numbers", counts != given), ("not be negative", counts < 0)):
         if wrong.any():
             raise ValueError(f"TokenBudgetSampler: {name} must {what}, got {given[wrong][0]}")
