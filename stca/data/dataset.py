@@ -130,7 +130,8 @@ class RequestDataset(IterableDataset[RequestBatch]):
         own = {"workers": 1, "worker": 0} if worker is None else {"workers": worker.num_workers, "worker": worker.id}
         if self._start.begun:
             check_state("RequestDataset", asdict(self._start), own)
-        self._warn(own["workers"])
+        if worker is not None and worker.id == 0:
+            self._warn(worker.num_workers)
         self._place = replace(self._start, **own)
         return self._stream(self._place)
 
