@@ -23,7 +23,8 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
         return rows
-    text = OPEN.get(path.suffix, lambda data: data)(path.read_bytes()).decode().removeprefix("\ufeff")
+    unpack = OPEN.get(path.suffix, bytes)
+    text = unpack(path.read_bytes()).decode().removeprefix("\ufeff")
     delimiter = next(each for each in ",\t;|" if each in text.splitlines()[0])
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
 

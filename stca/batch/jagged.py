@@ -45,7 +45,7 @@ def from_nested(
         request_offsets: as in `RequestBatch`.
 
     Raises:
-        ValueError: tensors that are no jagged nested tensors, or of other lengths; none at all.
+        ValueError: tensors that are no jagged nested tensors [R, j, ...], or of other lengths; none at all.
 
     Example:
         >>> rows = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(1)], layout=torch.jagged)
@@ -59,6 +59,14 @@ def from_nested(
             if nested.layout != torch.jagged or nested.lengths() is not None:
                 raise ValueError(
                     f"from_nested: {kind}.{name} must be a jagged nested tensor without holes, got {nested.layout}"
+                )
+            if isinstance(nested.shape[1], int):  # of a ragged dimension it is a symbol
+                raise ValueError(f"from_nested: {kind}.{name} must be [R, j, ...], got {list(nested.shape)}")
+            begin, end = nested.offsets()[[0, -1]].tolist()
+            if (begin, end) != (0, len(nested.values())):
+                raise ValueError(
+                    f"from_nested: {kind}.{name} must have offsets from 0 to its {len(nested.values())} rows, got "
+                    f"{begin} to {end}"
                 )
             first = offsets.setdefault(kind, nested.offsets())
             _same_lengths("from_nested", kind, name, first.diff(), nested.offsets().diff())
@@ -102,6 +110,8 @@ def to_keyed(batch: RequestBatch, kind: Kind = "history", names: Sequence[str] |
     names = list(features) if names is None else list(names)
     if not names:
         raise ValueError(f"to_keyed: {kind} must have a feature, got none")
+    if not features.keys() >= set(names):
+        raise ValueError(f"to_keyed: {kind} must have the features {names}, got {list(features)}")
     first = features[names[0]]
     for name in names:
         x = features[name]
@@ -122,14 +132,15 @@ def from_keyed(
     """The batch of KeyedJaggedTensors, of which it shares the memory; the inverse of `to_keyed`.
 
     Args:
-        history: keys that all have the same lengths, R of them.
-        targets: keys that all have the same lengths, R of them.
+        history: keys that all have the same lengths, R of them, and no weights.
+        targets: the same.
         labels: name to [T].
         visible: as in `RequestBatch`.
         request_offsets: as in `RequestBatch`.
 
     Raises:
-        ValueError: keys of other lengths than the first, or none.
+        ValueError: keys of other lengths, or another number of lists, than the first; one key twice; none; values that
+            the lengths do not tell of; weights or inverse indices, which a batch has no place for.
 
     Example:
         >>> from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -140,18 +151,29 @@ def from_keyed(
         >>> batch.history["shop"].tolist(), batch.history_lengths
         ([30, 40, 50], (2, 1))
     """
-    parts = {}
-    for kind, keyed in (("history", history), ("targets", targets)):
-        count = len(keyed.keys())
-        if not count:
-            raise ValueError(f"from_keyed: {kind} must have a key, got none")
-        lengths = keyed.lengths().view(count, keyed.lengths().numel() // count)
-        for name, of_key in zip(keyed.keys(), lengths, strict=True):
-            _same_lengths("from_keyed", kind, name, lengths[0], of_key)
-        values = keyed.values().view(count, keyed.values().numel() // count)
-        offsets = keyed.offsets()[: lengths.shape[1] + 1]
-        parts[kind] = dict(zip(keyed.keys(), values, strict=True)), offsets
+    parts = {kind: _features(kind, keyed) for kind, keyed in (("history", history), ("targets", targets))}
     return RequestBatch(*parts["history"], *parts["targets"], labels or {}, visible, request_offsets)
+
+
+def _features(kind: str, keyed: "KeyedJaggedTensor") -> tuple[dict[str, Tensor], Tensor]:
+    """Values of each key, and the offsets [R + 1] that all of them have."""
+    keys, values = list(keyed.keys()), keyed.values()
+    if not keys:
+        raise ValueError(f"from_keyed: {kind} must have a key, got none")
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"from_keyed: {kind} must have every key once, got {keys}")
+    if keyed.weights_or_none() is not None:
+        raise ValueError(f"from_keyed: {kind} must have no weights (they may be a key of their own), got some")
+    if keyed.inverse_indices_or_none() is not None:
+        raise ValueError(f"from_keyed: {kind} must have no inverse indices, for every list is a request's, got some")
+    lengths = keyed.lengths().long().split(keyed.stride_per_key())
+    for name, of_key in zip(keys, lengths, strict=True):
+        _same_lengths("from_keyed", kind, name, lengths[0], of_key)
+    offsets = torch.cat([lengths[0].new_zeros(1), lengths[0].cumsum(0)])  # torchrec's of int32 lengths may overflow
+    rows = int(offsets[-1])
+    if len(keys) * rows != len(values):
+        raise ValueError(f"from_keyed: {kind} must have {len(keys) * rows} values by its lengths, got {len(values)}")
+    return dict(zip(keys, values.view(len(keys), rows, *values.shape[1:]), strict=True)), offsets
 
 
 def _offsets(batch: RequestBatch, kind: Kind) -> Tensor:
@@ -164,11 +186,11 @@ def _same_lengths(op: str, kind: str, name: str, first: Tensor, lengths: Tensor)
 
 
 def _joined(xs: Sequence[Tensor]) -> Tensor:
-    """All of xs [rows] in a row: in place where they lie so already."""
+    """All of xs [rows] in a row: in place where they lie so already, and none has a gradient, which would miss it."""
     end = xs[0].data_ptr()
     storage = xs[0].untyped_storage().data_ptr()
     for x in xs:
-        if x.data_ptr() != end or x.untyped_storage().data_ptr() != storage or not x.is_contiguous():
+        if x.requires_grad or x.data_ptr() != end or x.untyped_storage().data_ptr() != storage or not x.is_contiguous():
             return torch.cat(list(xs))
         end += x.nbytes
     return xs[0].as_strided((sum(len(x) for x in xs),), (1,))

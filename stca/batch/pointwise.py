@@ -51,8 +51,9 @@ def from_pointwise(samples: Sequence[Sample], *, window: float = 0.0, event_time
         request in their order; `request_offsets` tells requests apart.
 
     Raises:
-        ValueError: features that differ between samples, samples of one request with different histories, or, with
-            `event_time`, an event that is not strictly before its sample's request: it would be the future.
+        ValueError: features that differ between samples, samples of one request with different histories, a user who
+            is None or NaN, a time that is no number, or, with `event_time`, an event that is not strictly before its
+            sample's request: it would be the future.
 
     Example:
         >>> first, later = torch.tensor([1, 2]), torch.tensor([1, 2, 3])
@@ -64,6 +65,8 @@ def from_pointwise(samples: Sequence[Sample], *, window: float = 0.0, event_time
         >>> batch.history["item"].tolist(), batch.visible.tolist()
         ([1, 2, 3], [[0, 2], [0, 3]])
     """
+    if not window >= 0:
+        raise ValueError(f"from_pointwise: window must be at least 0, got {window}")
     _check_samples(samples, event_time)
     codes = _row_codes(samples)
     order: list[int] = []  # of samples in the batch
@@ -125,6 +128,10 @@ def to_pointwise(batch: RequestBatch) -> RequestBatch:
 
 def _check_samples(samples: Sequence[Sample], event_time: str | None) -> None:
     for i, sample in enumerate(samples):
+        if sample.user is None or sample.user != sample.user:
+            raise ValueError(f"from_pointwise: samples[{i}].user must be somebody, got {sample.user}")
+        if not math.isfinite(sample.time):
+            raise ValueError(f"from_pointwise: samples[{i}].time must be a number, got {sample.time}")
         for kind in ("history", "target", "labels"):
             wanted, got = (set(getattr(each, kind)) for each in (samples[0], sample))
             if wanted != got:
@@ -138,6 +145,13 @@ def _check_samples(samples: Sequence[Sample], event_time: str | None) -> None:
                 raise ValueError(
                     f"from_pointwise: samples[{i}].history.{name} must be {first.dtype} [L, *{list(first.shape[1:])}], "
                     f"got {x.dtype} {list(x.shape)}"
+                )
+        for name, x in sample.target.items():
+            first = samples[0].target[name]
+            if (x.dtype, x.shape) != (first.dtype, first.shape):
+                raise ValueError(
+                    f"from_pointwise: samples[{i}].target.{name} must be {first.dtype} {list(first.shape)}, got "
+                    f"{x.dtype} {list(x.shape)}"
                 )
         lengths = {name: len(x) for name, x in sample.history.items()}
         if len(set(lengths.values())) > 1:

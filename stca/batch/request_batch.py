@@ -17,9 +17,10 @@ def rows_of(begin: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         >>> stca.batch.request_batch.rows_of(torch.tensor([5, 0]), torch.tensor([2, 3]))
         (tensor([5, 6, 0, 1, 2]), tensor([0, 2, 5]))
     """
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(lengths.dtype)
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])  # int64: copies may be more than int32 counts
     rows = torch.repeat_interleave(begin - offsets[:-1], lengths)
-    return rows + torch.arange(len(rows), device=rows.device), offsets
+    fits = len(rows) <= torch.iinfo(lengths.dtype).max
+    return rows + torch.arange(len(rows), device=rows.device), offsets.to(lengths.dtype) if fits else offsets
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,12 @@ class RequestBatch:
         Raises:
             ValueError: what does not fit, by name, expectation and value.
         """
-        N, T = self.N, self.T
+        devices = {x.device: name for name, x in self.tensors().items()}
+        if len(devices) > 1:
+            raise ValueError(f"RequestBatch: all tensors must be on one device, got {devices}")
         self._check_offsets("history_offsets")
         self._check_offsets("target_offsets")
+        N, T = self.N, self.T
         self._check_offsets("request_offsets", end=T)
         if self.history_offsets.numel() != self.target_offsets.numel():
             raise ValueError(
@@ -139,6 +143,8 @@ class RequestBatch:
         if self.visible is not None:
             if self.visible.shape != (T, 2):
                 raise ValueError(f"RequestBatch: visible must be [T = {T}, 2], got {list(self.visible.shape)}")
+            if self.visible.dtype not in (torch.int32, torch.int64):
+                raise ValueError(f"RequestBatch: visible must be int32 or int64, got {self.visible.dtype}")
             own = torch.repeat_interleave(self.history_offsets.diff(), self.target_offsets.diff())
             begin, end = self.visible.unbind(dim=1)
             wrong = ((begin < 0) | (begin > end) | (end > own)).nonzero().flatten()

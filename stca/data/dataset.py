@@ -1,37 +1,64 @@
 """A stream of request-level batches from Parquet files."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from stca.batch import RequestBatch
-from stca.data.columns import REQUESTS, VISIBLE, is_ours
-from stca.data.read import open_file, read_row_group
+from stca.data.columns import check_alike
+from stca.data.read import Widths, add_widths, identity_of, read_row_group, types_of
 from stca.lengths import TokenBudgetSampler
+from stca.token_budget import check_state
+
+
+@dataclass
+class _Place:
+    """Where an iterator stands: row groups of its share done, batches done of the next."""
+
+    epoch: int
+    row_groups: int = 0
+    batches: int = 0
+    workers: int = 1
+    worker: int = 0
+
+    @property
+    def begun(self) -> bool:
+        return self.row_groups > 0 or self.batches > 0
 
 
 class RequestDataset(IterableDataset[RequestBatch]):
     """Batches by a budget of tokens from files that `write_requests` made, one row group in memory at a time.
 
     Row groups are shuffled and dealt out over ranks and the workers of a DataLoader (`batch_size=None`), so each comes
-    exactly once; within a row group batches are `TokenBudgetSampler`'s. Iterating again is the next epoch; of workers
-    that end with their epoch it is not: call `set_epoch`, or use `persistent_workers=True`. Ranks may get different
-    numbers of batches: a loop over several ranks must stop when the first has none left.
+    exactly once; within a row group batches are `TokenBudgetSampler`'s. Ranks may get different numbers of batches: a
+    loop over several ranks must stop when the first has none left.
+
+    Every iterator begins where `set_epoch` or `load_state_dict` said last, so one that is left early takes nothing from
+    the next; one that comes to its end moves on to the next epoch. Workers that end with their epoch do not: call
+    `set_epoch`, or use `persistent_workers=True` and read every epoch to its end.
 
     Args:
         paths: one file or several.
         budget: history rows of a batch at most, except for a longer history alone.
+        target_budget: targets of a batch at most, except for a history alone that has more. None: as many as `budget`,
+            for a target goes through as many layers as a history row.
         seed: of all shuffles.
         rank: of this process.
         world_size: processes.
         shuffle: False: files and row groups in their order, batches of a row group by falling tokens.
 
     Raises:
-        ValueError: a file that is not whole, is no Parquet, is damaged or has other columns, by file and column.
+        ValueError: no file; one that is not whole, is no Parquet, is damaged, has other columns, or changes while it is
+            read, by file and column; a budget below 1.
+
+    Warns:
+        UserWarning: fewer row groups than ranks, or than workers of all ranks: some get nothing.
     """
 
     def __init__(
@@ -39,6 +66,7 @@ class RequestDataset(IterableDataset[RequestBatch]):
         paths: Path | str | Sequence[Path | str],
         budget: int,
         *,
+        target_budget: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -47,72 +75,110 @@ class RequestDataset(IterableDataset[RequestBatch]):
         if not 0 <= rank < world_size:
             raise ValueError(f"RequestDataset: rank must be in [0, world_size = {world_size}), got {rank}")
         self.paths = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
-        self.budget, self.seed, self.rank, self.world_size, self.shuffle = budget, seed, rank, world_size, shuffle
-        self.row_groups: list[tuple[Path, int]] = []
-        schema: pa.Schema | None = None
+        if not self.paths:
+            raise ValueError("RequestDataset: paths must hold at least one file, got none")
+        self.budget, self.target_budget = budget, budget if target_budget is None else target_budget
+        if min(self.budget, self.target_budget) < 1:
+            raise ValueError(f"RequestDataset: budgets must be at least 1, got {budget} and {target_budget}")
+        self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
+        self._widths: Widths = {}
+        first = types_of(self.paths[0])
         for path in self.paths:
-            with open_file(path) as file:
-                self._check_columns(path, file.schema_arrow, schema or file.schema_arrow)
-                schema = schema or file.schema_arrow
-                self.row_groups += [(path, number) for number in range(file.num_row_groups)]
-        self.epoch = self._done_groups = self._done_batches = 0
+            check_alike(self.paths[0], first, path, types_of(path))
+            add_widths(self._widths, path)
+        self._files = [identity_of(path) for path in self.paths]
+        self.row_groups = [
+            (file, number) for file, (_, _, count, _) in enumerate(self._files) for number in range(count)
+        ]
+        self._start = self._place = _Place(epoch=0)  # of the next iterator, and of the one made last
+        self._warn(1)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where this process, or this worker, stands: epoch, whole row groups done, batches done of the next."""
-        return {"epoch": self.epoch, "row_groups": self._done_groups, "batches": self._done_batches}
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next iterator."""
+        return self._start.epoch
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on behind the last batch that was handed out before `state_dict`."""
-        self.epoch, self._done_groups, self._done_batches = state["epoch"], state["row_groups"], state["batches"]
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iterator made last stands in this process, or this worker, and whose place that is.
+
+        The place is the epoch, whole row groups done, and batches done of the next; each rank and worker has its own.
+        """
+        return {**self._identity(), **asdict(self._place), "rank": self.rank, "world_size": self.world_size}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Iterators begin behind the last batch that was handed out before `state_dict`.
+
+        In the midst of an epoch as many ranks and workers must go on, each with its own state; at its start there may
+        be others.
+
+        Raises:
+            ValueError: a state of other files, budgets, seed or order, or of another rank or number of ranks. Another
+                worker, or number of them, is refused when the iterator begins.
+        """
+        start = _Place(**{name: state[name] for name in asdict(self._start) if name in state})
+        ranks = {"world_size": self.world_size, "rank": self.rank} if start.begun else {}
+        check_state("RequestDataset", state, {**self._identity(), **ranks})
+        self._start = self._place = start
 
     def set_epoch(self, epoch: int) -> None:
-        """Starts that epoch from its first batch."""
-        self.load_state_dict({"epoch": epoch, "row_groups": 0, "batches": 0})
+        """Iterators begin at that epoch's first batch."""
+        self._start = self._place = _Place(epoch)
 
     def __iter__(self) -> Iterator[RequestBatch]:
         """The batches of this rank and worker that the epoch has left."""
         worker = get_worker_info()
-        workers, own = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        own = {"workers": 1, "worker": 0} if worker is None else {"workers": worker.num_workers, "worker": worker.id}
+        if self._start.begun:
+            check_state("RequestDataset", asdict(self._start), own)
+        if worker is not None and worker.id == 0:
+            self._warn(worker.num_workers)
+        self._place = replace(self._start, **own)
+        return self._stream(self._place)
+
+    def _stream(self, place: _Place) -> Iterator[RequestBatch]:
         order = np.arange(len(self.row_groups))
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
-        mine = order[self.rank * workers + own :: self.world_size * workers].tolist()
-        while self._done_groups < len(mine):
-            number = mine[self._done_groups]
-            histories = read_row_group(*self.row_groups[number])
+            order = np.random.default_rng((self.seed, place.epoch)).permutation(order)
+        mine = order[self.rank * place.workers + place.worker :: self.world_size * place.workers].tolist()
+        for number in mine[place.row_groups :]:
+            histories = self._read(*self.row_groups[number])
             sampler = TokenBudgetSampler(
-                list(histories.history_lengths), self.budget, seed=self.seed + 1_000_003 * number, shuffle=self.shuffle
+                list(histories.history_lengths),
+                self.budget,
+                targets=list(histories.target_lengths),
+                target_budget=self.target_budget,
+                seed=self.seed + 1_000_003 * number,
+                shuffle=self.shuffle,
             )
-            sampler.load_state_dict({"epoch": self.epoch, "step": self._done_batches})
+            sampler.set_epoch(place.epoch, place.batches)
             for chosen in sampler:
-                self._done_batches += 1
+                place.batches += 1
                 yield histories.select(torch.tensor(chosen))
-            self._done_groups, self._done_batches = self._done_groups + 1, 0
-        self.set_epoch(self.epoch + 1)
+            place.row_groups, place.batches = place.row_groups + 1, 0
+        if place is self._place:
+            self.set_epoch(place.epoch + 1)
 
-    def _check_columns(self, path: Path, schema: pa.Schema, first: pa.Schema) -> None:
-        for name in (REQUESTS, *VISIBLE):
-            if name not in schema.names:
-                raise ValueError(f"{path}: column {name} is missing, so write_requests did not write this file")
-        for name in filter(is_ours, schema.names):
-            kind = schema.field(name).type
-            index = name in (REQUESTS, *VISIBLE)
-            if not pa.types.is_large_list(kind) or not _fits(kind.value_type, index):
-                wanted = "integers" if index else "numbers, or of fixed-size lists of them"
-                raise ValueError(f"{path}: column {name} must be a large_list of {wanted}, got {kind}")
-        for name in filter(is_ours, first.names):
-            if name not in schema.names:
-                raise ValueError(f"{path}: column {name} of {self.paths[0]} is missing, got {schema.names}")
-            if schema.field(name).type != first.field(name).type:
-                raise ValueError(
-                    f"{path}: column {name} must be {first.field(name).type} as in {self.paths[0]}, got "
-                    f"{schema.field(name).type}"
-                )
+    def _read(self, file: int, number: int) -> RequestBatch:
+        path = self.paths[file]
+        if identity_of(path) != self._files[file]:
+            raise ValueError(f"{path}: must stay as it is while it is read, got one that has changed")
+        return read_row_group(path, number, self._widths)
 
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "files": self._files,
+            "seed": self.seed,
+            "budget": self.budget,
+            "target_budget": self.target_budget,
+            "shuffle": self.shuffle,
+        }
 
-def _fits(value: pa.DataType, index: bool) -> bool:
-    """Whether a tensor, or one that is an index, can be made of such values."""
-    if index:
-        return bool(pa.types.is_integer(value))
-    number = value.value_type if pa.types.is_fixed_size_list(value) else value
-    return bool(pa.types.is_integer(number) or pa.types.is_floating(number) or pa.types.is_boolean(number))
+    def _warn(self, workers: int) -> None:
+        readers = self.world_size * workers
+        if len(self.row_groups) < readers:
+            warnings.warn(
+                f"RequestDataset: {len(self.row_groups)} row groups for {readers} readers ({self.world_size} ranks of "
+                f"{workers} workers): some get no batch at all. write_requests makes smaller row groups with tokens=, "
+                "or nbytes=",
+                stacklevel=3,
+            )

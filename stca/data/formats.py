@@ -1,10 +1,8 @@
 """Event logs as others publish them: which of their columns is what, and how their cells are to be read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
-
-from stca.data.columns import feature_names
 
 Kind = Literal["id", "text", "int", "float"]
 NULLS = ("", "NULL", "null", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "None", "none", "nil", "\\N")
@@ -85,6 +83,26 @@ class LogFormat:
 def is_label(ours: str) -> bool:
     """Whether a column is what came of an event."""
     return ours == "label" or ours.startswith("label_")
+
+
+def feature_names(op: str, columns: Iterable[str]) -> dict[str, str]:
+    """Columns of a log to names in its batches, `label_like` to `like`; request_id has none.
+
+    Raises:
+        ValueError: two columns of one name, by both, since one would overwrite the other.
+    """
+    own = {"user_id": "user", "item_id": "item", "timestamp": "time", "label": "label"}
+    taken = {name: column for column, name in own.items()}
+    names: dict[str, str] = {}
+    for column in columns:
+        if column == "request_id":
+            continue
+        name = own.get(column) or column.removeprefix("label_")
+        holder = taken.setdefault(name, column)
+        if not name or holder != column:
+            raise ValueError(f"{op}: column {column} must have another name, since in batches {name!r} is {holder}")
+        names[column] = name
+    return names
 
 
 IDS = ("user_id", "item_id", "request_id")

@@ -12,8 +12,7 @@ import torch
 from stca.batch import RequestBatch
 from stca.batch.request_batch import rows_of
 from stca.data.cells import is_number
-from stca.data.columns import feature_names
-from stca.data.formats import is_label
+from stca.data.formats import feature_names, is_label
 from stca.data.requests import LASTING, Integers, Requests, find_requests, request_numbers
 
 _AT_ONCE = 250_000  # events that are sorted into parts at a time
