@@ -25,7 +25,7 @@ class STCA(Module):
         z = \mathrm{SwiGLUFFN}([o_1, \ldots, o_M, x_t] W_Z)
 
     No self-attention among history rows, no mask, no residuals; the cost is linear in the history's length. The
-    history is held once per request, never per target.
+    history is held once per request, never per target. When results have the same bits: see `TargetAttention`.
 
     Args:
         dim: D, width of targets, history rows and result.
