@@ -67,8 +67,8 @@ def automatic(rows: list[Row]) -> str:
             choices.append(times[order] / min(times.values()))
     good = sum(ratio <= _AUTO for ratio in choices)
     return (
-        f'`TargetAttention(order="auto")` takes the faster order, or one within 10 % of it, in {good} of {len(choices)} '
-        f"cases; at worst it takes {max(choices):.2f} times as long."
+        f'`TargetAttention(order="auto")` takes the faster order, or one within 10 % of it, in {good} of '
+        f"{len(choices)} cases; at worst it takes {max(choices):.2f} times as long."
     )
 
 
