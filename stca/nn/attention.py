@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
-from stca.nn.layout import pack_requests
+from stca.nn.layout import PackedRequests, pack_requests
 from stca.nn.module import Module
 from stca.nn.multihead import taken_from
 from stca.nn.product import einsum, matmul, project_history
@@ -25,31 +25,21 @@ class _Costs(NamedTuple):
 
 # CPU: what makes fewest wrong choices in the cases of benchmarks/results (see "order" in benchmarks/NOTES.md). CUDA: a
 # prediction, nothing has been measured: kernels of mma.sync run at about half of the rate of cuBLAS in either order.
-_COSTS = {"cpu": _Costs(1.2, 2.0), "cuda": _Costs(2.0, 2.0)}
+_CPU_COSTS, _CUDA_COSTS = _Costs(1.2, 2.0), _Costs(2.0, 2.0)
 _ROWS_OF_A_GROUP = 10_000  # of a history, for the choice of order where no rank knows its length
 
 
-def _cannot_be_guarded(R: int) -> bool:
-    """Whether R is, to a compiler, the size of a nested tensor.
+def _compiled_choice(R: int, cheaper: bool) -> bool:
+    """Whether a program that is being compiled takes the reordered form; `cheaper` becomes one of its guards.
 
-    Nothing may be decided by such a size: of the two names that dynamo has for it, the offsets' length minus 1 and the
-    nested tensor's own, a set's order says which stays, and the latter ends in an AssertionError when guards are made.
-    It is known to be at least 2, since 0 and 1 are constants; of the length of any other offsets just that is known.
+    Not where R is the size of a nested tensor: of the two names that dynamo has for it, the offsets' length minus 1 and
+    the nested tensor's own, a set's order says which stays, and the latter ends in an AssertionError when guards are
+    made. It is known to be at least 2, since 0 and 1 are constants; of the length of other offsets just that is known.
+    Nor where `cheaper` depends on data, as the length of selected histories does.
     """
-    if not torch.compiler.is_compiling():
-        return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value, statically_known_true
+    from torch.fx.experimental.symbolic_shapes import guard_or_true, has_static_value, statically_known_true
 
-    return not has_static_value(R) and statically_known_true(R >= 2)
-
-
-def _holds(comparison: bool) -> bool:
-    """The comparison's value; to a compiler True where it depends on data, as the length of selected histories does."""
-    if not torch.compiler.is_compiling():
-        return comparison
-    from torch.fx.experimental.symbolic_shapes import guard_or_true
-
-    return guard_or_true(comparison)
+    return (not has_static_value(R) and statically_known_true(R >= 2)) or guard_or_true(cheaper)
 
 
 class TargetAttention(Module):
@@ -144,14 +134,15 @@ class TargetAttention(Module):
         """
         if self.order != "auto":
             return self.order
-        if torch.compiler.is_exporting() or _cannot_be_guarded(R):
+        if torch.compiler.is_exporting():
             return "reordered"
         D, H, pairs = self.dim, self.num_heads, N * T / max(R, 1)
         project, attend = 4 * (N if P is None else P) * D * D, 4 * D * pairs
-        costs = _COSTS.get(self.w_q.device.type, _COSTS["cpu"])
-        reordered = costs.reordered * H * attend + 4 * T * D * D
-        projected = project + costs.projected * attend
-        return "reordered" if _holds(reordered <= projected) else "projected"
+        reordered, projected = _CUDA_COSTS if self.w_q.is_cuda else _CPU_COSTS
+        cheaper = reordered * H * attend + 4 * T * D * D <= project + projected * attend
+        if torch.compiler.is_compiling():
+            cheaper = _compiled_choice(R, cheaper)
+        return "reordered" if cheaper else "projected"
 
     def forward(
         self,
@@ -172,14 +163,15 @@ class TargetAttention(Module):
         """
         others = target_offsets, history_offsets, visible, history_index, target_lengths, history_lengths
         packed = pack_requests("TargetAttention", self.dim, targets, history, *others)
-        out, lse = self._attend(packed.targets, packed.history, packed.options())
+        out, lse = self._attend(packed)
         out = packed.unpack(out, 0.0)
         return (out, packed.unpack(lse, -torch.inf)) if return_lse else out
 
-    def _attend(self, x: Tensor, rows: Tensor, requests: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _attend(self, requests: PackedRequests) -> tuple[Tensor, Tensor]:
+        x, rows, target_offsets, history_offsets, visible, index, _ = requests
         D, H, dh = self.dim, self.num_heads, self.dim // self.num_heads
-        T, P, R = x.shape[0], rows.shape[0], requests["target_offsets"].shape[0] - 1
-        index, group = requests["history_index"], self.history_group
+        T, P, R = x.shape[0], rows.shape[0], target_offsets.shape[0] - 1
+        group = self.history_group
         q = matmul(x, self.w_q) if self.b_q is None else matmul(x, self.w_q) + self.b_q
         q = q.view(T, H, dh)
         N = P if index is None else index.shape[0]
@@ -197,7 +189,10 @@ class TargetAttention(Module):
             if group is not None:
                 q, w_k, w_v = sum_gradients(group, q, w_k, w_v)
             k, v = (each.view(-1, H, dh) for each in project_history(rows, w_k, w_v))
-        out, lse = ops.target_attention(q, k, v, **requests, scale=dh**-0.5, return_lse=True)
+        options = {"visible": visible, "history_index": index}
+        out, lse = ops.target_attention(
+            q, k, v, target_offsets, history_offsets, **options, scale=dh**-0.5, return_lse=True
+        )
         if group is not None:
             out, lse = merge_parts(group, out, lse)
         if reordered:

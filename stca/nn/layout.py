@@ -9,6 +9,17 @@ from torch import Tensor
 
 from stca.nn.module import check_tensor
 
+_ARGUMENTS = (
+    "targets",
+    "history",
+    "target_offsets",
+    "history_offsets",
+    "visible",
+    "history_index",
+    "target_lengths",
+    "history_lengths",
+)
+
 
 class PackedRequests(NamedTuple):
     """The rows of all requests back to back, and how to bring a result per target into the form of the targets."""
@@ -62,19 +73,19 @@ def pack_requests(
         TypeError: something else than a tensor.
         ValueError: arguments of different forms, rows of another width than D, or lengths that no padded batch has.
     """
-    arguments = {
-        "targets": targets,
-        "history": history,
-        "target_offsets": target_offsets,
-        "history_offsets": history_offsets,
-        "visible": visible,
-        "history_index": history_index,
-        "target_lengths": target_lengths,
-        "history_lengths": history_lengths,
-    }
-    for name, each in arguments.items():
-        if each is not None or name in ("targets", "history"):
-            check_tensor(owner, name, each)
+    arguments = (
+        targets,
+        history,
+        target_offsets,
+        history_offsets,
+        visible,
+        history_index,
+        target_lengths,
+        history_lengths,
+    )
+    for at, argument in enumerate(arguments):
+        if not isinstance(argument, Tensor) and (argument is not None or at < 2):
+            check_tensor(owner, _ARGUMENTS[at], argument)
     assert targets is not None
     assert history is not None
     if targets.is_nested != history.is_nested or targets.dim() != history.dim() or targets.dim() not in (2, 3):

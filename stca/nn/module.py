@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx.proxy import Proxy, TraceError
+from torch.overrides import has_torch_function
 
 
 class Module(nn.Module):
@@ -16,7 +16,7 @@ class Module(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """`forward` with hooks, or its record in the graph that is being traced."""
         # Tells in a fraction of a microsecond that there is no proxy: proxies take part in __torch_function__.
-        if torch.overrides.has_torch_function((*args, *kwargs.values())):
+        if has_torch_function(args) or (kwargs and has_torch_function(tuple(kwargs.values()))):
             for argument in (*args, *kwargs.values()):
                 if isinstance(argument, Proxy):
                     path = argument.tracer.path_of_module(self)  # type: ignore[attr-defined]
