@@ -61,7 +61,8 @@ def _inputs(case: str, dtype: torch.dtype, poison: float) -> tuple[Args, Tensor]
 def _results(model: nn.Module, args: Args, call: Callable[..., Tensor] | None = None) -> list[Tensor]:
     x, rows, options = args
     z = (model if call is None else call)(x, rows, **options)
-    return [z.detach(), *torch.autograd.grad(z.float().square().sum(), [x, rows, *model.parameters()])]
+    loss = z.to(torch.promote_types(z.dtype, torch.float32)).square().sum()
+    return [z.detach(), *torch.autograd.grad(loss, [x, rows, *model.parameters()])]
 
 
 def _same(actual: list[Tensor], expected: list[Tensor], seen: Tensor, **tolerance: Any) -> None:
@@ -156,16 +157,17 @@ def test_f3_padding_of_targets_and_what_it_alone_would_see(kind: str, poison: fl
         assert not bool(padding.any())
 
 
-def _of_rank(rank: int) -> list[list[Tensor]]:
+def _of_rank(rank: int, kind: str) -> list[list[Tensor]]:
     results = []
     for poison in (0.0, torch.nan):
         torch.manual_seed(0)
-        model = TargetAttention(16, 4, order="projected", history_group=dist.group.WORLD, dtype=torch.float64)
+        model = MODELS[kind](history_group=dist.group.WORLD, dtype=torch.float64)
         results.append(_results(model, _inputs("visible", torch.float64, poison)[0]))
     return results
 
 
-def test_f3_parts_of_histories_on_two_ranks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["projected", "stca projected"])
+def test_f3_parts_of_histories_on_two_ranks(kind: str, tmp_path: Path) -> None:
     seen = _inputs("visible", torch.float64, 0.0)[1]
-    for expected, actual in run_ranks(_of_rank, 2, tmp_path):
+    for expected, actual in run_ranks(_of_rank, 2, tmp_path, kind):
         _same(actual, expected, seen)
