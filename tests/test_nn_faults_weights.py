@@ -125,7 +125,7 @@ def _other(mha: nn.MultiheadAttention, **parts: Any) -> nn.MultiheadAttention:
     ],
 )
 def test_w9_something_else(mha: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=rf"^TargetAttention\.from_multihead_attention: mha.*{message}|{message}"):
+    with pytest.raises(error, match=rf"^TargetAttention\.from_multihead_attention: .*{message}"):
         TargetAttention.from_multihead_attention(mha)
 
 
