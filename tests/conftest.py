@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from cases import ISAS
 from hypothesis import HealthCheck, settings
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import stca
 
@@ -31,12 +33,6 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _orders_by_flops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that no test depends on what this machine measures."""
-    monkeypatch.setenv("STCA_ORDER_COSTS", "1,1")
-
-
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once with the kernels of each instruction set that this CPU has."""
@@ -57,3 +53,11 @@ def uninitialized_is_nan() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(before[0])
     deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()

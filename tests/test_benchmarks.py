@@ -114,7 +114,13 @@ def test_exponents() -> None:
 
 def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     times = {"stca": 2.0, "stca reordered": 2.0, "stca projected": 1.0, "peer": 3.0}
-    row = {"op": "TargetAttention", "case": "D=1", "dtype": "float32", "direction": "forward", "stca_ms": 2.0}
+    row = {
+        "op": "TargetAttention",
+        "case": "D=8 H=2 m=1 L=9 R=1",
+        "dtype": "float32",
+        "direction": "forward",
+        "stca_ms": 2.0,
+    }
     row |= {"best_peer": "peer", "best_peer_ms": 3.0, "ratio": 1.5, "floor_share": 0.8, "peak_mb": 1.0}
     rows = [row | {"peer_peak_mb": 4.0, "all_ms": times, "cannot": {}}]
     rows.append(rows[0] | {"op": "target_attention reordered", "ratio": 6.0, "all_ms": {"stca": 2.0, "peer": 12.0}})
@@ -135,7 +141,7 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     assert text.count("| TargetAttention, forward | float32 | 1 | 1.50 (1.50) | 0 | 80% | 0.25 |") == 2
     assert text.count("ran in float32") == 1
     assert "forward 6.00" in text
-    assert "in 0 of 1 cases; at worst it took 2.00 times as long." in text
+    assert "in 0 of 1 cases; at worst it takes 2.00 times as long." in text
     assert "| STCA, forward | L^1.00 |" in text
     assert "**GPU**: not measured yet" in text
     assert text.startswith("before\n")

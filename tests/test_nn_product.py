@@ -9,12 +9,12 @@ from torch import Tensor
 import stca
 from stca.nn import product
 from stca.nn.attention import Order
-from stca.nn.product import einsum, matmul, matmuls
+from stca.nn.product import einsum, matmul, project_history
 
 NARROW = (torch.bfloat16, torch.float16)
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "matmul": matmul,
-    "matmuls": lambda x, w: matmuls(x, w.detach(), w)[1],
+    "project_history": lambda x, w: project_history(x, w.detach(), w)[1],
     "einsum": lambda x, w: einsum("nd,df->nf", x, w),
 }
 

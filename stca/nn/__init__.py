@@ -3,8 +3,7 @@
 from stca.nn.attention import TargetAttention
 from stca.nn.ffn import SwiGLUFFN
 from stca.nn.layer import STCALayer
-from stca.nn.order import OrderCosts, order_costs
 from stca.nn.rank_mixer import RankMixer
 from stca.nn.stack import STCA
 
-__all__ = ["STCA", "OrderCosts", "RankMixer", "STCALayer", "SwiGLUFFN", "TargetAttention", "order_costs"]
+__all__ = ["STCA", "RankMixer", "STCALayer", "SwiGLUFFN", "TargetAttention"]

@@ -1,6 +1,6 @@
 """Multi-head attention of targets to their request's history, in the cheaper of two exact orders."""
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -8,16 +8,41 @@ from torch import Tensor, nn
 
 from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
-from stca.nn.layout import Flat, flatten
-from stca.nn.order import BY_FLOPS, compiled_order_costs, order_costs
-from stca.nn.product import einsum, matmul, matmuls
+from stca.nn.layout import PackedRequests, pack_requests
+from stca.nn.module import Module
+from stca.nn.multihead import taken_from
+from stca.nn.product import einsum, matmul, project_history
 
 Order = Literal["auto", "reordered", "projected"]
-_WORTH_MEASURING = 1e8  # FLOPs of attention, a millisecond or so
+
+
+class _Costs(NamedTuple):
+    """Time of a FLOP of attention, in each order, over that of a FLOP of the products that project keys and values."""
+
+    reordered: float
+    projected: float
+
+
+# CPU: what makes fewest wrong choices in the cases of benchmarks/results (see "order" in benchmarks/NOTES.md). CUDA: a
+# prediction, nothing has been measured: kernels of mma.sync run at about half of the rate of cuBLAS in either order.
+_CPU_COSTS, _CUDA_COSTS = _Costs(1.2, 2.0), _Costs(2.0, 2.0)
 _ROWS_OF_A_GROUP = 10_000  # of a history, for the choice of order where no rank knows its length
 
 
-class TargetAttention(nn.Module):
+def _compiled_choice(R: int, cheaper: bool) -> bool:
+    """Whether a program that is being compiled takes the reordered form; `cheaper` becomes one of its guards.
+
+    Not where R is the size of a nested tensor: of the two names that dynamo has for it, the offsets' length minus 1 and
+    the nested tensor's own, a set's order says which stays, and the latter ends in an AssertionError when guards are
+    made. It is known to be at least 2, since 0 and 1 are constants; of the length of other offsets just that is known.
+    Nor where `cheaper` depends on data, as the length of selected histories does.
+    """
+    from torch.fx.experimental.symbolic_shapes import guard_or_true, has_static_value, statically_known_true
+
+    return (not has_static_value(R) and statically_known_true(R >= 2)) or guard_or_true(cheaper)
+
+
+class TargetAttention(Module):
     r"""Softmax attention of every target to the history rows of its own request.
 
     .. math::
@@ -26,15 +51,19 @@ class TargetAttention(nn.Module):
 
     The two orders give the same result and gradients. "projected" forms the keys and values of every history row.
     "reordered" never does: :math:`u_j = (x_t W_{Q,j}) W_{K,j}^\top` attends to the raw rows and what it gathers is
-    projected, which is cheaper for few targets, about m < D / (H - 1).
+    projected, which is cheaper for few targets, about m < D / (H - 1). Rows that no target sees may hold anything and
+    are in no gradient.
+
+    The bits are the same on every run of the same call with as many threads. Other numbers of threads, targets or
+    requests sum in another order, which in float32 changes results by some 1e-7; what other requests hold does not.
 
     Args:
         dim: D, width of targets, history rows and output.
         num_heads: H, divides D.
         bias: biases of queries, values and output. A bias of keys would drop out of the softmax and is not held.
-        order: "auto" takes the faster order for the shapes at hand, with m = T / R targets per request: by FLOPs, and
-            near the crossover by what they cost here (`order_costs`); "reordered" under `torch.export`, since one
-            program then serves all shapes.
+        order: "auto" takes the faster order for the shapes at hand, by FLOPs and what one costs in each order: on the
+            CPU "projected" from about D / (1.2 H - 2) targets per request on. It is "reordered" where one program
+            serves all shapes, under `torch.export` and, of nested tensors, under `torch.compile`.
         history_group: ranks that each hold a part of every request's history, and all targets. Histories, their
             offsets and `visible` are this rank's part; results and the gradients of targets and weights are whole
             and the same on every rank. What travels is of the size of the queries, whatever the history's length.
@@ -44,7 +73,7 @@ class TargetAttention(nn.Module):
         A target that sees no row gets exactly 0.
 
     Raises:
-        ValueError: an unknown order, or heads that do not divide D.
+        ValueError: an unknown order, D below 1, or heads that do not divide D.
 
     Source:
         arXiv 2511.06077, section 3.2; the reordering: "Request-level reordering" there.
@@ -68,6 +97,8 @@ class TargetAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if dim < 1:
+            raise ValueError(f"TargetAttention: dim must be at least 1, got {dim}")
         if num_heads < 1 or dim % num_heads != 0:
             raise ValueError(f"TargetAttention: num_heads must divide dim = {dim}, got {num_heads}")
         if order not in ("auto", "reordered", "projected"):
@@ -92,17 +123,14 @@ class TargetAttention(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
-    def chosen_order(
-        self, T: int, N: int, R: int, P: int | None = None, dtype: torch.dtype | None = None
-    ) -> Literal["reordered", "projected"]:
-        """The faster order, unless the module fixes one or is being exported; see `stca.nn.order_costs`.
+    def chosen_order(self, T: int, N: int, R: int, P: int | None = None) -> Literal["reordered", "projected"]:
+        """The faster order, unless the module fixes one or one program serves all shapes.
 
         Args:
             T: targets of all requests.
             N: history rows of all requests.
             R: requests.
             P: distinct history rows, N when None.
-            dtype: of targets and history, that of the weights when None.
         """
         if self.order != "auto":
             return self.order
@@ -110,14 +138,11 @@ class TargetAttention(nn.Module):
             return "reordered"
         D, H, pairs = self.dim, self.num_heads, N * T / max(R, 1)
         project, attend = 4 * (N if P is None else P) * D * D, 4 * D * pairs
-        # What travels between the ranks of a group depends on the order, so they must agree; small or clear cases
-        # are not worth a measurement.
-        costs = BY_FLOPS
-        if self.history_group is None and H * attend > _WORTH_MEASURING and 4 * H * attend > project + attend:
-            find = compiled_order_costs if torch.compiler.is_compiling() else order_costs
-            costs = find(self.w_q.device, dtype or self.w_q.dtype, torch.is_grad_enabled(), D, H)
-        reordered = costs.reordered * H * attend + 4 * T * D * D
-        return "reordered" if reordered <= project + costs.projected * attend else "projected"
+        reordered, projected = _CUDA_COSTS if self.w_q.is_cuda else _CPU_COSTS
+        cheaper = reordered * H * attend + 4 * T * D * D <= project + projected * attend
+        if torch.compiler.is_compiling():
+            cheaper = _compiled_choice(R, cheaper)
+        return "reordered" if cheaper else "projected"
 
     def forward(
         self,
@@ -130,34 +155,29 @@ class TargetAttention(nn.Module):
         target_lengths: Tensor | None = None,
         history_lengths: Tensor | None = None,
         history_index: Tensor | None = None,
-    ) -> Tensor:
-        """Attends; see the class, and `STCA.forward` for the forms of the arguments."""
-        flat = flatten(
-            "TargetAttention",
-            self.dim,
-            targets,
-            history,
-            target_offsets,
-            history_offsets,
-            visible,
-            history_index,
-            target_lengths,
-            history_lengths,
-        )
-        return flat.restore(self.attend(flat, history_index)[0])
+        return_lse: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attends; see the class, and `STCA.forward` for the forms of the arguments.
 
-    def attend(self, flat: Flat, history_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """o [T, D] and the logarithms of the softmax denominators [T, H], for arguments in flat form."""
-        x, rows = flat.targets, flat.history
+        With `return_lse` also the logarithms of the softmax denominators, H in place of D, -inf where nothing is seen.
+        """
+        others = target_offsets, history_offsets, visible, history_index, target_lengths, history_lengths
+        packed = pack_requests("TargetAttention", self.dim, targets, history, *others)
+        out, lse = self._attend(packed)
+        out = packed.unpack(out, 0.0)
+        return (out, packed.unpack(lse, -torch.inf)) if return_lse else out
+
+    def _attend(self, requests: PackedRequests) -> tuple[Tensor, Tensor]:
+        x, rows, target_offsets, history_offsets, visible, index, _ = requests
         D, H, dh = self.dim, self.num_heads, self.dim // self.num_heads
-        T, R = x.shape[0], flat.target_offsets.shape[0] - 1
+        T, P, R = x.shape[0], rows.shape[0], target_offsets.shape[0] - 1
+        group = self.history_group
         q = matmul(x, self.w_q) if self.b_q is None else matmul(x, self.w_q) + self.b_q
         q = q.view(T, H, dh)
-        N, P = rows.shape[0] if history_index is None else history_index.shape[0], rows.shape[0]
-        group = self.history_group
+        N = P if index is None else index.shape[0]
         if group is not None:
             N = P = _ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
-        reordered = self.chosen_order(T, N, R, P, q.dtype) == "reordered"
+        reordered = self.chosen_order(T, N, R, P) == "reordered"
         if reordered:
             q = einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
             if group is not None:
@@ -168,17 +188,10 @@ class TargetAttention(nn.Module):
             w_v: Tensor = self.w_v
             if group is not None:
                 q, w_k, w_v = sum_gradients(group, q, w_k, w_v)
-            k, v = (each.view(-1, H, dh) for each in matmuls(rows, w_k, w_v))
+            k, v = (each.view(-1, H, dh) for each in project_history(rows, w_k, w_v))
+        options = {"visible": visible, "history_index": index}
         out, lse = ops.target_attention(
-            q,
-            k,
-            v,
-            flat.target_offsets,
-            flat.history_offsets,
-            visible=flat.visible,
-            history_index=history_index,
-            scale=dh**-0.5,
-            return_lse=True,
+            q, k, v, target_offsets, history_offsets, **options, scale=dh**-0.5, return_lse=True
         )
         if group is not None:
             out, lse = merge_parts(group, out, lse)
@@ -195,46 +208,28 @@ class TargetAttention(nn.Module):
     def from_multihead_attention(cls, mha: nn.MultiheadAttention, *, order: Order = "auto") -> "TargetAttention":
         """A module with the trained weights of `mha`, called with the history as its keys and values.
 
+        What is frozen there is frozen here, and the module is in the same mode, training or evaluation. Rows are
+        [T, D], [B, m, D] or nested here whatever `mha.batch_first` is.
+
         Raises:
-            ValueError: what it cannot express: another width of keys or values, `add_bias_kv`, `add_zero_attn`, or
-                dropout.
+            TypeError: something that is no `nn.MultiheadAttention`.
+            ValueError: what it cannot express: another width of keys or values, `add_bias_kv`, `add_zero_attn`,
+                dropout, or a subclass that computes something else.
 
         Example:
             >>> mha = torch.nn.MultiheadAttention(16, 4)
             >>> stca.nn.TargetAttention.from_multihead_attention(mha).num_heads
             4
         """
-        cannot = {
-            "kdim": (mha.kdim, mha.embed_dim),
-            "vdim": (mha.vdim, mha.embed_dim),
-            "bias_k": (mha.bias_k, None),
-            "bias_v": (mha.bias_v, None),
-            "add_zero_attn": (mha.add_zero_attn, False),
-            "dropout": (mha.dropout, 0.0),
-        }
-        for name, (value, needed) in cannot.items():
-            if value is not needed and value != needed:
-                raise ValueError(f"TargetAttention.from_multihead_attention: mha.{name} must be {needed}, got {value}")
-        assert mha.in_proj_weight is not None
-        weight = mha.in_proj_weight
-        module = cls(
-            mha.embed_dim,
-            mha.num_heads,
-            bias=mha.in_proj_bias is not None,
-            order=order,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        with torch.no_grad():
-            for to, rows in zip((module.w_q, module.w_k, module.w_v), weight.chunk(3), strict=True):
-                to.copy_(rows.T)
-            module.w_o.copy_(mha.out_proj.weight.T)
-            if module.b_q is not None and module.b_v is not None and module.b_o is not None:
-                b_q, _, b_v = mha.in_proj_bias.chunk(3)
-                module.b_q.copy_(b_q)
-                module.b_v.copy_(b_v)
-                module.b_o.copy_(mha.out_proj.bias)
-        return module
+        weights, biases = taken_from(mha)
+        like = mha.out_proj.weight
+        options: dict[str, Any] = {"bias": bool(biases), "order": order, "device": like.device, "dtype": like.dtype}
+        module = cls(mha.embed_dim, mha.num_heads, **options)
+        for name, (values, requires_grad) in {**weights, **biases}.items():
+            own = module.get_parameter(name).requires_grad_(requires_grad)
+            with torch.no_grad():
+                own.copy_(values)
+        return module.train(mha.training)
 
     def extra_repr(self) -> str:
         """Sizes, for print(module)."""

@@ -1,14 +1,28 @@
 """The gated feed-forward network of STCA."""
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from stca import ops
 from stca.nn.history_group import sum_gradients
+from stca.nn.module import Module, check_tensor
 
 
-class SwiGLUFFN(nn.Module):
+def hidden_width(owner: str, dim: int, ffn_ratio: float) -> int:
+    """F, the whole part of ffn_ratio * dim.
+
+    Raises:
+        ValueError: a width below 1.
+    """
+    if not (dim >= 1 and 1 <= ffn_ratio * dim < math.inf):
+        raise ValueError(f"{owner}: dim and ffn_ratio * dim must be at least 1, got {dim} and {ffn_ratio * dim:g}")
+    return int(ffn_ratio * dim)
+
+
+class SwiGLUFFN(Module):
     r"""Gated feed-forward network without biases, with or without a layer norm behind it.
 
     .. math::
@@ -46,9 +60,7 @@ class SwiGLUFFN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden = int(ffn_ratio * dim)
-        if dim < 1 or hidden < 1:
-            raise ValueError(f"SwiGLUFFN: dim and ffn_ratio * dim must be at least 1, got {dim} and {hidden}")
+        hidden = hidden_width("SwiGLUFFN", dim, ffn_ratio)
         self.dim = dim
         self.eps = eps
         self.w_u = nn.Parameter(torch.empty(dim, hidden, device=device, dtype=dtype))
@@ -71,6 +83,9 @@ class SwiGLUFFN(nn.Module):
 
     def forward(self, x: Tensor, history_group: dist.ProcessGroup | None = None) -> Tensor:
         """x [..., D] -> [..., D]; with a group, x is this rank's part of all rows (see `TargetAttention`)."""
+        check_tensor("SwiGLUFFN", "x", x)
+        if x.is_nested:
+            raise ValueError(f"SwiGLUFFN: x must be [..., D] with D = {self.dim}, got nested (its values() are rows)")
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"SwiGLUFFN: x must be [..., D] with D = {self.dim}, got {list(x.shape)}")
         rows = x.reshape(-1, self.dim)

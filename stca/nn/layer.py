@@ -1,6 +1,6 @@
 """One layer of STCA: its own encoding of the raw history, and the attention of a fused query to it."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,17 +9,11 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from stca.nn.attention import Order, TargetAttention
 from stca.nn.ffn import SwiGLUFFN
-from stca.nn.layout import Flat
+from stca.nn.module import Module
 from stca.nn.product import matmul
 
 
-def fusion(inputs: int, dim: int, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
-    """Weights [inputs * D, D] that keep unit variance."""
-    weight = torch.empty(inputs * dim, dim, device=device, dtype=dtype)
-    return nn.Parameter(nn.init.normal_(weight, std=(inputs * dim) ** -0.5))
-
-
-class STCALayer(nn.Module):
+class STCALayer(Module):
     r"""One layer: encodes the raw history, fuses the query with what earlier layers found, and attends.
 
     .. math::
@@ -38,6 +32,9 @@ class STCALayer(nn.Module):
         order: of the attention, see `TargetAttention`.
         history_group: ranks that each hold a part of every history, see `TargetAttention`.
         eps: of the layer norms.
+
+    Raises:
+        ValueError: a position below 1, or sizes that `SwiGLUFFN` or `TargetAttention` refuse.
     """
 
     def __init__(
@@ -55,37 +52,52 @@ class STCALayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if position < 1:
+            raise ValueError(f"STCALayer: position must be at least 1, got {position}")
         self.history_ffn = SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
         self.query_ffn = (
             self.history_ffn if share_ffn else SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
         )
-        self.w_c = fusion(position, dim, device, dtype) if position > 1 else None
+        self.w_c = nn.Parameter(torch.empty(position * dim, dim, device=device, dtype=dtype)) if position > 1 else None
+        self.reset_parameters()  # before the attention draws: the order that seeds stand for
         self.attention = TargetAttention(
             dim, num_heads, order=order, history_group=history_group, device=device, dtype=dtype
         )
 
+    def reset_parameters(self) -> None:
+        """Draws the layer's own weights, not those of its parts, so that variance is kept."""
+        if self.w_c is not None:
+            nn.init.normal_(self.w_c, std=self.w_c.shape[0] ** -0.5)
+
     def forward(
         self,
-        inputs: Sequence[Tensor],
+        inputs: Tensor | None,
         history: Tensor,
-        flat: Flat,
-        history_index: Tensor | None = None,
+        *,
+        encoded: bool = False,
         checkpoint: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """`attend` to the history's own encoding; with `checkpoint` it is encoded again in the backward pass."""
-        encoded: Tensor = (
-            recompute(self.encode_history, history, use_reentrant=False) if checkpoint else self.encode_history(history)
-        )
-        return self.attend(inputs, encoded, flat, history_index)
+        **requests: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """What the targets find in their histories, and how much of it matched.
 
-    def encode_history(self, history: Tensor) -> Tensor:
-        """History rows [N, D] -> [N, D]; a row depends on itself alone, so it can be kept for later requests."""
-        encoded: Tensor = self.history_ffn(history, self.attention.history_group)
-        return encoded
+        Args:
+            inputs: [o_1, ..., o_(i-1), x_t], [T, i * D]. None: only encode the history.
+            history: [N, D], raw rows.
+            encoded: the history is what this layer made of it already.
+            checkpoint: do not keep the encoded history for the backward pass, encode it again.
+            requests: offsets, `visible` and `history_index` of flat rows, as of `TargetAttention`.
 
-    def attend(
-        self, inputs: Sequence[Tensor], encoded: Tensor, flat: Flat, history_index: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """o_i [T, D] and its lse [T, H], from [o_1, ..., o_(i-1), x_t] and the encoded history."""
-        query = inputs[0] if self.w_c is None else matmul(torch.cat(list(inputs), dim=1), self.w_c)
-        return self.attention.attend(flat._replace(targets=self.query_ffn(query), history=encoded), history_index)
+        Returns:
+            o_i [T, D] and lse [T, H]; without inputs the encoded history [N, D]. A row of it depends on its own raw row
+            alone, so it can be kept for later requests.
+        """
+        group = self.attention.history_group
+        if not encoded and checkpoint:
+            history = recompute(self.history_ffn, history, group, use_reentrant=False)
+        elif not encoded:
+            history = self.history_ffn(history, group)
+        if inputs is None:
+            return history
+        query = self.query_ffn(inputs if self.w_c is None else matmul(inputs, self.w_c))
+        found: tuple[Tensor, Tensor] = self.attention(query, history, **requests, return_lse=True)
+        return found

@@ -1,14 +1,22 @@
-"""Products with weights, in float32 where torch multiplies 16-bit numbers one by one.
+"""Products with weights: as torch has them, save for two things.
 
-Where oneDNN has no such products (of bfloat16: without AVX-512), torch's own loops ran at 4 to 25 GFLOP/s in bfloat16
-and float32 at 70 to 126. Float32 sums of the same 16-bit operands are as exact, and the result is rounded once.
+Where oneDNN has no products of 16-bit numbers (of bfloat16: without AVX-512), torch's own loops ran at 4 to 25 GFLOP/s
+in bfloat16 and float32 at 70 to 126. Float32 sums of the same 16-bit operands are as exact, and the result is rounded
+once.
+
+A history row that nobody sees gets gradient 0, and may hold anything, as padding does: 0 times NaN would be NaN in the
+weights' gradients. `project_history` leaves such rows out of them.
 """
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from stca.nn.layout import may_read
 from stca.ops._common import autocast
 
 
@@ -24,23 +32,81 @@ SLOW_ON_CPU = _slow_on_cpu()  # dtypes
 
 def matmul(x: Tensor, w: Tensor) -> Tensor:
     """x @ w."""
-    return matmuls(x, w)[0]
-
-
-def matmuls(x: Tensor, *weights: Tensor) -> list[Tensor]:
-    """x @ w for each w; x is converted, and kept for the backward pass, once."""
-    return _multiplied(torch.matmul, x, *weights)
+    y: Tensor = _multiplied(torch.matmul, x, w)
+    return y
 
 
 def einsum(equation: str, x: Tensor, w: Tensor) -> Tensor:
     """`torch.einsum` of two tensors."""
-    return _multiplied(lambda a, b: torch.einsum(equation, a, b), x, w)[0]
+    y: Tensor = _multiplied(lambda a, b: torch.einsum(equation, a, b), x, w)
+    return y
 
 
-def _multiplied(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, *weights: Tensor) -> list[Tensor]:
+def project_history(rows: Tensor, w_k: Tensor, w_v: Tensor) -> tuple[Tensor, Tensor]:
+    """rows [N, D] @ w_k and rows @ w_v; rows are converted, and kept for the backward pass, once.
+
+    Rows whose gradient is all 0 are not part of the weights' gradients, whatever they hold.
+    """
+    projected: tuple[Tensor, Tensor] = _multiplied(_project, rows, w_k, w_v)
+    return projected
+
+
+def _multiplied(multiply: Callable[..., Any], x: Tensor, *weights: Tensor) -> Any:
+    """What `multiply` makes of the operands, a tensor or a tuple of them."""
     x, ws = autocast(x), [autocast(w) for w in weights]
     if x.dtype not in SLOW_ON_CPU or any(w.dtype != x.dtype for w in ws) or not x.is_cpu:
-        return [multiply(x, w) for w in ws]
-    wide = x.float()
+        return multiply(x, *ws)
     with torch.autocast("cpu", enabled=False):
-        return [multiply(wide, w.float()).to(x.dtype) for w in ws]
+        wide = multiply(x.float(), *(w.float() for w in ws))
+        return wide.to(x.dtype) if isinstance(wide, Tensor) else tuple(each.to(x.dtype) for each in wide)
+
+
+def _project(rows: Tensor, *weights: Tensor) -> Any:
+    if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return tuple(rows @ w for w in weights)
+    transformed = torch._C._are_functorch_transforms_active()
+    return (_TransformedProjection if transformed else _Projection).apply(rows, *weights)  # type: ignore[no-untyped-call]
+
+
+def _weight_gradient(rows: Tensor, dy: Tensor) -> Tensor:
+    """rows^T dy without the rows where dy is 0."""
+    if dy.is_cpu and may_read(dy):
+        # A look at the small result costs less than one at all rows: only NaN and infinities leave a trace.
+        dw = rows.T @ dy
+        if math.isfinite(dw.sum().item()):
+            return dw
+    return torch.where((dy != 0).any(dim=1, keepdim=True), rows, 0).T @ dy
+
+
+class _Projection(torch.autograd.Function):
+    """rows @ w for each of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(rows, *weights)
+        return tuple(rows @ w for w in weights)
+
+    @staticmethod
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *weights = ctx.saved_tensors
+        rows_grad, *wanted = ctx.needs_input_grad
+        pairs = zip(dys, weights, strict=True)
+        drows = functools.reduce(torch.add, (dy @ w.T for dy, w in pairs)) if rows_grad else None
+        dws = (_weight_gradient(rows, dy) if want else None for dy, want in zip(dys, wanted, strict=True))
+        return drows, *dws
+
+
+class _TransformedProjection(torch.autograd.Function):
+    """The same for torch.func, which needs a setup_context; torch would look at its signature at every plain call."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        return tuple(rows @ w for w in weights)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    backward = _Projection.backward

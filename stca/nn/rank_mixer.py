@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stca.nn.ffn import hidden_width
+from stca.nn.module import Module, check_tensor
 from stca.nn.product import einsum
 
 
-class RankMixerLayer(nn.Module):
+class RankMixerLayer(Module):
     r"""One layer: :math:`S = \mathrm{LN}(\mathrm{mix}(X) + X)`, :math:`X' = \mathrm{LN}(\mathrm{PFFN}(S) + S)`."""
 
     def __init__(
@@ -19,15 +21,20 @@ class RankMixerLayer(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        hidden = int(ffn_ratio * dim)
+        hidden = hidden_width("RankMixer", dim, ffn_ratio)
         self.w_in = nn.Parameter(torch.empty(num_tokens, dim, hidden, device=device, dtype=dtype))
-        self.b_in = nn.Parameter(torch.zeros(num_tokens, hidden, device=device, dtype=dtype))
+        self.b_in = nn.Parameter(torch.empty(num_tokens, hidden, device=device, dtype=dtype))
         self.w_out = nn.Parameter(torch.empty(num_tokens, hidden, dim, device=device, dtype=dtype))
-        self.b_out = nn.Parameter(torch.zeros(num_tokens, dim, device=device, dtype=dtype))
+        self.b_out = nn.Parameter(torch.empty(num_tokens, dim, device=device, dtype=dtype))
         self.mix_norm = nn.LayerNorm(dim, device=device, dtype=dtype)
         self.ffn_norm = nn.LayerNorm(dim, device=device, dtype=dtype)
-        for weight in (self.w_in, self.w_out):
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the networks' weights so that variance is kept, biases are 0; the norms reset their own."""
+        for weight, bias in ((self.w_in, self.b_in), (self.w_out, self.b_out)):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+            nn.init.zeros_(bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, tokens, D] -> [B, tokens, D]."""
@@ -39,7 +46,7 @@ class RankMixerLayer(nn.Module):
         return y
 
 
-class RankMixer(nn.Module):
+class RankMixer(Module):
     r"""Mixes the tokens of each example and averages them.
 
     Every token is cut into as many heads as there are tokens, and new token k is made of all the k-th heads; then each
@@ -55,7 +62,7 @@ class RankMixer(nn.Module):
         tokens [B, num_tokens, D] -> [B, D], the mean over the tokens of the last layer.
 
     Raises:
-        ValueError: num_tokens that do not divide dim, or tokens of another shape.
+        ValueError: num_tokens that do not divide dim, no layer, a width below 1, or tokens of another shape.
 
     Source:
         RankMixer as arXiv 2511.06077 puts it on top of STCA.
@@ -76,6 +83,8 @@ class RankMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"RankMixer: num_layers must be at least 1, got {num_layers}")
         if num_tokens < 1 or dim % num_tokens != 0:
             raise ValueError(f"RankMixer: num_tokens must divide dim = {dim}, got {num_tokens}")
         self.num_tokens = num_tokens
@@ -86,6 +95,7 @@ class RankMixer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens [B, num_tokens, D] -> [B, D]."""
+        check_tensor("RankMixer", "tokens", tokens)
         if tokens.dim() != 3 or tokens.shape[1:] != (self.num_tokens, self.dim):
             raise ValueError(f"RankMixer: tokens must be [B, {self.num_tokens}, {self.dim}], got {list(tokens.shape)}")
         for layer in self.layers:

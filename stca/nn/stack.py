@@ -1,8 +1,7 @@
 """STCA: layers of target-to-history cross attention, each over its own encoding of the raw history."""
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,12 +10,13 @@ from torch import Tensor, nn
 
 from stca.nn.attention import Order
 from stca.nn.ffn import SwiGLUFFN
-from stca.nn.layer import STCALayer, fusion
-from stca.nn.layout import Flat, flatten
+from stca.nn.layer import STCALayer
+from stca.nn.layout import pack_requests
+from stca.nn.module import Module, check_tensor
 from stca.nn.product import matmul
 
 
-class STCA(nn.Module):
+class STCA(Module):
     r"""Stacked target-to-history cross attention: what each target finds in its request's history, [T, D].
 
     Layers i = 1..M as in `STCALayer`, then
@@ -25,7 +25,7 @@ class STCA(nn.Module):
         z = \mathrm{SwiGLUFFN}([o_1, \ldots, o_M, x_t] W_Z)
 
     No self-attention among history rows, no mask, no residuals; the cost is linear in the history's length. The
-    history is held once per request, never per target.
+    history is held once per request, never per target. When results have the same bits: see `TargetAttention`.
 
     Args:
         dim: D, width of targets, history rows and result.
@@ -89,18 +89,23 @@ class STCA(nn.Module):
             )
             for position in range(1, num_layers + 1)
         )
-        self.w_z = fusion(num_layers + 1, dim, device, dtype)
+        self.w_z = nn.Parameter(torch.empty((num_layers + 1) * dim, dim, device=device, dtype=dtype))
         self.w_l = (
-            nn.Parameter(nn.init.normal_(torch.empty(num_layers * num_heads, dim, device=device, dtype=dtype), std=0.1))
-            if use_lse
-            else None
+            nn.Parameter(torch.empty(num_layers * num_heads, dim, device=device, dtype=dtype)) if use_lse else None
         )
+        self.reset_parameters()  # before the last network draws: the order that seeds stand for
         self.output_ffn = SwiGLUFFN(dim, ffn_ratio, norm=final_norm, eps=eps, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Draws the stack's own weights, not those of its parts: w_z so that variance is kept."""
+        nn.init.normal_(self.w_z, std=self.w_z.shape[0] ** -0.5)
+        if self.w_l is not None:
+            nn.init.normal_(self.w_l, std=0.1)
 
     def forward(
         self,
-        targets: Tensor,
-        history: Tensor,
+        targets: Tensor | None,
+        history: Tensor | None = None,
         target_offsets: Tensor | None = None,
         history_offsets: Tensor | None = None,
         *,
@@ -108,49 +113,61 @@ class STCA(nn.Module):
         target_lengths: Tensor | None = None,
         history_lengths: Tensor | None = None,
         history_index: Tensor | None = None,
-    ) -> Tensor:
+        encoded: Sequence[Tensor] | None = None,
+    ) -> Tensor | list[Tensor]:
         """z for every target, in one of three forms.
 
         Args:
-            targets: flat [T, D], padded [B, m, D], or nested [B, j, D] with layout torch.jagged.
-            history: raw rows in the same form: [N, D], [B, L, D], or nested. Padding is encoded but never attended to.
+            targets: flat [T, D], padded [B, m, D], or nested [B, j, D] with layout torch.jagged. None: only encode the
+                history, see `encode_history`.
+            history: raw rows in the same form: [N, D], [B, L, D], or nested. Padding is encoded but never attended to,
+                and whatever it holds is in no gradient.
             target_offsets: [R + 1], flat form only: request r owns targets `target_offsets[r]:target_offsets[r+1]`.
             history_offsets: [R + 1], flat form only, as above for history rows.
-            visible: int [T, 2] ([B, m, 2] in padded form): each target sees only rows [begin, end) of its own
-                request's history. None: all.
+            visible: int [T, 2] ([B, m, 2] in padded form, [T, 2] or nested in nested form): each target sees only rows
+                [begin, end) of its own request's history. None: all.
             target_lengths: int [B], padded form only: z of targets beyond is 0. None: all are targets.
             history_lengths: int [B], padded form only: rows beyond are padding. None: all are rows.
             history_index: int [N], flat form only: the history holds P distinct rows [P, D], and row n of the
                 requests' histories is row `history_index[n]`. Each distinct row is encoded once.
+            encoded: flat form only: what `encode_history` gave, in place of the history. See `attend`.
 
         Returns:
             z in the targets' form.
 
         Raises:
-            ValueError: arguments of different forms, rows of another width than D, or what
-                `stca.ops.target_attention` refuses.
+            TypeError: something else than a tensor.
+            ValueError: arguments of different forms, rows of another width than D, lengths that no padded batch has, or
+                what `stca.ops.target_attention` refuses. Lengths on a GPU are checked with STCA_DEBUG=1 only, as
+                offsets are.
         """
-        flat = flatten(
-            "STCA",
-            self.dim,
-            targets,
-            history,
-            target_offsets,
-            history_offsets,
-            visible,
-            history_index,
-            target_lengths,
-            history_lengths,
-        )
-        layers = (
-            partial(layer, history=flat.history, flat=flat, history_index=history_index, checkpoint=self.checkpoint)
-            for layer in self._layers()
-        )
-        return flat.restore(self._stack(flat, layers))
+        others = target_offsets, history_offsets, visible, history_index, target_lengths, history_lengths
+        if targets is None and encoded is None and all(each is None for each in others):
+            return self._encode(history)
+        check_tensor("STCA", "targets", targets)
+        kept = None if encoded is None else self._checked(encoded)
+        if kept is not None and history is not None:
+            raise ValueError("STCA: history must be None where encoded is given, got both")
+        owner, rows = ("STCA", history) if kept is None else ("STCA.attend", kept[0])
+        packed = pack_requests(owner, self.dim, targets, rows, *others)
+        options = {"encoded": kept is not None, "checkpoint": self.checkpoint, **packed.options()}
+        x = packed.targets
+        inputs, found, lses = x, [], []
+        for layer, own_rows in zip(self.layers, kept or [packed.history] * len(self.layers), strict=True):
+            o, lse = layer(inputs, own_rows, **options)
+            found.append(o)
+            lses.append(lse)
+            inputs = torch.cat([*found, x], dim=1)  # [o_1, ..., o_i, x_t]
+        fused = matmul(inputs, self.w_z)
+        if self.w_l is not None:
+            # softplus is 0 for a target that sees nothing, whose lse is -inf.
+            fused = fused + matmul(F.softplus(torch.cat(lses, dim=1)).to(fused.dtype), self.w_l)
+        return packed.unpack(self.output_ffn(fused), 0.0)
 
     def encode_history(self, history: Tensor) -> list[Tensor]:
         """Every layer's encoding of history rows [N, D]: what a server keeps per user and extends by new rows."""
-        return [layer.encode_history(history) for layer in self._layers()]
+        encoded: list[Tensor] = self(None, history)  # a call, so that hooks and FSDP see it
+        return encoded
 
     def attend(
         self,
@@ -165,33 +182,39 @@ class STCA(nn.Module):
         """z [T, D] from flat targets and what `encode_history` gave for their history.
 
         Raises:
-            ValueError: another number of encodings than layers.
+            ValueError: another number of encodings than layers, or what `forward` refuses.
         """
+        z: Tensor = self(
+            targets,
+            None,
+            target_offsets,
+            history_offsets,
+            visible=visible,
+            history_index=history_index,
+            encoded=encoded,
+        )
+        return z
+
+    def _encode(self, history: Any) -> list[Tensor]:
+        check_tensor("STCA.encode_history", "history", history)
+        if history.is_nested or history.dim() < 1 or history.shape[-1] != self.dim:
+            form = "nested" if history.is_nested else list(history.shape)
+            raise ValueError(f"STCA.encode_history: history must be [N, D] with D = {self.dim}, got {form}")
+        return [layer(None, history) for layer in self.layers]
+
+    def _checked(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+        if not isinstance(encoded, Sequence | Tensor):
+            raise TypeError(
+                f"STCA.attend: encoded must be a sequence of tensors, got {type(encoded).__name__} {encoded!r}"
+            )
         if len(encoded) != len(self.layers):
             raise ValueError(
                 f"STCA.attend: encoded must hold {len(self.layers)} tensors, one a layer, got {len(encoded)}"
             )
-        flat = flatten(
-            "STCA.attend", self.dim, targets, encoded[0], target_offsets, history_offsets, visible, history_index
-        )
-        layers = (
-            partial(layer.attend, encoded=rows, flat=flat, history_index=history_index)
-            for layer, rows in zip(self._layers(), encoded, strict=True)
-        )
-        return self._stack(flat, layers)
-
-    def _layers(self) -> Iterable[STCALayer]:
-        return cast("Iterable[STCALayer]", self.layers)
-
-    def _stack(self, flat: Flat, layers: Iterable[Callable[[list[Tensor]], tuple[Tensor, Tensor]]]) -> Tensor:
-        inputs, lses = [flat.targets], []
-        for layer in layers:
-            o, lse = layer(inputs)
-            inputs.insert(-1, o)
-            lses.append(lse)
-        fused = matmul(torch.cat(inputs, dim=1), self.w_z)
-        if self.w_l is not None:
-            # softplus is 0 for a target that sees nothing, whose lse is -inf.
-            fused = fused + matmul(F.softplus(torch.cat(lses, dim=1)).to(fused.dtype), self.w_l)
-        z: Tensor = self.output_ffn(fused)
-        return z
+        for i, rows in enumerate(encoded):
+            check_tensor("STCA.attend", f"encoded[{i}]", rows)
+            if rows.shape != encoded[0].shape:
+                raise ValueError(
+                    f"STCA.attend: encoded[{i}] must be {list(encoded[0].shape)}, as encoded[0], got {list(rows.shape)}"
+                )
+        return list(encoded)
