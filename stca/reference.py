@@ -59,7 +59,11 @@ def swiglu_ffn_norm(
     norm_bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Oracle of `stca.ops.swiglu_ffn_norm`, in the inputs' own dtype."""
+    """Oracle of `stca.ops.swiglu_ffn_norm`, in the inputs' own dtype.
+
+    Its gradients are autograd's, 0 times what a row holds: NaN of rows that are not finite, also where their incoming
+    gradient is 0. The operator leaves these rows out; its gradients are the oracle's on the batch without them.
+    """
     v = x @ w_v
     h = ((x @ w_u) * (v / (1 + torch.exp(-v)))) @ w_o
     if norm_weight is None:

@@ -42,11 +42,12 @@ struct SwigluFfnNormParams {
 // `forward.mean` and `forward.rstd` are inputs here, and `forward.y`, nullptr where h is to be computed again.
 struct SwigluFfnNormBackwardParams {
   SwigluFfnNormParams forward;
-  const void* w_u_t;  // [F, D] in panels; not read without dx
-  const void* w_v_t;  // [F, D] in panels; not read without dx
-  const void* w_o_t;  // [D, F] in panels
-  const void* dy;     // [N, D] contiguous
-  void* dx;           // [N, D] contiguous; nullptr: not wanted
+  const int64_t* rows;  // [M] ascending: the rows that have a gradient, all that is read and written; nullptr: all
+  const void* w_u_t;    // [F, D] in panels; not read without dx
+  const void* w_v_t;    // [F, D] in panels; not read without dx
+  const void* w_o_t;    // [D, F] in panels
+  const void* dy;       // [N, D] contiguous
+  void* dx;             // [N, D] contiguous; nullptr: not wanted
 };
 
 // Rows of one tile, and the elements of scratch memory (accumulation type) that a thread needs for it.
@@ -74,9 +75,13 @@ STCA_DECLARE_CPU_KERNEL(pack_panels, Dtype dtype, const void* from, int64_t rows
 STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_rows, const SwigluFfnNormParams& params, int64_t row_begin, int64_t row_end,
                         void* scratch)
 
-// Rows [row_begin, row_end); `weight_grads` is set to their part of the weights' gradients.
-STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_backward_rows, const SwigluFfnNormBackwardParams& params, int64_t row_begin,
-                        int64_t row_end, void* weight_grads, void* scratch)
+// has[i]: whether row i of dy [N, D], contiguous, has an element that is neither 0 nor -0, for i in [begin, end).
+STCA_DECLARE_CPU_KERNEL(find_gradients, Dtype dtype, const void* dy, int64_t dim, int64_t begin, int64_t end, bool* has)
+
+// The rows that places [begin, end) of `params.rows` name; `weight_grads` is set to their part of the weights'
+// gradients.
+STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_backward_rows, const SwigluFfnNormBackwardParams& params, int64_t begin,
+                        int64_t end, void* weight_grads, void* scratch)
 
 // to[i] = sum over p of partials[p][offset + i], in order of p, for i in [0, size).
 STCA_DECLARE_CPU_KERNEL(sum_partials, Dtype dtype, const void* const* partials, int64_t count, int64_t offset,

@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -121,6 +122,25 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor
   return {y, mean, rstd};
 }
 
+// The rows of dy that are not all 0, ascending; not defined where these are all.
+Tensor rows_with_gradient(const Inputs& in, const Tensor& dy) {
+  const int64_t N = in.params.num_rows;
+  const Tensor found = at::empty({N}, at::kBool);
+  bool* has = found.mutable_data_ptr<bool>();
+  const auto kernel = STCA_CPU_KERNEL(in.isa, find_gradients);
+  at::parallel_for(0, N, (1 << 16) / in.params.dim + 1, [&](int64_t begin, int64_t end) {
+    kernel(in.params.dtype, dy.const_data_ptr(), in.params.dim, begin, end, has);
+  });
+  const int64_t count = std::count(has, has + N, true);
+  if (count == N) return Tensor();
+  const Tensor rows = at::empty({count}, at::kLong);
+  int64_t* to = rows.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < N; ++i) {
+    if (has[i]) *to++ = i;
+  }
+  return rows;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward(
     const Tensor& dy, const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
     const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd,
@@ -142,8 +162,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   in.params.y = y.has_value() ? y_rows.data_ptr() : nullptr;
   in.params.mean = mean_rows.data_ptr();
   in.params.rstd = rstd_rows.data_ptr();
-  const Tensor dx = at::empty(x_grad ? x.sizes() : at::IntArrayRef{0}, x.options());
+  const Tensor rows = rows_with_gradient(in, dy_rows);
+  const Tensor dx = rows.defined() && x_grad ? at::zeros(x.sizes(), x.options())
+                                             : at::empty(x_grad ? x.sizes() : at::IntArrayRef{0}, x.options());
   SwigluFfnNormBackwardParams p{in.params,
+                                rows.defined() ? rows.const_data_ptr<int64_t>() : nullptr,
                                 x_grad ? pack(in, w_u, true) : nullptr,
                                 x_grad ? pack(in, w_v, true) : nullptr,
                                 pack(in, w_o, true),
@@ -152,7 +175,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
 
   // Each thread sums the weights' gradients over one range of rows; the ranges are then added in order.
   const int64_t bytes = accumulator_size(in.params.dtype);
-  const int64_t tiles = (x.size(0) + in.params.tile_rows - 1) / in.params.tile_rows;
+  const int64_t count = rows.defined() ? rows.size(0) : x.size(0);
+  const int64_t tiles = (count + in.params.tile_rows - 1) / in.params.tile_rows;
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(tiles, at::get_num_threads()));
   const int64_t part_rows = (tiles + parts - 1) / parts * in.params.tile_rows;
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(in.params);
@@ -164,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   }
   const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_backward_rows);
   for_each_item(parts, swiglu_ffn_norm_backward_scratch_size(in.params) * bytes, [&](int64_t part, void* scratch) {
-    const int64_t begin = std::min(part * part_rows, x.size(0)), end = std::min(begin + part_rows, x.size(0));
+    const int64_t begin = std::min(part * part_rows, count), end = std::min(begin + part_rows, count);
     kernel(p, begin, end, partials[part].mutable_data_ptr(), scratch);
   });
 

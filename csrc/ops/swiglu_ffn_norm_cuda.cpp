@@ -4,9 +4,11 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/any.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -48,12 +50,13 @@ class Network {
   // y [N, D], and mean and rstd [N].
   void forward(double eps, const Tensor& y, const Tensor& mean, const Tensor& rstd) {
     for_each_chunk([&](int64_t begin, int64_t rows) {
-      hide(begin, rows);
+      hide(in_.x.narrow(0, begin, rows));
       const Tensor y_rows = y.narrow(0, begin, rows);
       Tensor h = norm() ? h_.narrow(0, 0, rows) : y_rows;
       at::mm_out(h, g_.narrow(0, 0, rows), in_.w_o);
       if (norm()) {
-        check(norm_cuda(norm_params(begin, rows, eps, mean, rstd), y_rows.mutable_data_ptr(), call_.stream()));
+        float *means = mean.mutable_data_ptr<float>() + begin, *rstds = rstd.mutable_data_ptr<float>() + begin;
+        check(norm_cuda(norm_params(rows, eps, means, rstds), y_rows.mutable_data_ptr(), call_.stream()));
       }
     });
   }
@@ -64,18 +67,22 @@ class Network {
     Tensor norm_sums;      // [parts, 2, D]: of norm_weight and norm_bias, by runs of rows
   };
 
+  // Rows whose dy is all 0 go through as zeros: 0 times what they hold would be NaN where that is no finite number.
   void backward(const Tensor& dy, const Tensor& mean, const Tensor& rstd, const Gradients& grads) {
     for_each_chunk([&](int64_t begin, int64_t rows) {
-      hide(begin, rows);
-      const Tensor x = in_.x.narrow(0, begin, rows);
-      Tensor u = u_.narrow(0, 0, rows), v = v_.narrow(0, 0, rows), g = g_.narrow(0, 0, rows);
       Tensor dh = dy.narrow(0, begin, rows);
+      const Tensor has_gradient = at::any(dh, 1, /*keepdim=*/true);
+      auto masked = [&](const Tensor& all) { return at::where(has_gradient, all.narrow(0, begin, rows), 0); };
+      const Tensor x = masked(in_.x);
+      hide(x);
+      Tensor u = u_.narrow(0, 0, rows), v = v_.narrow(0, 0, rows), g = g_.narrow(0, 0, rows);
       if (norm()) {
         Tensor h = h_.narrow(0, 0, rows);
         at::mm_out(h, g, in_.w_o);
+        const Tensor means = masked(mean.view({-1, 1})), rstds = masked(rstd.view({-1, 1}));
         float* sums = grads.norm_sums.mutable_data_ptr<float>() + begin / kNormPartRows * 2 * h.size(1);
-        check(norm_backward_cuda(norm_params(begin, rows, 0.0, mean, rstd), dh.const_data_ptr(), h.mutable_data_ptr(),
-                                 sums, call_.stream()));
+        check(norm_backward_cuda(norm_params(rows, 0.0, means.data_ptr<float>(), rstds.data_ptr<float>()),
+                                 dh.const_data_ptr(), h.mutable_data_ptr(), sums, call_.stream()));
         dh = h;
       }
       grads.w_o.add_(at::mm(g.t(), dh));
@@ -103,17 +110,16 @@ class Network {
     }
   }
 
-  // u, v and g of the rows [begin, begin + rows) of x.
-  void hide(int64_t begin, int64_t rows) {
-    const Tensor x = in_.x.narrow(0, begin, rows);
-    Tensor u = u_.narrow(0, 0, rows), v = v_.narrow(0, 0, rows);
+  // u, v and g of rows of x.
+  void hide(const Tensor& x) {
+    Tensor u = u_.narrow(0, 0, x.size(0)), v = v_.narrow(0, 0, x.size(0));
     at::mm_out(u, x, in_.w_u);
     at::mm_out(v, x, in_.w_v);
     check(swiglu_gate_cuda(dtype_, u.const_data_ptr(), v.const_data_ptr(), g_.mutable_data_ptr(), u.numel(),
                            call_.stream()));
   }
 
-  NormParams norm_params(int64_t begin, int64_t rows, double eps, const Tensor& mean, const Tensor& rstd) const {
+  NormParams norm_params(int64_t rows, double eps, float* mean, float* rstd) const {
     return {dtype_,
             rows,
             in_.x.size(1),
@@ -121,8 +127,8 @@ class Network {
             h_.const_data_ptr(),
             norm_weight_.const_data_ptr(),
             norm_bias_.defined() ? norm_bias_.const_data_ptr() : nullptr,
-            mean.data_ptr<float>() + begin,
-            rstd.data_ptr<float>() + begin};
+            mean,
+            rstd};
   }
 
   void check(const char* error) const { call_.check(kOp, error); }

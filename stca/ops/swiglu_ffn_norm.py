@@ -29,9 +29,14 @@ def swiglu_ffn_norm(
     Tiles of rows go through the whole network while they are in cache. For its backward pass the op keeps x, y and two
     numbers per row: a training step holds `2 D * itemsize + 8` bytes per row, against about `(4 F + 3 D) * itemsize` of
     the eager composition. The hidden rows are computed again; the norm's input is too where y does not tell it: in 16
-    bits, and where norm_bias is more than 8 times norm_weight. As with `torch.sigmoid`, y must not be written to before
-    the backward pass. On the CPU x's gradient is made only where it is required. On CUDA the products are torch's, in
-    chunks of rows, and each product is rounded to x's dtype, as in plain PyTorch.
+    bits, where norm_bias is more than 8 times what the norm adds to it, and where norm_weight is close to the smallest
+    or the largest numbers. As with `torch.sigmoid`, y must not be written to before the backward pass. On the CPU x's
+    gradient is made only where it is required. On CUDA the products are torch's, in chunks of rows, and each product
+    is rounded to x's dtype, as in plain PyTorch.
+
+    A row whose incoming gradient is all 0, as of padding that nobody sees, leaves no trace in the weights' gradients
+    and gets a gradient of 0, whatever it holds: NaN, infinities or numbers whose products overflow, of which plain
+    PyTorch makes NaN. On the CPU the backward pass takes no time for such rows.
 
     Args:
         x: [N, D], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64);

@@ -37,7 +37,9 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
   const A* bias = static_cast<const A*>(p.norm_bias);
   for (int64_t begin = row_begin; begin < row_end; begin += p.tile_rows) {
     const int64_t rows = min(p.tile_rows, row_end - begin);
-    project_up(p, load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, x_buffer), rows, u, v, hidden);
+    const Rows<tile_t<T>> x =
+        load_rows<T>(p.x, p.x_stride, p.dim, rows, x_buffer, [&](int64_t i) { return begin + i; });
+    project_up(p, x, rows, u, v, hidden);
     gate<A>(u, v, u, rows * hidden);
     project_down<tile_t<T>>(p, u, hidden, rows, u, h, dim);
     for (int64_t i = 0; i < rows; ++i) {

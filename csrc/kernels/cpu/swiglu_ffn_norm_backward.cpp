@@ -5,7 +5,8 @@
 //   dw_o = g^T dh    dw_u = x^T du    dw_v = x^T dv    dnorm_weight = sum dy * xhat    dnorm_bias = sum dy
 //
 // A tile's u, v and g are computed again, and h where xhat cannot be had from y, (y - norm_bias) / norm_weight. The
-// weights' gradients are summed over a thread's own rows; the parts are added in order of rows.
+// weights' gradients are summed over a thread's own rows; the parts are added in order of rows. Rows whose dy is all 0
+// are left out: 0 times what they hold would be NaN where that is no finite number.
 #include "swiglu_ffn_norm_tile.h"
 
 namespace stca {
@@ -23,15 +24,34 @@ void differentiate_gate(A* u, A* v, const A* dg, int64_t count) {
   }
 }
 
-// Whether (y - bias) / weight is xhat, but for an error of 17 roundings at most.
+// The largest |bias / weight| if y can tell xhat = (y - bias) / weight, else infinity. Of a weight close to the
+// smallest numbers y keeps few bits (none where the CPU takes subnormal ones as 0), and of one close to the largest it
+// overflows.
 template <class A>
-bool recovers(const A* weight, const A* bias, int64_t width) {
-  bool all = true;
+A bias_ratio(const A* weight, const A* bias, int64_t width) {
+  constexpr A kMost = sizeof(A) == sizeof(double) ? A(0x1p960) : A(0x1p96);
+  A ratio = 0;
   for (int64_t d = 0; d < width; ++d) {
-    const A most = A(8) * __builtin_fabs(weight[d]);
-    all = all && most > A(0) && most < kInfinity<A> && __builtin_fabs(bias[d]) <= most;
+    const A size = __builtin_fabs(weight[d]), each = __builtin_fabs(bias[d]) / size;
+    if (!(size >= 1 / kMost && size <= kMost && each < kInfinity<A>)) return kInfinity<A>;
+    ratio = each > ratio ? each : ratio;
   }
-  return all;
+  return ratio;
+}
+
+// xhat over y, for one row; everything is filled up to whole panels, the weight with zeros. False where what the bias
+// rounded off y counts in xhat: its root mean square is 1, but less where eps hides the variance of h.
+template <class A>
+bool recover_xhat(const A* weight, const A* bias, A ratio, int64_t width, A* row) {
+  constexpr A kMostRatio = 8;  // of the bias to what the norm adds to it: an error of 17 roundings at most
+  vec_t<A> squares{};
+  for (int64_t d = 0; d < whole_panels<A>(width); d += kLanes<A>) {
+    const vec_t<A> w = load(weight + d), xhat = (load(row + d) - load(bias + d)) / w;
+    const vec_t<A> known = w != A(0) ? xhat : vec_t<A>{};
+    squares += known * known;
+    store(row + d, known);
+  }
+  return kMostRatio * kMostRatio * sum<A>(squares) >= ratio * ratio * A(width);
 }
 
 // dh over xhat, for one row; takes dy as working memory and adds to the norm's own gradients. Everything is filled up
@@ -70,9 +90,39 @@ Strided<operand_t<S>> by_columns(Rows<S> x, int64_t rows, int64_t width, void* b
   }
 }
 
+// xhat of a tile from y; false where y does not tell it. `row_at(i)` is the tile's row i among all.
+template <class T, class RowAt>
+bool recover_tile(const SwigluFfnNormParams& p, int64_t rows, RowAt row_at, accumulator_t<T> ratio,
+                  accumulator_t<T>* xhat) {
+  using A = accumulator_t<T>;
+  const A *weight = static_cast<const A*>(p.norm_weight), *bias = static_cast<const A*>(p.norm_bias);
+  bool told = ratio < kInfinity<A>;
+  for (int64_t i = 0; i < rows && told; ++i) {
+    A* row = xhat + i * whole_panels<A>(p.dim);
+    widen<T>(static_cast<const T*>(p.y) + row_at(i) * p.dim, row, p.dim);
+    told = recover_xhat(weight, bias, ratio, p.dim, row);
+  }
+  return told;
+}
+
+// dh of a tile over its xhat, or over nothing without a norm. `dy` is working memory of one row, zeros behind D.
+template <class T, class RowAt>
+void differentiate_rows(const SwigluFfnNormBackwardParams& params, int64_t rows, RowAt row_at, accumulator_t<T>* dy,
+                        accumulator_t<T>* dh, accumulator_t<T>* dweight, accumulator_t<T>* dbias) {
+  using A = accumulator_t<T>;
+  const SwigluFfnNormParams& p = params.forward;
+  for (int64_t i = 0; i < rows; ++i) {
+    A* row = dh + i * whole_panels<A>(p.dim);
+    widen<T>(static_cast<const T*>(params.dy) + row_at(i) * p.dim, p.norm ? dy : row, p.dim);
+    if (!p.norm) continue;
+    differentiate_norm<A>(dy, static_cast<const A*>(p.norm_weight), static_cast<const A*>(p.rstd)[row_at(i)], p.dim,
+                          row, dweight, dbias);
+  }
+}
+
 template <class T>
-void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin, int64_t row_end, void* weight_grads,
-                   void* scratch) {
+void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t places_begin, int64_t places_end,
+                   void* weight_grads, void* scratch) {
   using A = accumulator_t<T>;
   using S = tile_t<T>;
   using E = operand_t<S>;
@@ -90,35 +140,27 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
 
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(p);
   A* grads = static_cast<A*>(weight_grads);
-  for (int64_t i = row_begin < row_end ? at.norm_weight : 0; i < at.size; ++i) grads[i] = 0;
-  const A *weight = static_cast<const A*>(p.norm_weight), *bias = static_cast<const A*>(p.norm_bias);
-  const bool has_xhat = p.norm && p.y != nullptr && recovers(weight, bias, p.dim);
+  for (int64_t i = places_begin < places_end ? at.norm_weight : 0; i < at.size; ++i) grads[i] = 0;
+  const A *mean = static_cast<const A*>(p.mean), *rstd = static_cast<const A*>(p.rstd);
+  const A ratio = p.norm && p.y != nullptr
+                      ? bias_ratio(static_cast<const A*>(p.norm_weight), static_cast<const A*>(p.norm_bias), p.dim)
+                      : kInfinity<A>;
 
-  for (int64_t begin = row_begin; begin < row_end; begin += p.tile_rows) {
-    const int64_t rows = min(p.tile_rows, row_end - begin);
-    const bool add = begin > row_begin;
-    const Rows<S> x = load_rows<T>(p.x, p.x_stride, p.dim, begin, rows, reinterpret_cast<S*>(x_buffer));
-    const T* dy_rows = static_cast<const T*>(params.dy) + begin * p.dim;
+  for (int64_t begin = places_begin; begin < places_end; begin += p.tile_rows) {
+    const int64_t rows = min(p.tile_rows, places_end - begin);
+    const bool add = begin > places_begin;
+    auto row_at = [&](int64_t i) { return params.rows == nullptr ? begin + i : params.rows[begin + i]; };
+    const Rows<S> x = load_rows<T>(p.x, p.x_stride, p.dim, rows, reinterpret_cast<S*>(x_buffer), row_at);
     project_up(p, x, rows, u, v, hidden);
     gate<A>(u, v, g, rows * hidden);
-    if (p.norm && !has_xhat) project_down<S>(p, g, hidden, rows, rounded, dh, dim);
-    for (int64_t i = 0; i < rows; ++i) {
-      if (!p.norm) {
-        widen<T>(dy_rows + i * p.dim, dh + i * dim, p.dim);
-        continue;
+    if (p.norm && !recover_tile<T>(p, rows, row_at, ratio, dh)) {
+      project_down<S>(p, g, hidden, rows, rounded, dh, dim);
+      for (int64_t i = 0; i < rows; ++i) {
+        A* row = dh + i * dim;
+        for (int64_t d = 0; d < dim; ++d) row[d] = (row[d] - mean[row_at(i)]) * rstd[row_at(i)];
       }
-      A* row = dh + i * dim;
-      const A mean = static_cast<const A*>(p.mean)[begin + i], rstd = static_cast<const A*>(p.rstd)[begin + i];
-      if (has_xhat) {
-        widen<T>(static_cast<const T*>(p.y) + (begin + i) * p.dim, row, p.dim);
-        for (int64_t d = 0; d < p.dim; ++d) row[d] = (row[d] - bias[d]) / weight[d];
-        for (int64_t d = p.dim; d < dim; ++d) row[d] = 0;
-      } else {
-        for (int64_t d = 0; d < dim; ++d) row[d] = (row[d] - mean) * rstd;
-      }
-      widen<T>(dy_rows + i * p.dim, dy, p.dim);
-      differentiate_norm<A>(dy, weight, rstd, p.dim, row, grads + at.norm_weight, grads + at.norm_bias);
     }
+    differentiate_rows<T>(params, rows, row_at, dy, dh, grads + at.norm_weight, grads + at.norm_bias);
     const S* dh_rows = round_rows<S>(dh, rows, p.dim, dim, dh);
     multiply<S>(p.hidden, p.dim, rows, round_columns<S>(g, rows, hidden, g), Rows<S>{dh_rows, dim}, grads + at.w_o,
                 p.dim, add);
@@ -136,9 +178,29 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin,
     multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(dv, hidden), packed<S>(params.w_v_t, p.hidden), dx, dim,
                 true);
     for (int64_t i = 0; i < rows; ++i) {
-      narrow<T>(dx + i * dim, static_cast<T*>(params.dx) + (begin + i) * p.dim, p.dim);
+      narrow<T>(dx + i * dim, static_cast<T*>(params.dx) + row_at(i) * p.dim, p.dim);
     }
   }
+}
+
+// By words of 8 bytes, for any type at the same speed.
+template <class T>
+bool has_gradient(const T* row, int64_t width) {
+  constexpr int64_t kWords = 8, kStep = kWords * 8 / int64_t(sizeof(T));
+  constexpr uint64_t kMagnitude = sizeof(T) == 8   ? 0x7fffffffffffffff
+                                  : sizeof(T) == 4 ? 0x7fffffff7fffffff
+                                                   : 0x7fff7fff7fff7fff;
+  int64_t d = 0;
+  for (; d + kStep <= width; d += kStep) {
+    uint64_t words[kWords], bits = 0;
+    __builtin_memcpy(words, row + d, sizeof words);
+    for (uint64_t word : words) bits |= word;
+    if ((bits & kMagnitude) != 0) return true;
+  }
+  for (; d < width; ++d) {
+    if (!(widen(row[d]) == 0)) return true;  // not a number is not zero
+  }
+  return false;
 }
 
 template <class T>
@@ -154,10 +216,17 @@ void sum_partials_of(const void* const* partials, int64_t count, int64_t offset,
 
 }  // namespace
 
-void swiglu_ffn_norm_backward_rows(const SwigluFfnNormBackwardParams& params, int64_t row_begin, int64_t row_end,
+void find_gradients(Dtype dtype, const void* dy, int64_t dim, int64_t begin, int64_t end, bool* has) {
+  visit_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
+    for (int64_t i = begin; i < end; ++i) has[i] = has_gradient(static_cast<const T*>(dy) + i * dim, dim);
+  });
+}
+
+void swiglu_ffn_norm_backward_rows(const SwigluFfnNormBackwardParams& params, int64_t begin, int64_t end,
                                    void* weight_grads, void* scratch) {
   visit_dtype(params.forward.dtype, [&](auto type) {
-    backward_rows<typename decltype(type)::element>(params, row_begin, row_end, weight_grads, scratch);
+    backward_rows<typename decltype(type)::element>(params, begin, end, weight_grads, scratch);
   });
 }
 

@@ -13,17 +13,19 @@ Panels<operand_t<S>> packed(const void* panels, int64_t rows) {
   return {static_cast<const operand_t<S>*>(panels), operands<S>(rows)};
 }
 
-// Rows of a [N, D] tensor for a tile, and their stride: the tensor's own where they are multiplied as they are.
-template <class T>
-Rows<tile_t<T>> load_rows(const void* tensor, int64_t stride, int64_t width, int64_t row_begin, int64_t rows,
-                          tile_t<T>* buffer) {
+// Rows of a [N, D] tensor for a tile, and their stride: the tensor's own where they lie one after the other and are
+// multiplied as they are. `row_at(i)` is the tile's row i in the tensor, in ascending order.
+template <class T, class RowAt>
+Rows<tile_t<T>> load_rows(const void* tensor, int64_t stride, int64_t width, int64_t rows, tile_t<T>* buffer,
+                          RowAt row_at) {
   using S = tile_t<T>;
   const int64_t room = whole_operands<S>(width);
-  const T* from = static_cast<const T*>(tensor) + row_begin * stride;
+  const T* from = static_cast<const T*>(tensor);
   if constexpr (sizeof(T) == sizeof(S)) {
-    if (width == room && stride % kTerms<S> == 0) return {from, stride};
+    const bool together = row_at(rows - 1) - row_at(0) == rows - 1;
+    if (together && width == room && stride % kTerms<S> == 0) return {from + row_at(0) * stride, stride};
   }
-  for (int64_t i = 0; i < rows; ++i) load_row<T>(from + i * stride, width, buffer + i * room);
+  for (int64_t i = 0; i < rows; ++i) load_row<T>(from + row_at(i) * stride, width, buffer + i * room);
   return {buffer, room};
 }
 
