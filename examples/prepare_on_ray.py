@@ -6,7 +6,7 @@
 Does what `python -m stca.data.convert` does, on as many machines as the Ray cluster has (RAY_ADDRESS), or on this one
 alone. Files are read side by side, so a log should be many. Each file that is written has the histories of a part of
 the users; give them all to `stca.data.RequestDataset`. Memory is bounded by a part: take more of them for a larger log.
-Ids must be integers, and the folders such that all machines share them.
+Ids of users and items must be integers, and the folders such that all machines share them.
 """
 
 import argparse
@@ -19,8 +19,11 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from stca.data import FORMATS, LogFormat, Names, group_events, read_events, write_requests
+from stca.data import FORMATS, LogFormat, Names, group_events, write_requests
+from stca.data.events import read_file
 from stca.data.group import part_of_user
+from stca.data.plan import Plan, Seen, detect_format, look, settle
+from stca.data.source import is_empty, log_files
 
 
 def prepare(
@@ -34,20 +37,28 @@ def prepare(
 ) -> int:
     """Writes part-00000.parquet and so on; the number of histories."""
     out.mkdir(parents=True, exist_ok=True)
-    files = ray.data.from_items([str(path) for path in paths], override_num_blocks=len(paths))
-    read = partial(_read, form=form, parts=parts)
+    seen = {str(each.path): each for each in ray.get([_look.remote(path, form) for path in log_files(paths)]) if each}
+    plan = settle(list(seen.values()), Names())
+    for ours in ("user_id", "item_id"):
+        if plan.types[ours] != pa.int64():  # numbers would have to be agreed on by all machines
+            raise ValueError(f"{', '.join(seen)}: {ours} must be integers in every file, got text")
+    files = ray.data.from_items(list(seen), override_num_blocks=len(seen))
+    read = partial(_read, seen=seen, plan=plan, parts=parts)
     write = partial(_write_part, out=out, per_history=per_history, max_length=max_length)
     events = files.map_batches(read, batch_size=1, batch_format="numpy")
     written = events.groupby("part", num_partitions=parts).map_groups(write, batch_format="pyarrow")
     return sum(row["histories"] for row in written.take_all())
 
 
-def _read(files: dict[str, Any], form: LogFormat | None, parts: int) -> Iterator[pa.Table]:
-    names = Names()
-    for events in read_events(files["item"].tolist(), form, names):
-        if any(names.known.values()):  # numbered here, without the other files
-            raise ValueError(f"{files['item'][0]}: user_id, item_id and request_id must be integers")
-        yield events.append_column("part", pa.array(part_of_user(events, parts)))
+@ray.remote
+def _look(path: Path, form: LogFormat | None) -> Seen | None:
+    return None if is_empty(path) else look(path, form or detect_format(path))
+
+
+def _read(files: dict[str, Any], seen: dict[str, Seen], plan: Plan, parts: int) -> Iterator[pa.Table]:
+    for path in files["item"].tolist():
+        for events in read_file(seen[path], plan, Names()):
+            yield events.append_column("part", pa.array(part_of_user(events, parts)))
 
 
 def _write_part(events: pa.Table, out: Path, per_history: int | None, max_length: int | None) -> pa.Table:

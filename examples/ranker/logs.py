@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stca.data import read_events
 from stca.data.requests import Integers as Integers
-from stca.data.requests import find_requests
+from stca.data.requests import find_requests, request_numbers
 
 COUNTERS, COUNTER_BUCKETS = 9, 24
 
@@ -52,16 +52,16 @@ def read_log(path: Path) -> Log:
         ValueError: a file that cannot be read, lacks a column, has an empty or malformed value, or holds no event.
     """
     events = pa.concat_tables(read_events(path))
-    column = {name: events[name].to_numpy() for name in events.column_names}
+    column = {name: events[name].to_numpy() for name in ("user_id", "item_id", "timestamp", "label")}
     user, item = (np.unique(column[name], return_inverse=True)[1] for name in ("user_id", "item_id"))
-    return make_log(user, item, column["timestamp"], column["label"].astype(np.float64), column["request_id"])
+    return make_log(user, item, column["timestamp"], column["label"].astype(np.float64), request_numbers(events))
 
 
 def make_log(
     user: Integers, item: Integers, time: Integers, label: NDArray[np.float64], request: Integers | None = None
 ) -> Log:
-    """Sorts and groups events given as arrays [E]; users and items are codes from 0."""
-    requests = find_requests(user, time, np.zeros_like(user) if request is None else request)
+    """Sorts and groups events given as arrays [E]; users and items are codes from 0, and a request has one time."""
+    requests = find_requests(user, time, request, lasting="refuse")
     item, time, label = item[requests.order], time[requests.order], label[requests.order]
     return Log(
         item=item,
