@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from grid import all_cases
 
+from stca.files import whole_file
+
 Row = dict[str, Any]
 BEGIN, END = "<!-- benchmarks/report.py: begin -->\n", "<!-- benchmarks/report.py: end -->\n"
 _AUTO = 1.1  # an automatic choice within 10 % of the better one is as good
@@ -161,7 +163,8 @@ def draw_ratios(rows: list[Row], path: Path) -> None:
     title = "circles forward, squares forward+backward; blue float32, orange bfloat16"
     axis.set(ylabel="best peer's time / ours", title=title)
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -185,7 +188,8 @@ def draw_growth(curves: list[Row], path: Path) -> None:
         axes[0, column].legend(fontsize=6)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -196,7 +200,8 @@ def rewrite(readme: Path, lines: list[str]) -> None:
         raise ValueError(f"{readme}: must hold the lines {BEGIN.strip()!r} and {END.strip()!r} once each")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    readme.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
+    with whole_file(readme) as part:
+        part.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
 
 
 def main() -> None:

@@ -6,7 +6,8 @@
 Does what `python -m stca.data.convert` does, on as many machines as the Ray cluster has (RAY_ADDRESS), or on this one
 alone. Files are read side by side, so a log should be many. Each file that is written has the histories of a part of
 the users; give them all to `stca.data.RequestDataset`. Memory is bounded by a part: take more of them for a larger log.
-Ids must be integers, and the folders such that all machines share them.
+Ids must be integers, and the folders such that all machines share them. The folder appears when all of it is written,
+beside it until then; one that holds something is refused, or replaced with --overwrite.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import ray
 
 from stca.data import FORMATS, LogFormat, Names, group_events, read_events, write_requests
 from stca.data.group import part_of_user
+from stca.files import whole_folder
 
 
 def prepare(
@@ -31,15 +33,32 @@ def prepare(
     parts: int = 64,
     per_history: int | None = None,
     max_length: int | None = None,
+    overwrite: bool = False,
 ) -> int:
-    """Writes part-00000.parquet and so on; the number of histories."""
-    out.mkdir(parents=True, exist_ok=True)
-    files = ray.data.from_items([str(path) for path in paths], override_num_blocks=len(paths))
-    read = partial(_read, form=form, parts=parts)
-    write = partial(_write_part, out=out, per_history=per_history, max_length=max_length)
-    events = files.map_batches(read, batch_size=1, batch_format="numpy")
-    written = events.groupby("part", num_partitions=parts).map_groups(write, batch_format="pyarrow")
-    return sum(row["histories"] for row in written.take_all())
+    """Writes part-00000.parquet and so on; the number of histories.
+
+    Raises:
+        ValueError: an option below 1, a log that is missing or lies in the folder, a folder that is not empty, or, with
+            `overwrite`, holds other files than this program's: all before work begins.
+    """
+    for name, value in (("parts", parts), ("per_history", per_history), ("max_length", max_length)):
+        if value is not None and value < 1:
+            raise ValueError(f"prepare: {name} must be at least 1, got {value}")
+    paths, out = [path.resolve() for path in paths], out.resolve()
+    for path in paths:
+        if not path.exists() or path.is_relative_to(out):
+            raise ValueError(f"{path}: must exist, and not lie in {out}, which is written")
+    others = [path.name for path in out.glob("*") if not path.match("part-*.parquet")]
+    if overwrite and others:
+        raise ValueError(f"{out}: must hold part-*.parquet alone to be replaced, got {min(others)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(out, overwrite) as folder:
+        files = ray.data.from_items([str(path) for path in paths], override_num_blocks=len(paths))
+        read = partial(_read, form=form, parts=parts)
+        write = partial(_write_part, out=folder, per_history=per_history, max_length=max_length)
+        events = files.map_batches(read, batch_size=1, batch_format="numpy")
+        written = events.groupby("part", num_partitions=parts).map_groups(write, batch_format="pyarrow")
+        return sum(row["histories"] for row in written.take_all())
 
 
 def _read(files: dict[str, Any], form: LogFormat | None, parts: int) -> Iterator[pa.Table]:
@@ -79,11 +98,13 @@ def main() -> None:
     parser.add_argument("--per-history", type=int, help="requests that share a history; all of a user's by default")
     parser.add_argument("--max-length", type=int, help="events that a target sees at most, the latest")
     parser.add_argument("--memory", type=int, help="MiB of a worker here; Ray itself has an eighth of it and the disk")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder of an earlier run")
     args = parser.parse_args()
     if args.memory:
         limit_memory(args.memory << 20)
     form = FORMATS[args.format] if args.format else None
     options = {"parts": args.parts, "per_history": args.per_history, "max_length": args.max_length}
+    options["overwrite"] = args.overwrite
     print(f"written: {args.out}, {prepare(args.logs, args.out, form=form, **options):,} histories")
 
 
