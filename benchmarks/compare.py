@@ -26,6 +26,7 @@ from result import Row, row, show
 from tqdm import tqdm
 
 import stca
+from stca.files import whole_file
 
 LIMITS = {torch.float32: 2e-3, torch.bfloat16: 0.1}  # norms of differences of correct results over theirs
 _SMALL = 1e7  # FLOPs or bytes
@@ -82,7 +83,8 @@ def main() -> None:
     beside = args.json.with_suffix(".machine.json")
     again = args.resume and args.json.exists()
     about = json.loads(beside.read_text()) if again else machine()  # one floor for all rows
-    beside.write_text(json.dumps(about, indent=1) + "\n")
+    with whole_file(beside) as part:
+        part.write_text(json.dumps(about, indent=1) + "\n")
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "build_info"))
     seconds = args.seconds or (0.3 if args.quick else 2.0)
     cases = [c for c in all_cases(args.quick) if re.search(args.only, f"{c.op}, {c.name}, {c.dtype}")]
@@ -99,7 +101,8 @@ def main() -> None:
             tqdm.write(f"WRONG: {wrong[-1]}")
             continue
         show(result[-1])
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        with whole_file(args.json) as part:
+            part.write_text(json.dumps(result, indent=1) + "\n")
     if wrong:
         sys.exit("\n".join(["these differ and were not timed:", *wrong]))
 

@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 import stca
+from stca.files import whole_file
 
 _LIMITS = {torch.float32: 5e-3, torch.bfloat16: 0.1}  # norms of differences of correct results over theirs
 
@@ -163,7 +164,8 @@ def main() -> None:
     clock, small = Clock(args.device), args.device == "cpu"
     about = machine(clock, args.device, small)
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "build_info"))
-    args.json.with_suffix(".machine.json").write_text(json.dumps(about, indent=1) + "\n")
+    with whole_file(args.json.with_suffix(".machine.json")) as part:
+        part.write_text(json.dumps(about, indent=1) + "\n")
     result: list[Row] = []
     failed, left = [], []
     for case in cases(small):
@@ -180,7 +182,8 @@ def main() -> None:
                 failed.append(f"{name}, {direction}: {str(error).splitlines()[0]}")
                 continue
             show(result[-1])
-            args.json.write_text(json.dumps(result, indent=1) + "\n")
+            with whole_file(args.json) as part:
+                part.write_text(json.dumps(result, indent=1) + "\n")
     table(result)
     for title, names in (("out of time", left), ("FAILED", failed)):
         for name in names:

@@ -23,6 +23,8 @@ from problem import DIRECTIONS, Direction, Problem, Runner
 from ragged import Requests
 from tqdm import tqdm
 
+from stca.files import whole_file
+
 D, H = 256, 8
 VALUES = {
     "L": (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 100_000),
@@ -89,7 +91,8 @@ def main() -> None:
         values = values[::-2][::-1] if args.quick else values
         values = [v for v in values if op != "STCA" or math.prod(_size(op, variable, v)[n] for n in "LR") <= _MOST_ROWS]
         curves.append(curve(op, direction, variable, values, 0.1 if args.quick else _SECONDS))
-        args.json.write_text(json.dumps(curves, indent=1) + "\n")
+        with whole_file(args.json) as part:
+            part.write_text(json.dumps(curves, indent=1) + "\n")
         tqdm.write(f"{op}, {direction}: time grows as {variable}^{curves[-1]['exponent']:.2f}")
 
 

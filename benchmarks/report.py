@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from grid import all_cases
 
+from stca.files import whole_file
 from stca.nn import TargetAttention
 
 Row = dict[str, Any]
@@ -166,7 +167,8 @@ def draw_ratios(rows: list[Row], path: Path) -> None:
     title = "circles forward, squares forward+backward; blue float32, orange bfloat16"
     axis.set(ylabel="best peer's time / ours", title=title)
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -190,7 +192,8 @@ def draw_growth(curves: list[Row], path: Path) -> None:
         axes[0, column].legend(fontsize=6)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
 
 
@@ -201,7 +204,8 @@ def rewrite(readme: Path, lines: list[str]) -> None:
         raise ValueError(f"{readme}: must hold the lines {BEGIN.strip()!r} and {END.strip()!r} once each")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    readme.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
+    with whole_file(readme) as part:
+        part.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + after)
 
 
 def main() -> None:

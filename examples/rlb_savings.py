@@ -10,7 +10,6 @@ two layers of STCA with an item, an action and a time embedding. Prints a Markdo
 """
 
 import argparse
-import json
 import multiprocessing
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from ranker.measure import status_kb
+from ranker.report import make_ready, write_json, write_text
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -201,15 +201,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/rlb_savings"), help="folder of table and JSON")
     parser.add_argument("--quick", action="store_true", help="m up to 8, L up to 2,000")
     args = parser.parse_args()
+    text, data = args.out / "report.md", args.out / "report.json"
+    make_ready([text, data], None)
     chosen = [(m, L) for m in TARGETS for L in LENGTHS if not args.quick or (m <= 8 and L <= 2000)]
     cases = [measure(m, L) for m, L in tqdm(chosen, desc="m, L", unit="case")]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "report.json").write_text(json.dumps({"build": stca.build_info(), "cases": cases}, indent=2) + "\n")
+    write_json({"build": stca.build_info(), "cases": cases}, data)
     command = "python examples/rlb_savings.py" + " --quick" * args.quick
     machine = f"{torch.get_num_threads()} threads, {stca.cpu_isa()}, torch {torch.__version__}"
     report = f"Request-level against point-wise, by `{command}` ({machine}):\n\n{table(cases)}"
-    (args.out / "report.md").write_text(report + "\n")
-    print(report, f"\nwritten: {args.out / 'report.md'}, {args.out / 'report.json'}", sep="\n")
+    write_text(report + "\n", text)
+    print(report, f"\nwritten: {text}, {data}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ and more later makes no run twice. Small steps: OMP_NUM_THREADS=1 costs least.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ import torch
 from ranker.generate import generate_log
 from ranker.logs import Integers, Log, Split, read_log, split_by_time
 from ranker.model import Ranker
-from ranker.report import write_json
+from ranker.report import make_ready, write_json
 from ranker.scaling_report import Report, write_report
 from ranker.train import Config, Training, evaluate
 from tqdm import tqdm
@@ -88,12 +89,16 @@ def made_or_make(path: Path, settings: dict[str, Any], make: Callable[[Path], di
     """The result that lies at `path`, made with the checkpoint beside it where it does not.
 
     Raises:
-        ValueError: a result of other settings.
+        ValueError: a result of other settings, or a file that is none.
     """
     if path.exists():
-        saved: dict[str, Any] = json.loads(path.read_text())
-        if saved["settings"] != settings:
-            raise ValueError(f"{path}: must be of the same settings, {settings}, got {saved['settings']}")
+        try:
+            saved: dict[str, Any] = json.loads(path.read_text())
+            own, _ = saved["settings"], saved["result"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path}: must be a whole result of a run (--restart forgets it): {error!r}") from error
+        if own != settings:
+            raise ValueError(f"{path}: must be of the same settings, {settings}, got {own} (--restart forgets it)")
         return saved
     checkpoint = path.with_suffix(".pt")
     saved = {"settings": settings, "result": make(checkpoint)}
@@ -150,6 +155,7 @@ def run_grid(
             "capacity": list(size),
             "lengths": list(lengths),
             "targets": report["train_targets"],
+            "checksums": [log.checksum, split.checksum],
         }
         make = partial(train_and_serve, log, split, size, config, lengths, name=f"{scheme}, seed {seed}")
         path = args.out / name / f"{scheme.replace(' ', '-')}-{seed}.json"
@@ -191,8 +197,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> Report:
     """Makes the grid, or the rest of it, and the report."""
     args = parse(arguments)
+    # Without the endings that a log's file has, but with all else: two logs have two names.
+    name = "generated" if args.log is None else re.sub(r"(\.(csv|inter|parquet|gz|bz2|zst))+$", "", args.log.name)
+    reports = [args.report / f"{name}.{ending}" for ending in ("md", "png", "json")]
+    make_ready([args.out / name / "run.json", *reports], args.log)
     log = generate_log() if args.log is None else read_log(args.log)
-    name = "generated" if args.log is None else args.log.name.split(".")[0]
     longest = int((log.history_end - log.user_begin).max())
     maximum = args.maximum or min(LONGEST_TRAINED, 2 ** int(np.log2(max(SHARE, longest))))
     average = args.average or maximum // SHARE

@@ -22,7 +22,7 @@ from ranker.logs import Log, Split, read_log, split_by_time
 from ranker.measure import compare
 from ranker.model import BiasOnly, MeanPooled, Ranker
 from ranker.ranks import joined, rank
-from ranker.report import Report, draw, print_report, write_json
+from ranker.report import Report, draw, make_ready, print_report, write_json
 from ranker.train import Config, Training, evaluate
 from torch import nn
 
@@ -78,6 +78,8 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains, measures and reports; of several processes the first alone measures speed and writes."""
     torch.manual_seed(args.seed)
+    table, picture = args.out / "report.json", args.out / "served_length.png"
+    make_ready(filter(None, (table, picture, args.json)), args.log)
     log = generate_log(seed=args.seed) if args.log is None else read_log(args.log)
     split = split_by_time(log)
     config = Config(
@@ -129,10 +131,10 @@ def run(args: argparse.Namespace) -> None:
         report[key] = {form: result[field] for form, result in measured.items()}
 
     print_report(report)
-    for path in filter(None, (args.out / "report.json", args.json)):
+    for path in filter(None, (table, args.json)):
         write_json(report, path)
-    draw(report, args.out / "served_length.png")
-    print(f"\nwritten: {args.out / 'report.json'}, {args.out / 'served_length.png'}")
+    draw(report, picture)
+    print(f"\nwritten: {table}, {picture}")
 
 
 if __name__ == "__main__":

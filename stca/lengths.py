@@ -82,20 +82,28 @@ def recent_suffix(visible: Tensor, keep: Tensor | int) -> Tensor:
         >>> stca.lengths.recent_suffix(torch.tensor([[0, 9], [4, 6]]), 3).tolist()
         [[6, 9], [4, 6]]
     """
-    begin, end = visible.unbind(dim=1)
-    return torch.stack([torch.maximum(begin, end - keep), end], dim=1)
+    end = visible[:, 1]
+    return torch.stack([end - _kept(visible, keep), end], dim=1)
 
 
 def oldest_prefix(visible: Tensor, keep: Tensor | int) -> Tensor:
     """The first `keep` rows of each target's visible range, to compare with `recent_suffix`; same arguments."""
-    begin, end = visible.unbind(dim=1)
-    return torch.stack([begin, torch.minimum(end, begin + keep)], dim=1)
+    begin = visible[:, 0]
+    return torch.stack([begin, begin + _kept(visible, keep)], dim=1)
 
 
 def random_window(visible: Tensor, keep: Tensor | int, generator: torch.Generator | None = None) -> Tensor:
     """`keep` neighbouring rows anywhere in each target's visible range, to compare with `recent_suffix`."""
     begin, end = visible.unbind(dim=1)
-    spare = (end - begin - keep).clamp(min=0)
+    kept = _kept(visible, keep)
+    spare = end - begin - kept
     share = torch.rand(spare.shape, generator=generator, dtype=torch.float64, device=visible.device)
     start = begin + torch.minimum((share * (spare + 1)).to(begin.dtype), spare)
-    return torch.stack([start, torch.minimum(end, start + keep)], dim=1)
+    return torch.stack([start, start + kept], dim=1)
+
+
+def _kept(visible: Tensor, keep: Tensor | int) -> Tensor:
+    """Rows of each range that are kept, [T]; `keep` may be the largest number that there is."""
+    length = visible[:, 1] - visible[:, 0]
+    kept = torch.minimum(length.long(), torch.as_tensor(keep, dtype=torch.int64, device=length.device))
+    return kept.clamp(min=0).to(torch.result_type(length, keep))

@@ -68,7 +68,9 @@ def log_bucket(values: NDArray[np.float64] | Integers) -> Integers:
 def event_bucket(log: Log, time: Integers) -> Integers:
     """Which of TIME_BUCKETS equal parts of the log's time a moment lies in."""
     start, end = int(log.time.min()), int(log.time.max())
-    return (time - start) * TIME_BUCKETS // (end - start + 1)
+    # Python's integers: no product of theirs is too large. A part begins at the first whole moment within it.
+    begins = [start + -(-part * (end - start + 1) // TIME_BUCKETS) for part in range(1, TIME_BUCKETS)]
+    return np.searchsorted(np.array(begins, dtype=np.int64), time, side="right")
 
 
 def group_requests(log: Log, requests: Integers, per_history: int, max_span: int = 14 * 86400) -> list[Integers]:

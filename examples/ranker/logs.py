@@ -1,7 +1,9 @@
 """Event logs, from a file to arrays that lie grouped by user and request in order of time."""
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +37,11 @@ class Log:
     num_items: int
 
     @property
+    def checksum(self) -> int:
+        """Another log, or the same with other labels, has another."""
+        return checksum_of(self.request_user, self.request_begin, self.item, self.time, self.label)
+
+    @property
     def num_requests(self) -> int:
         """Requests in the log."""
         return len(self.request_user)
@@ -43,6 +50,14 @@ class Log:
     def request_time(self) -> Integers:
         """Seconds, [requests]."""
         return self.time[self.request_begin]
+
+
+def checksum_of(*arrays: NDArray[Any]) -> int:
+    """Of their values and lengths."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, zlib.crc32(str(array.shape).encode(), checksum))
+    return checksum
 
 
 def read_log(path: Path) -> Log:
@@ -84,16 +99,19 @@ def item_counters(item: Integers, time: Integers, label: NDArray[np.float64]) ->
     For the last 64th, the last eighth and all of the log's time, strictly before the event and over all users: events
     with the item, events with label 1 (two buckets for each doubling), and the share of the latter (0: no event).
     """
-    order = np.lexsort((time, item))
-    since = time - time.min()
-    span = int(since.max())
-    key = item * (span + 2)  # events of one item lie together, in order of time
+    item = np.unique(item, return_inverse=True)[1]
+    since = (time - time.min()).view(np.uint64)  # a difference of int64 may be too large for int64
+    moments, moment = np.unique(since, return_inverse=True)
+    key = item * (len(moments) + 1) + moment  # below E^2: events of one item lie together, in order of time
+    order = np.argsort(key, kind="stable")
     positives = np.concatenate([[0.0], np.cumsum(label[order])])
-    sorted_keys = (key + since)[order]
-    end = np.searchsorted(sorted_keys, key + since)
+    sorted_keys = key[order]
+    end = np.searchsorted(sorted_keys, key)
     columns = []
-    for window in (span // 64, span // 8, span):
-        begin = np.searchsorted(sorted_keys, key + np.maximum(since - window, 0))
+    for share_of_time in (64, 8, 1):
+        window = moments[-1] // np.uint64(share_of_time)
+        opened = np.searchsorted(moments, np.where(since > window, since - window, np.uint64(0)))
+        begin = np.searchsorted(sorted_keys, key - moment + opened)
         count, positive = end - begin, positives[end] - positives[begin]
         share = np.where(count > 0, 1 + 20 * positive / np.maximum(count, 1), 0)
         columns += [2 * np.log2(1 + count), 2 * np.log2(1 + positive), share]
@@ -108,6 +126,11 @@ class Split:
     train: Integers
     validation: Integers
     test: Integers
+
+    @property
+    def checksum(self) -> int:
+        """Another division has another."""
+        return checksum_of(self.train, self.validation, self.test)
 
 
 def split_by_time(log: Log, test_from: float = 0.9, validation_share: float = 0.06) -> Split:

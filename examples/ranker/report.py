@@ -1,10 +1,29 @@
 """The result as a table, as JSON and as a picture."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from stca.files import check_output, whole_file
+
 Report = dict[str, Any]
+
+
+def make_ready(paths: Iterable[Path], log: Path | None) -> None:
+    """Makes the folders of files that will be written, and refuses what cannot be, before there is work to lose."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_output(path)
+        if log is not None and path.resolve() == log.resolve():
+            raise ValueError(f"{path}: must not be the log itself")
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes a whole file, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        part.write_text(text)
 
 
 def print_report(report: Report) -> None:
@@ -22,8 +41,7 @@ def print_report(report: Report) -> None:
 
 def write_json(report: Report, path: Path) -> None:
     """Writes the report as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    write_text(json.dumps(report, indent=2) + "\n", path)
 
 
 def draw(report: Report, path: Path) -> None:
@@ -46,5 +64,6 @@ def draw(report: Report, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=150, format="png")
     plt.close(figure)

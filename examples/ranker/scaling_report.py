@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker.report import write_json
+from ranker.report import write_json, write_text
+from stca.files import whole_file
 
 Report = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -228,12 +229,13 @@ def draw(report: Report, path: Path) -> None:
     axes[1, 2].axis("off")
     axes[1, 2].legend(*axes[1, 0].get_legend_handles_labels(), loc="center left", title="trained")
     figure.suptitle(f"Trained short, served long: {report['log']}")
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=120, format="png")
     plt.close(figure)
 
 
 def write_report(report: Report, folder: Path) -> None:
     """Writes all three."""
     write_json(report, folder / f"{report['log']}.json")
-    (folder / f"{report['log']}.md").write_text(markdown(report))
+    write_text(markdown(report), folder / f"{report['log']}.md")
     draw(report, folder / f"{report['log']}.png")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ranker.batches import group_requests, make_batch
 from ranker.logs import Integers, Log, Split
 from ranker.ranks import gathered, rank, replicated, total, world_size
+from stca.files import whole_file
 from stca.lengths import BetaLengths, TokenBudgetSampler
 
 
@@ -98,10 +99,11 @@ class Training:
     def __init__(self, model: nn.Module, log: Log, split: Split, config: Config, checkpoint: Path | None) -> None:
         self.model, self.log, self.split, self.config, self.checkpoint = model, log, split, config, checkpoint
         self.runs = group_requests(log, split.train, config.requests_per_history, config.max_span_days * 86400)
-        # What a checkpoint must agree with; of the log, its size.
+        # What a checkpoint must agree with.
         self.settings = (
             f"{config!r} in {world_size()} processes, "
-            f"log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, "
+            f"log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, checksums of it and of "
+            f"what it is divided into {log.checksum:08x} and {split.checksum:08x}, "
             f"model of {sum(p.numel() for p in model.parameters())} parameters"
         )
         decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -139,7 +141,7 @@ class Training:
         tokens = before + log.history_end[last] - log.history_end[first] + 1
         budget = c.budget if c.runs_per_step is None else math.ceil(c.runs_per_step * tokens.mean())
         sampler = TokenBudgetSampler(tokens, budget, seed=c.seed, rank=rank(), world_size=world_size())
-        sampler.load_state_dict({"epoch": epoch, "step": self.state["step"]})
+        sampler.set_epoch(epoch, self.state["step"])
         return sampler, drawn
 
     def _epoch(self, name: str) -> None:
@@ -203,24 +205,25 @@ class Training:
         if rank() > 0:
             return
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_suffix(".part")
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "state": self.state,
-                "random": random,
-                "settings": self.settings,
-            },
-            temporary,
-        )
-        temporary.replace(self.checkpoint)
+        saved = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": self.state,
+            "random": random,
+            "settings": self.settings,
+        }
+        with whole_file(self.checkpoint) as part:
+            torch.save(saved, part)
 
     def _load(self, path: Path) -> None:
-        saved = torch.load(path, weights_only=True)
-        if saved.get("settings") != self.settings:
+        try:
+            saved = torch.load(path, weights_only=True)
+            settings = saved["settings"]
+        except Exception as error:  # as many kinds as there are files that are no checkpoint
+            raise ValueError(f"{path}: must be a whole checkpoint (--restart forgets it): {error!r}") from error
+        if settings != self.settings:
             raise ValueError(
-                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {saved.get('settings')} "
+                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {settings} "
                 "(--restart forgets it)"
             )
         self.model.load_state_dict(saved["model"])
