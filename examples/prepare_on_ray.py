@@ -6,8 +6,8 @@
 Does what `python -m stca.data.convert` does, on as many machines as the Ray cluster has (RAY_ADDRESS), or on this one
 alone. Files are read side by side, so a log should be many. Each file that is written has the histories of a part of
 the users; give them all to `stca.data.RequestDataset`. Memory is bounded by a part: take more of them for a larger log.
-Ids of users and items must be integers, and the folders such that all machines share them. The folder appears when all of it is written,
-beside it until then; one that holds something is refused, or replaced with --overwrite.
+Ids of users and items must be integers, and the folders such that all machines share them. The folder appears when all
+of it is written, beside it until then; one that holds something is refused, or replaced with --overwrite.
 """
 
 import argparse
