@@ -3,7 +3,7 @@
 import heapq
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class TokenBudgetSampler(Sampler[list[int]]):
             ValueError: a state of other lengths, budgets, seed or order; in the midst of an epoch, of other ranks.
         """
         ranks = {} if state.get("step") == 0 else {"world_size": self.world_size}
-        check_state("TokenBudgetSampler", state, {**self._identity(), **ranks})
+        check_state("TokenBudgetSampler", state, {**self._identity(), **ranks}, ("epoch", "step"))
         self.set_epoch(state["epoch"], state["step"])
 
     def _identity(self) -> dict[str, Any]:
@@ -208,11 +208,12 @@ class TokenBudgetSampler(Sampler[list[int]]):
         return batches
 
 
-def check_state(op: str, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuses a state that differs from `own`, by what differs and both values."""
-    for name, value in own.items():
+def check_state(op: str, state: Mapping[str, Any], own: Mapping[str, Any], place: Iterable[str] = ()) -> None:
+    """Refuses a state that differs from `own`, by what differs and both values, or does not tell its place."""
+    for name in (*own, *place):
         if name not in state:
             raise ValueError(f"{op}: the state must tell its {name}, got {sorted(state)} (set_epoch needs no state)")
+    for name, value in own.items():
         if state[name] != value:
             raise ValueError(f"{op}: the state must be of {name} = {value}, got one of {name} = {state[name]}")
 

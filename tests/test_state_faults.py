@@ -63,6 +63,9 @@ def test_f8_a_state_of_others_is_refused(sixty: Path) -> None:
         RequestDataset(sixty, budget=12, rank=0, world_size=2).load_state_dict(of_rank_1)
     with pytest.raises(ValueError, match="the state must tell its files, got"):
         same.load_state_dict({"epoch": 0, "row_groups": 3, "batches": 1})
+    del state["batches"]
+    with pytest.raises(ValueError, match="the state must tell its batches, got"):
+        same.load_state_dict(state)
 
 
 def test_f8_a_state_of_other_files_is_refused(sixty: Path, tmp_path: Path) -> None:

@@ -115,10 +115,10 @@ class RequestDataset(IterableDataset[RequestBatch]):
             ValueError: a state of other files, budgets, seed or order, or of another rank or number of ranks. Another
                 worker, or number of them, is refused when the iterator begins.
         """
-        start = _Place(**{name: state[name] for name in asdict(self._start) if name in state})
-        ranks = {"world_size": self.world_size, "rank": self.rank} if start.begun else {}
-        check_state("RequestDataset", state, {**self._identity(), **ranks})
-        self._start = self._place = start
+        begun = state.get("row_groups") or state.get("batches")
+        ranks = {"world_size": self.world_size, "rank": self.rank} if begun else {}
+        check_state("RequestDataset", state, {**self._identity(), **ranks}, asdict(self._start))
+        self._start = self._place = _Place(**{name: state[name] for name in asdict(self._start)})
 
     def set_epoch(self, epoch: int) -> None:
         """Iterators begin at that epoch's first batch."""
