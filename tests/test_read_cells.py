@@ -126,6 +126,7 @@ def test_f6_ratings_that_are_none(tmp_path: Path, wrong: float | None) -> None:
 
 
 def test_labels_of_any_type(tmp_path: Path) -> None:
+    assert [row["label"] for row in events(write(tmp_path / "log.csv", "1,1,1,True", "1,1,1,false"))] == [1, 0]
     for column in (
         pa.array([True, False]),
         pa.array([1, 0], pa.uint8()),

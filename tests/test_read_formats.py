@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import lzma
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def test_f11_unneeded_columns_and_late_surprises(tmp_path: Path) -> None:
     assert _items(wide) == list(range(9_000))
 
 
-@pytest.mark.parametrize("pack", ["gz", "bz2", "zst", "lz4", "zip"])
+@pytest.mark.parametrize("pack", ["gz", "bz2", "zst", "lz4", "xz", "zip"])
 @pytest.mark.parametrize("named", [True, False])
 def test_packed_files_by_their_bytes(tmp_path: Path, pack: str, named: bool) -> None:
     text = f"{HEADER}1,1,3,1\n".encode()
@@ -41,8 +42,8 @@ def test_packed_files_by_their_bytes(tmp_path: Path, pack: str, named: bool) -> 
         with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
             archive.writestr("log.csv", text + again)
         packed = buffer.getvalue()
-    elif pack in ("gz", "bz2"):  # as `cat a.gz b.gz` makes them
-        compress: Any = gzip.compress if pack == "gz" else bz2.compress
+    elif pack in ("gz", "bz2", "xz"):  # as `cat a.gz b.gz` makes them
+        compress: Any = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[pack]
         packed = compress(text) + compress(again)
     else:
         sink = pa.BufferOutputStream()
@@ -63,6 +64,8 @@ def test_w6_w11_w12_headers(tmp_path: Path) -> None:
     assert _items(path) == [2]
     path.write_text('"user_id","item_id","timestamp","label","a, b"\n1,2,3,1,4\n')
     assert _items(path) == [2]
+    path.write_bytes(f"{HEADER}1,2,3,1\n4,5,6,0\n".replace("\n", "\r").encode())
+    assert _items(path) == [2, 5]
     path.write_text("user_id;item_id;timestamp;label\n1;2;3;1\n")
     assert _items(path) == [2]
     upper = parquet(tmp_path / "LOG.PARQUET", item_id=[9])
@@ -81,6 +84,11 @@ def test_w6_w11_w12_headers(tmp_path: Path) -> None:
     described = ["--header", "user_id,item_id,timestamp", "--delimiter", "|", "--column", "label="]
     main([str(path), str(tmp_path / "out.parquet"), "--events", *described])
     assert pq.read_table(tmp_path / "out.parquet")["label"].to_pylist() == [1.0]
+    path.write_bytes(f"{HEADER}é,2,3,1\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"log.csv: must be UTF-8, or of the encoding that is given, got UTF-16"):
+        events(path)
+    main([str(path), str(tmp_path / "out.parquet"), "--events", "--encoding", "utf-16"])
+    assert pq.read_table(tmp_path / "out.user_id.parquet")["user_id"].to_pylist() == ["é"]
     path.write_bytes(f"{HEADER}é,2,3,1\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"log.csv: column user_id must be UTF-8, got b'\\xe9' in row 1"):
         events(path)
@@ -91,6 +99,10 @@ def test_w6_w11_w12_headers(tmp_path: Path) -> None:
 def test_w10_an_empty_part_among_good_ones(tmp_path: Path) -> None:
     parts = [tmp_path / "a.csv", write(tmp_path / "b.csv"), write(tmp_path / "c.csv", "1,2,3,1")]
     parts[0].touch()
+    parts.append(tmp_path / "e.csv.gz")
+    parts[-1].write_bytes(gzip.compress(b""))
+    parts.append(tmp_path / "f.csv")
+    parts[-1].write_bytes(b"\xef\xbb\xbf\r\n")
     none = parquet(tmp_path / "d.parquet", item_id=pa.array([], pa.int64()))
     assert _items([*parts, none]) == [2]
     assert _items([none, *reversed(parts)]) == [2]

@@ -163,6 +163,8 @@ def numbers(piece: Piece, theirs: str, form: LogFormat, kind: pa.DataType) -> pa
     column = cells(piece, theirs, form)
     if column.type == pa.string():
         column = pc.ascii_trim_whitespace(column)
+        if pc.any(truth := pc.is_in(word := pc.utf8_lower(column), pa.array(["true", "false"]))).as_py():
+            column = pc.if_else(truth, pc.if_else(pc.equal(word, "true"), "1", "0"), column)
     elif not is_number(column.type):
         raise ValueError(f"{piece.path}: column {theirs} must be numbers, got {column.type}")
     return finite(piece, theirs, converted(piece, theirs, column, kind, f"be numbers of {kind}"))

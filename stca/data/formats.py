@@ -32,7 +32,8 @@ class LogFormat:
             item_id and request_id: "int" (nothing else is taken) or "text" (every id is numbered). What is not named
             here is told from all of its values: integers if all are, else ids are text and features float64.
         nulls: texts of a text file that stand for an empty cell.
-        compression: of text files: "gzip", "bz2", "zstd", "lz4", "brotli", "none", or told from their first bytes.
+        compression: of text files: "gzip", "bz2", "zstd", "lz4", "brotli", "none", or told from their first bytes, as
+            xz and zip (of one file) are too.
         encoding: of text files.
         quoted: whether '"' quotes cells of text files.
         impressions: a column whose cells hold several targets, `ITEM-LABEL ITEM-LABEL`: it is read as two columns of

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import lzma
 import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from stca.data.formats import LogFormat
+from stca.data.formats import FORMATS, LogFormat
 from stca.data.git import is_clone
 from stca.data.read import UNREADABLE, broken_part, open_file
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".parquet", ".parq", ".pq")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 _HEAD = 1 << 20  # bytes in which a header must end
+_SMALL = 1 << 10  # bytes of a file that may be nothing but its packing
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ def log_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     for path in map(Path, [paths] if isinstance(paths, Path | str) else paths):
         if not path.exists():
             raise ValueError(f"{path}: must exist, got no such file or folder")
-        if not path.is_dir() or is_clone(path):
+        if is_clone(path) or path.is_file():
             found.append(path)
             continue
+        if not path.is_dir():
+            raise ValueError(f"{path}: must be a file or a folder, which can be read twice")
         inside = sorted(each for each in path.rglob("*") if each.is_file() and _is_part(each, path))
         if not inside:
             raise ValueError(f"{path}: must be a git repository with commits, at its top, or hold CSV or Parquet files")
@@ -74,7 +78,7 @@ def _is_part(file: Path, folder: Path) -> bool:
     if any(name.startswith((".", "_")) for name in file.relative_to(folder).parts):
         return False
     name = file.name.lower()
-    for packed in (".gz", ".bz2", ".zst", ".lz4", ".zip"):
+    for packed in (".gz", ".bz2", ".zst", ".lz4", ".xz", ".zip"):
         name = name.removesuffix(packed)
     return name.endswith(_SUFFIXES) or name.startswith("part-")
 
@@ -87,11 +91,14 @@ def is_parquet(path: Path) -> bool:
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a file holds nothing, or is Parquet without a row, whose types then say nothing."""
-    if not path.stat().st_size or not is_parquet(path):
-        return not path.stat().st_size
-    with open_file(path) as file:
-        return bool(file.metadata.num_rows == 0)
+    """Whether a file holds nothing, packed or not, or is Parquet without a row, whose types then say nothing."""
+    if path.stat().st_size and is_parquet(path):
+        with open_file(path) as file:
+            return bool(file.metadata.num_rows == 0)
+    if path.stat().st_size > _SMALL:
+        return False
+    with opened(path, FORMATS["generic"]) as stream:
+        return not stream.read(_SMALL).removeprefix(b"\xef\xbb\xbf").strip()
 
 
 def column_names(path: Path, form: LogFormat) -> list[str]:
@@ -115,9 +122,14 @@ def column_names(path: Path, form: LogFormat) -> list[str]:
 
 def _header(path: Path, form: LogFormat) -> list[str]:
     with opened(path, form) as stream:
-        text = stream.read(_HEAD).decode(form.encoding, errors="replace").removeprefix("\ufeff").lstrip("\r\n")
+        head = stream.read(_HEAD)
+    if form.encoding == "utf8" and head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError(f"{path}: must be UTF-8, or of the encoding that is given, got UTF-16")
+    text = head.decode(form.encoding, errors="replace").removeprefix("\ufeff").lstrip("\r\n")
     lines = csv.reader(
-        io.StringIO(text), delimiter=form.delimiter, quoting=csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+        io.StringIO(text, newline=None),
+        delimiter=form.delimiter,
+        quoting=csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE,
     )
     return next(lines, [])
 
@@ -132,6 +144,10 @@ def opened(path: Path, form: LogFormat) -> Iterator[Any]:
     try:
         with path.open("rb") as file:
             begin = file.read(6)
+        if begin.startswith(b"\xfd7zXZ") and form.compression == "detect":
+            with lzma.open(path) as file:
+                yield pa.PythonFile(file, mode="r")
+            return
         if begin.startswith(b"PK\x03\x04") and form.compression == "detect":
             with zipfile.ZipFile(path) as archive, archive.open(_only_member(path, archive)) as member:
                 yield pa.PythonFile(member, mode="r")
@@ -141,7 +157,7 @@ def opened(path: Path, form: LogFormat) -> Iterator[Any]:
             packed = next((name for magic, name in _PACKED.items() if begin.startswith(magic)), "none")
         with pa.input_stream(str(path), compression=None if packed == "none" else packed) as stream:
             yield stream
-    except (*UNREADABLE, zipfile.BadZipFile, EOFError) as error:
+    except (*UNREADABLE, zipfile.BadZipFile, lzma.LZMAError, EOFError, csv.Error) as error:
         raise unreadable(path, error) from error
 
 
