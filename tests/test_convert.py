@@ -113,6 +113,10 @@ def test_an_output_may_be_an_input(tmp_path: Path) -> None:
     path = parquet(tmp_path / "log.parquet", item_id=[5, 6])
     main([str(path), str(path), "--events"])
     assert [row["item_id"] for row in events(path)] == [5, 6]
+    (tmp_path / "parts").mkdir()
+    parquet(tmp_path / "parts" / "0.parquet", item_id=[7])
+    with pytest.raises(ValueError, match=r"out.parquet: must not lie in .*parts, of which every file is read"):
+        main([str(tmp_path / "parts"), str(tmp_path / "parts" / "out.parquet")])
     table = parquet(tmp_path / "log.user_id.parquet", item_id=[1])
     with pytest.raises(ValueError, match=r"log.user_id.parquet: must not be where the ids of"):
         main([str(table), str(path), "--events"])

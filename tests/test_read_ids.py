@@ -116,6 +116,11 @@ def test_w9_a_later_run_keeps_the_numbers_of_an_earlier(tmp_path: Path) -> None:
     assert table.to_pydict() == {"user_id": ["ann", "bob", "cid"], "number": [0, 1, 2]}
     with pytest.raises(ValueError, match=r"--ids .*must be the output of a run that had ids of text"):
         main([str(two), str(tmp_path / "x.parquet"), "--ids", str(tmp_path / "none.parquet")])
+    for ids, order in ((["ann", "ann"], [0, 1]), (["ann", "bob"], [1, 0]), (["ann", None], [0, 1])):
+        damaged = pa.table({"user_id": ids, "number": order}).replace_schema_metadata(table.schema.metadata)
+        pq.write_table(damaged, tmp_path / "bad.user_id.parquet")
+        with pytest.raises(ValueError, match=r"bad.user_id.parquet: must hold each id once"):
+            main([str(two), str(tmp_path / "x.parquet"), "--ids", str(tmp_path / "bad.parquet")])
     integers = write(tmp_path / "integers.csv", "1,x,1,1")
     main([str(integers), str(tmp_path / "i.parquet"), "--events", "--ids", str(tmp_path / "train.parquet")])
     assert pq.read_table(tmp_path / "i.user_id.parquet")["user_id"].to_pylist() == ["ann", "bob", "1"]

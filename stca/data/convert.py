@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from stca.data.events import read_events
 from stca.data.formats import FORMATS, UNITS, LogFormat
+from stca.data.git import is_clone
 from stca.data.group import group_log
 from stca.data.ids import Names, stage_tables, table_path, tables_beside
 from stca.data.requests import LASTING
@@ -166,6 +167,8 @@ def _names_of(earlier: Path) -> Names:
 
 def _convert(args: argparse.Namespace, forms: LogFormat | dict[str, LogFormat], names: Names) -> None:
     for log in args.logs:
+        if log.is_dir() and not is_clone(log) and args.out.resolve().is_relative_to(log.resolve()):
+            raise ValueError(f"{args.out}: must not lie in {log}, of which every file is read")
         if log.resolve() in {table_path(args.out, name).resolve() for name in ("user_id", "item_id")}:
             raise ValueError(f"{log}: must not be where the ids of {args.out} go")
     tables = _with_progress("reading", "event", read_events(args.logs, forms, names), len)

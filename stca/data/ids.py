@@ -56,9 +56,16 @@ class Names:
         for path in paths:
             with open_file(path) as file:
                 table = file.read()
-            if not is_table(path) or table["number"].to_pylist() != list(range(len(table))):
+            if not is_table(path):
                 raise ValueError(f"{path}: must be a table of ids that an earlier run wrote, got {table.column_names}")
-            names.numbers(table.column_names[0], table[0])
+            rows = list(range(len(table)))
+            if (
+                table["number"].to_pylist() != rows
+                or names.numbers(table.column_names[0], table[0]).to_pylist() != rows
+            ):
+                raise ValueError(
+                    f"{path}: must hold each id once, in the order of their numbers, and none that is empty"
+                )
         return names
 
 
