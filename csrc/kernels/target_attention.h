@@ -54,8 +54,12 @@ struct TargetAttentionBackwardParams {
   const void* dout;  // [T, H, Dv] contiguous
   const void* dlse;  // [T, H] contiguous, accumulation type; nullptr: zero
   void* dq;          // [T, H, Dk] contiguous
-  void* dk;          // [N, Hk, Dk] contiguous, of history rows; the sum of both roles when v is k
-  void* dv;          // [N, Hk, Dv] contiguous; nullptr when v is k
+  void* dk;          // [rows, Hk, Dk] contiguous, of history rows; the sum of both roles when v is k
+  void* dv;          // [rows, Hk, Dv] contiguous; nullptr when v is k
+  bool wide;         // dk and dv are of the accumulation type: rows of them are still to be added up
+  // On the CPU only, where a call may be made in ranges of history rows, one after the other:
+  int64_t first_row;  // the history row that dk and dv start with
+  void* dq_sums;      // [T, H, Dk] contiguous, accumulation type: where a history in pieces adds up dq, which it may be
 };
 
 // How a call is cut: targets in blocks whose query rows fill a matrix product, history in tiles that stay in cache.
@@ -69,10 +73,12 @@ struct TargetAttentionItem {
   int64_t request;
   int64_t target_begin, target_end;  // rows of q
   int64_t row_begin, row_end;        // rows of k
-  int64_t partial;                   // where its partial result goes; -1: nothing to merge, writes the output itself
+  int64_t partial;                   // number of its partial result; -1: nothing to merge, writes the output itself
+  int64_t merge;                     // which of the plan's merges that is part of; -1: of none
 };
 
-// Partial results that add up to one block of the output: forward merges them by lse, backward sums dq.
+// Partial results that add up to one block of the output: forward merges them by lse when all are there, backward adds
+// each one's dq to those before.
 struct TargetAttentionMerge {
   int64_t target_begin, target_end;
   int64_t partial_begin, partial_end;  // in order of history rows
@@ -84,12 +90,16 @@ struct TargetAttentionPlan {
   std::vector<TargetAttentionItem> items;  // largest first
   std::vector<TargetAttentionMerge> merges;
   int64_t partial_count;
-  int64_t partial_size;  // accumulator elements of one partial result
+  int64_t partial_size;  // accumulator elements of one partial result, forward
   int64_t scratch_size;  // accumulator elements each thread needs while it works on an item
 };
 
 TargetAttentionPlan plan_target_attention(const TargetAttentionParams& params, int threads);
-TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& params, int threads);
+// Of history rows [row_begin, row_end). Pieces of one history are in order of rows among the items.
+TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& params, int threads, int64_t row_begin,
+                                                   int64_t row_end);
+// History rows of such a range where dk and dv are `wide`: their memory does not depend on the history's length then.
+int64_t target_attention_rows_at_once(const TargetAttentionParams& params, int threads);
 
 // Forward, item by item (any order, any thread), then the merges. `partials` is [partial_count, partial_size].
 STCA_DECLARE_CPU_KERNEL(target_attention_item, const TargetAttentionParams& params, const TargetAttentionTiling& tiling,
@@ -97,11 +107,14 @@ STCA_DECLARE_CPU_KERNEL(target_attention_item, const TargetAttentionParams& para
 STCA_DECLARE_CPU_KERNEL(target_attention_merge, const TargetAttentionParams& params, const TargetAttentionMerge& merge,
                         void* partials, int64_t partial_size)
 
-// Backward. Every history row lies in exactly one item: its gradient has one owner.
+// Backward. Every history row lies in exactly one item: its gradient has one owner. The item's dq is left in scratch,
+// and added to that of earlier rows of the same request when those are there.
 STCA_DECLARE_CPU_KERNEL(target_attention_backward_item, const TargetAttentionBackwardParams& params,
-                        const TargetAttentionTiling& tiling, const TargetAttentionItem& item, void* scratch,
-                        void* partial)
-STCA_DECLARE_CPU_KERNEL(target_attention_backward_merge, const TargetAttentionBackwardParams& params,
-                        const TargetAttentionMerge& merge, void* partials, int64_t partial_size)
+                        const TargetAttentionTiling& tiling, const TargetAttentionItem& item, void* scratch)
+STCA_DECLARE_CPU_KERNEL(target_attention_backward_add, const TargetAttentionBackwardParams& params,
+                        const TargetAttentionItem& item, const void* scratch)
+// to[index[i]] += from[i] for i in [0, count), columns [begin, end) of rows of `width` in the accumulation type.
+STCA_DECLARE_CPU_KERNEL(target_attention_add_rows, Dtype dtype, const void* from, const int64_t* index, int64_t count,
+                        int64_t width, int64_t begin, int64_t end, void* to)
 
 }  // namespace stca

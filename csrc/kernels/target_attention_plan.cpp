@@ -14,6 +14,8 @@ constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
 constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is short
 constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth merging; half, of several blocks
 constexpr int64_t kIdleRowsMin = 128;   // but this long a one is where threads would have none
+constexpr int64_t kGradientElements = 512 * 1024;  // of history rows at once, for each thread: 2 MB in float
+constexpr int64_t kRowsAtOnceMin = 256;            // but so many of wide rows, each of which meets all targets
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t count) { return divide_up(count, 16) * 16; }  // as Scratch::take
@@ -33,6 +35,14 @@ std::pair<int64_t, int64_t> seen_rows(const TargetAttentionParams& p, int64_t r,
     end = std::max(end, first + p.visible[2 * t + 1]);
   }
   return {std::min(begin, end), end};
+}
+
+// The first request with rows from `row_begin` on, or with none between such rows: it belongs to the range of rows that
+// starts there, and not to the one before.
+int64_t first_request(const TargetAttentionParams& p, int64_t row_begin) {
+  const int64_t* end = p.history_offsets + p.num_requests + 1;
+  const int64_t r = std::lower_bound(p.history_offsets, end, row_begin) - p.history_offsets;
+  return r > 0 && p.history_offsets[r] > row_begin ? r - 1 : r;
 }
 
 // Replaces whole items by pieces of their rows until no piece costs much more than a thread's fair share.
@@ -57,6 +67,7 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
     const int64_t unit = pieces > threads ? plan.tiling.tile_rows : kTileRowsMin;
     const int64_t piece_rows = divide_up(divide_up(rows, pieces), unit) * unit;
     TargetAttentionMerge merge{item.target_begin, item.target_end, plan.partial_count, plan.partial_count};
+    item.merge = int64_t(plan.merges.size());
     for (int64_t begin = item.row_begin; begin < item.row_end; begin += piece_rows) {
       TargetAttentionItem piece = item;
       piece.row_begin = begin;
@@ -110,7 +121,7 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
     for (int64_t begin = first; begin < last; begin += block_targets) {
       const int64_t end = std::min(begin + block_targets, last);
       const auto rows = seen_rows(p, r, begin, end);
-      whole.push_back({r, begin, end, rows.first, rows.second, -1});
+      whole.push_back({r, begin, end, rows.first, rows.second, -1, -1});
     }
   }
   const int64_t targets = most_targets(whole), rows = targets * p.heads, stacked = rows / p.kv_heads;
@@ -126,13 +137,16 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
   return plan;
 }
 
-TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& p, int threads) {
+TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& p, int threads, int64_t row_begin,
+                                                   int64_t row_end) {
   TargetAttentionPlan plan{{block_targets(p), 0}, {}, {}, 0, 0, 0};
   std::vector<TargetAttentionItem> whole;
-  for (int64_t r = 0; r < p.num_requests; ++r) {
+  for (int64_t r = first_request(p, row_begin); r < p.num_requests; ++r) {
     const int64_t first = p.history_offsets[r], last = p.history_offsets[r + 1];
+    if (first >= row_end && row_end < p.num_rows) break;
     if (first == last && p.target_offsets[r] == p.target_offsets[r + 1]) continue;
-    whole.push_back({r, p.target_offsets[r], p.target_offsets[r + 1], first, last, -1});
+    whole.push_back(
+        {r, p.target_offsets[r], p.target_offsets[r + 1], std::max(first, row_begin), std::min(last, row_end), -1, -1});
   }
   const int64_t targets = most_targets(whole);
   // Several blocks of query rows take turns, and are packed again for every tile.
@@ -141,14 +155,18 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
   const int64_t tile = several ? kTileRowsMax : tile_rows(p, stacked);
   plan.tiling.tile_rows = tile;
   split_items(plan, std::move(whole), threads, several ? kSplitRowsMin / 2 : kSplitRowsMin);
-  plan.partial_size = padded(targets * p.heads * p.key_dim);
-  plan.scratch_size = plan.partial_size + 2 * padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
-                      padded(stacked * p.value_dim) + padded(p.kv_heads * panels(stacked, p.key_dim)) +
-                      padded(p.kv_heads * panels(stacked, p.value_dim)) + 3 * padded(block_rows) +
-                      2 * padded(panels(stacked, tile));
+  plan.scratch_size =
+      padded(targets * p.heads * p.key_dim) + 2 * padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
+      padded(stacked * p.value_dim) + padded(p.kv_heads * panels(stacked, p.key_dim)) +
+      padded(p.kv_heads * panels(stacked, p.value_dim)) + 3 * padded(block_rows) + 2 * padded(panels(stacked, tile));
   if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, tile);
   if (converts(p.dtype)) plan.scratch_size += tile_buffers(p, tile);  // gradients, before they are rounded
   return plan;
+}
+
+int64_t target_attention_rows_at_once(const TargetAttentionParams& p, int threads) {
+  const int64_t elements = p.kv_heads * (p.key_dim + (p.shared ? 0 : p.value_dim));
+  return threads * std::max(kGradientElements / elements, kRowsAtOnceMin);
 }
 
 }  // namespace stca

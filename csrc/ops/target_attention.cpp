@@ -6,7 +6,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "rows.h"
+#include "target_attention_sums.h"
 
 namespace stca {
 namespace {
@@ -146,7 +146,8 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
     const optional<Tensor>& history_index, const Tensor& out, const Tensor& softmax, optional<double> scale,
     bool history_grads) {
   Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
-  TargetAttentionBackwardParams p{in.params, nullptr, nullptr, nullptr, nullptr, nullptr};
+  TargetAttentionBackwardParams p{};
+  p.forward = in.params;
   const int64_t T = q.size(0), H = q.size(1), Dv = p.forward.value_dim;
   check_like("out", out, {T, H, Dv}, q.scalar_type(), q);
   check_like("dout", dout, {T, H, Dv}, q.scalar_type(), q);
@@ -154,31 +155,27 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   if (dlse.has_value()) check_like("dlse", *dlse, {T, H}, accumulation_type(q), q);
   const Tensor out_rows = out.contiguous(), softmax_rows = softmax.contiguous(), dout_rows = dout.contiguous();
   const Tensor dlse_rows = dlse.has_value() ? dlse->contiguous() : Tensor();
-  const auto none = [&] { return at::empty({0}, q.options()); };
-  const bool makes_history_grads = history_grads || runs_on_cuda(q);  // there whether wanted or not
-  auto history_gradient = [&](const Tensor& like) {
-    return at::empty({p.forward.num_rows, like.size(1), like.size(2)}, like.options());
-  };
-  const Tensor dq = at::empty(q.sizes(), q.options()), dk = makes_history_grads ? history_gradient(k) : none();
-  const Tensor dv = makes_history_grads && v.has_value() ? history_gradient(*v) : none();
+  const Tensor dq = at::empty(q.sizes(), q.options()), none = at::empty({0}, q.options());
   p.forward.out = out_rows.data_ptr();
   p.forward.softmax = softmax_rows.data_ptr();
   p.dout = dout_rows.const_data_ptr();
   p.dlse = dlse.has_value() ? dlse_rows.const_data_ptr() : nullptr;
   p.dq = dq.mutable_data_ptr();
-  p.dk = makes_history_grads ? dk.mutable_data_ptr() : nullptr;
-  p.dv = makes_history_grads && v.has_value() ? dv.mutable_data_ptr() : nullptr;
-
-  launch_target_attention_backward(p, q);
-  if (!history_grads) return {dq, none(), none()};
-  if (!history_index.has_value()) return {dq, dk, dv};
-  // A row of k and v gets the sum over the history rows that it stands for, in their order.
-  const Places places = places_of(in.history_index, k.size(0));
-  auto sum_of_places = [&](const Tensor& gradients) {
-    return launch_segment_sum(gradients, places.order.const_data_ptr<int64_t>(),
-                              places.offsets.const_data_ptr<int64_t>(), k.size(0), false, p.forward.dtype);
+  const Tensor own_v = v.has_value() ? *v : Tensor();
+  if (history_grads && history_index.has_value()) {
+    const auto [dk, dv] = launch_indexed_target_attention_backward(p, in.history_index, k, own_v);
+    return {dq, dk, v.has_value() ? dv : none};
+  }
+  const bool made = history_grads || runs_on_cuda(q);  // there whether wanted or not
+  auto history_gradient = [&](const Tensor& like) {
+    return at::empty({p.forward.num_rows, like.size(1), like.size(2)}, like.options());
   };
-  return {dq, sum_of_places(dk), v.has_value() ? sum_of_places(dv) : dv};
+  const Tensor dk = made ? history_gradient(k) : none, dv = made && v.has_value() ? history_gradient(*v) : none;
+  p.dk = made ? dk.mutable_data_ptr() : nullptr;
+  p.dv = made && v.has_value() ? dv.mutable_data_ptr() : nullptr;
+  launch_target_attention_backward(p, q, p.forward.num_rows, [](int64_t, int64_t) {});
+  if (!history_grads) return {dq, none, none};
+  return {dq, dk, dv};
 }
 
 }  // namespace

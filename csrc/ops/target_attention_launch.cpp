@@ -1,5 +1,8 @@
 #include "target_attention_launch.h"
 
+#include <thread>
+#include <vector>
+
 #if defined(STCA_WITH_CUDA)
 #include "../kernels/target_attention_cuda.h"
 #include "cuda.h"
@@ -8,17 +11,43 @@
 namespace stca {
 namespace {
 
-// Runs all items of a plan, then its merges.
-template <class Item, class Merge>
-void run(const TargetAttentionPlan& plan, Dtype dtype, const Item& run_item, const Merge& run_merge) {
-  const int64_t element = accumulator_size(dtype);
+// Items in any order, then the merges of their partial results.
+void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan) {
+  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_item);
+  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_merge);
+  const int64_t element = accumulator_size(p.dtype);
   const at::Tensor partials = at::empty({plan.partial_count * plan.partial_size * element}, at::kByte);
   char* memory = static_cast<char*>(partials.mutable_data_ptr());
   for_each_item(plan.items.size(), plan.scratch_size * element, [&](int64_t i, void* scratch) {
     const TargetAttentionItem& item = plan.items[i];
-    run_item(item, scratch, item.partial < 0 ? nullptr : memory + item.partial * plan.partial_size * element);
+    item_kernel(p, plan.tiling, item, scratch,
+                item.partial < 0 ? nullptr : memory + item.partial * plan.partial_size * element);
   });
-  for_each_item(plan.merges.size(), 0, [&](int64_t i, void*) { run_merge(plan.merges[i], memory); });
+  for_each_item(plan.merges.size(), 0,
+                [&](int64_t i, void*) { merge_kernel(p, plan.merges[i], memory, plan.partial_size); });
+}
+
+// Pieces of one history add up their dq in order. Whoever is done too early waits for a piece that another thread took
+// before, so that nobody waits for ever, and a thread holds one dq, however many pieces there are. Ranges of rows share
+// `scratch`: to bring in new memory for each took a quarter of their time.
+void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionPlan& plan, at::Tensor& scratch) {
+  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_item);
+  const auto add_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_add);
+  std::vector<std::atomic<int64_t>> next(plan.merges.size());  // the partial result that each merge takes next
+  for (size_t m = 0; m < next.size(); ++m) next[m] = plan.merges[m].partial_begin;
+  const int64_t bytes = (plan.scratch_size * accumulator_size(p.forward.dtype) + 63) / 64 * 64;
+  const int64_t threads = std::min<int64_t>(plan.items.size(), at::get_num_threads());
+  if (!scratch.defined() || scratch.numel() < threads * bytes) scratch = at::empty({threads * bytes}, at::kByte);
+  char* memory = static_cast<char*>(scratch.mutable_data_ptr());
+  for_each_item(plan.items.size(), 0, [&](int64_t i, void*) {
+    const TargetAttentionItem& item = plan.items[i];
+    void* own = memory + at::get_thread_num() * bytes;
+    item_kernel(p, plan.tiling, item, own);
+    if (item.merge < 0) return add_kernel(p, item, own);
+    while (next[item.merge].load(std::memory_order_acquire) != item.partial) std::this_thread::yield();
+    add_kernel(p, item, own);
+    next[item.merge].store(item.partial + 1, std::memory_order_release);
+  });
 }
 
 #if defined(STCA_WITH_CUDA)
@@ -43,36 +72,36 @@ void launch_target_attention(const TargetAttentionParams& p, [[maybe_unused]] co
     return;
   }
 #endif
-  const TargetAttentionPlan plan = plan_target_attention(p, at::get_num_threads());
-  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_item);
-  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_merge);
-  run(
-      plan, p.dtype,
-      [&](const TargetAttentionItem& item, void* scratch, void* partial) {
-        item_kernel(p, plan.tiling, item, scratch, partial);
-      },
-      [&](const TargetAttentionMerge& merge, void* partials) { merge_kernel(p, merge, partials, plan.partial_size); });
+  run_forward(p, plan_target_attention(p, at::get_num_threads()));
 }
 
-void launch_target_attention_backward(const TargetAttentionBackwardParams& p, [[maybe_unused]] const at::Tensor& like) {
+void launch_target_attention_backward(TargetAttentionBackwardParams p, const at::Tensor& like, int64_t rows_at_once,
+                                      const std::function<void(int64_t, int64_t)>& use) {
+  const int64_t rows = p.forward.num_rows;
 #if defined(STCA_WITH_CUDA)
   if (runs_on_cuda(like)) {
     const CudaCall call(like);
     check_supported(p.forward, call.device(), true);
     const at::Tensor workspace = call.workspace(target_attention_backward_cuda_workspace(p.forward, call.device()));
     call.check(kOp, target_attention_backward_cuda(p, call.device(), workspace.mutable_data_ptr(), call.stream()));
-    return;
+    return use(0, rows);
   }
 #endif
-  const TargetAttentionPlan plan = plan_target_attention_backward(p.forward, at::get_num_threads());
-  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_item);
-  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_merge);
-  run(
-      plan, p.forward.dtype,
-      [&](const TargetAttentionItem& item, void* scratch, void* partial) {
-        item_kernel(p, plan.tiling, item, scratch, partial);
-      },
-      [&](const TargetAttentionMerge& merge, void* partials) { merge_kernel(p, merge, partials, plan.partial_size); });
+  const bool rounds = accumulator_size(p.forward.dtype) != int64_t(like.element_size());
+  at::Tensor dq_sums, scratch;
+  p.dq_sums = p.dq;
+  p.first_row = 0;
+  do {
+    const int64_t end = std::min(p.first_row + rows_at_once, rows);
+    const TargetAttentionPlan plan = plan_target_attention_backward(p.forward, at::get_num_threads(), p.first_row, end);
+    if (rounds && !dq_sums.defined() && (end < rows || !plan.merges.empty())) {
+      dq_sums = at::empty({p.forward.num_targets, p.forward.heads, p.forward.key_dim}, at::kFloat);
+      p.dq_sums = dq_sums.mutable_data_ptr();
+    }
+    run_backward(p, plan, scratch);
+    use(p.first_row, end);
+    p.first_row = end;
+  } while (p.first_row < rows);
 }
 
 }  // namespace stca

@@ -1,6 +1,8 @@
 // Runs the kernels of target_attention where the tensors are: on the CPU's threads or on a CUDA stream.
 #pragma once
 
+#include <functional>
+
 #include "../kernels/target_attention.h"
 #include "common.h"
 
@@ -8,6 +10,11 @@ namespace stca {
 
 // `like` is any tensor of the call; all pointers in `params` are on its device.
 void launch_target_attention(const TargetAttentionParams& params, const at::Tensor& like);
-void launch_target_attention_backward(const TargetAttentionBackwardParams& params, const at::Tensor& like);
+
+// On the CPU `rows_at_once` history rows at a time, whose gradients `use` finds in params.dk and dv before the next
+// ones take their place. On CUDA all rows at once.
+void launch_target_attention_backward(TargetAttentionBackwardParams params, const at::Tensor& like,
+                                      int64_t rows_at_once,
+                                      const std::function<void(int64_t row_begin, int64_t row_end)>& use);
 
 }  // namespace stca

@@ -59,8 +59,18 @@ def target_attention(
     with G = H / Hk and n over the rows of the request that target t belongs to. Request r owns the targets
     `target_offsets[r]:target_offsets[r+1]` and the history rows `history_offsets[r]:history_offsets[r+1]`. Hk = 1 is
     the reordered form of STCA, Hk = H the projected one, grouped-query attention lies between. A target that sees no
-    row gets out 0, lse -inf and gradients 0. Memory beyond the output does not depend on the history's length. On the
-    CPU the gradients of k and v are made only where one of them is required.
+    row gets out 0, lse -inf and gradients 0. On the CPU the gradients of k and v are made only where one of them is
+    required.
+
+    Memory beyond the outputs and gradients does not grow with the history's length. A forward pass takes a few MB a
+    thread; a backward pass on the CPU also, for each thread, the float32 gradient of one request's q, and for 16-bit
+    dtypes one of all of q. With `history_index` it takes, besides, k's and v's gradients in float32 where they have 16
+    bits, 4 bytes a row of k, and 4 MB a thread, or what 512 rows of them take where that is more. Exceptions: k and v
+    are copied where their last dimension is not contiguous, an int32 `history_index` takes 8 bytes a history row, and
+    on CUDA its backward pass a float32 gradient of every history row.
+
+    The same call gives the same bits on every run. With other thread counts, instruction sets, GPUs, or other requests
+    in the batch, work may be cut elsewhere, and sums round differently.
 
     Args:
         q: [T, H, Dk], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64);
@@ -75,7 +85,7 @@ def target_attention(
             future. Rows outside are not read. None: all rows.
         history_index: [N], int32 or int64, rows of k and v in [0, P): history row n is row `history_index[n]` of k
             and v, which then are [P, ...]. A row that stands for several history rows gets the sum of their gradients,
-            in their order. None: row n itself, P = N.
+            in their order, accumulated in float32 too and rounded once. None: row n itself, P = N.
         scale: factor of the scores; 1 / sqrt(Dk) when None.
         return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
 

@@ -5,138 +5,13 @@
 //   dq[t, h]    = scale * sum_n ds k[n]    dk[n] = scale * sum_(t, h) ds q[t, h]    dv[n] = sum_(t, h) p dout[t, h]
 //
 // One item is a range of history rows against all targets of the request, so every row of dk and dv has one owner and
-// is written once. dq is summed over the item's tiles; where a history is cut into several items their partial dq are
-// added in order of rows. When v is k, dk holds the sum of both roles.
-#include "dots.h"
-#include "target_attention_tile.h"
+// is written once. dq is summed over the item's tiles, in the thread's scratch memory; where a history is cut into
+// several items theirs are added in order of rows. When v is k, dk holds the sum of both roles.
+#include "target_attention_run.h"
 
 namespace stca {
 namespace STCA_ISA {
 namespace {
-
-// The query rows of a run of targets and the gradients of their outputs, for each history head: as rows (of whole
-// operands), and, where they are many, as the columns of a matrix.
-template <class S>
-struct Run {
-  using A = product_t<operand_t<S>>;
-  int64_t key_room, value_room;
-  S* rows;                     // for each history head gradients [targets * G, Dv], then queries [targets * G, Dk]
-  S* scaled;                   // [Hk, targets * G, Dk] by scale_queries()
-  S* outs;                     // [targets * G, Dv] of one history head, where they are few
-  operand_t<S>* query_panels;  // [Hk, panels_size()]
-  operand_t<S>* dout_panels;   // [Hk, panels_size()]
-  A* most;                     // [Hk, targets * G] largest score in units of log 2
-  A* inverse;                  // [Hk, targets * G] 1 / sum of 2^(score - most)
-  A* delta;                    // [Hk, targets * G]
-  bool few = false;            // scores and dp are [rows, history rows] then, and [history rows, rows] else
-  int64_t count = 0;           // targets * G
-  int64_t target_begin = -1, target_end = -1;
-
-  S* douts(int64_t j) const { return rows + j * count * (value_room + key_room); }
-  S* queries(int64_t j) const { return douts(j) + count * value_room; }
-};
-
-// delta of the query rows from `column` on (one vector of them) that share history head j. Sums in the order in which
-// multiply() sums dp = dout . v: for a target that sees a single row the two are equal, and ds is exactly 0.
-template <class T>
-void load_delta(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t j, int64_t count,
-                int64_t column, Run<tile_t<T>>& run) {
-  using A = accumulator_t<T>;
-  using S = tile_t<T>;
-  using E = operand_t<S>;
-  const TargetAttentionParams& p = params.forward;
-  const int64_t group = p.heads / p.kv_heads, columns = min(kLanes<A>, count - column);
-  const int64_t depth = operands<S>(p.value_dim);
-  const E* dout = run.dout_panels + j * panels_size<E>(count, depth) + panel_column<E>(column, depth);
-  const T* outs[kLanes<A>];
-  A dlse[kLanes<A>];
-  for (int64_t c = 0; c < kLanes<A>; ++c) {
-    const int64_t row = min(column + c, count - 1);
-    const int64_t at = (target_begin + row / group) * p.heads + j * group + row % group;
-    outs[c] = static_cast<const T*>(p.out) + at * p.value_dim;
-    dlse[c] = params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at];
-  }
-  vec_t<A> total{};
-  for (int64_t d = 0; d < depth;) {
-    vec_t<A> part{};
-    for (const int64_t part_end = min(d + kTotal, depth); d < part_end;) {
-      vec_t<A> chain{};
-      for (const int64_t end = min(d + kFineChain, depth); d < end; ++d) {
-        E out[kLanes<E>];
-        for (int64_t c = 0; c < kLanes<E>; ++c)
-          out[c] = load_operand(outs[c] + d * kTerms<S>, 1, p.value_dim - d * kTerms<S>);
-        chain = multiply_add<E>(chain, load(out), load(dout + d * kPanel<E>));
-      }
-      part += chain;
-    }
-    total += part;
-  }
-  store_first(run.delta + j * count + column, total - load(dlse), columns);
-}
-
-// The same of a few rows, in the order of multiply_dots().
-template <class T>
-void load_few_deltas(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end, int64_t j,
-                     Run<tile_t<T>>& run) {
-  using A = accumulator_t<T>;
-  using S = tile_t<T>;
-  const TargetAttentionParams& p = params.forward;
-  const int64_t group = p.heads / p.kv_heads, count = (target_end - target_begin) * group;
-  const int64_t room = whole_operands<S>(p.value_dim);
-  stack_rows<T>(p, p.out, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, run.outs);
-  for (int64_t row = 0; row < count; ++row) {
-    A products[kLanes<A>];
-    multiply_dots(1, by_rows(run.douts(j) + row * room, room), 1, by_rows(run.outs + row * room, room),
-                  operands<S>(p.value_dim), products, kLanes<A>);
-    const int64_t at = (target_begin + row / group) * p.heads + j * group + row % group;
-    const A dlse = params.dlse == nullptr ? A(0) : static_cast<const A*>(params.dlse)[at];
-    run.delta[j * count + row] = products[0] - dlse;
-  }
-}
-
-template <class T>
-void load_run(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end,
-              Run<tile_t<T>>& run) {
-  using A = accumulator_t<T>;
-  using S = tile_t<T>;
-  using E = operand_t<S>;
-  const TargetAttentionParams& p = params.forward;
-  if (run.target_begin == target_begin && run.target_end == target_end) return;
-  run.target_begin = target_begin;
-  run.target_end = target_end;
-  const int64_t targets = target_end - target_begin;
-  const int64_t count = targets * (p.heads / p.kv_heads);
-  const int64_t key_depth = operands<S>(p.key_dim), value_depth = operands<S>(p.value_dim);
-  run.few = few_rows<E>(count, min(key_depth, value_depth));
-  run.count = count;
-  for (int64_t j = 0; j < p.kv_heads; ++j) {
-    S *queries = run.queries(j), *douts = run.douts(j);
-    stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, queries);
-    stack_rows<T>(p, params.dout, p.heads * p.value_dim, p.value_dim, p.value_dim, target_begin, target_end, j, douts);
-    S* scaled = run.scaled + j * count * run.key_room;
-    scale_queries(p, queries, count * run.key_room, scaled);
-    if (run.few) continue;
-    transpose_to_panels(as_operands(scaled), count, key_depth, run.query_panels + j * panels_size<E>(count, key_depth));
-    transpose_to_panels(as_operands(douts), count, value_depth,
-                        run.dout_panels + j * panels_size<E>(count, value_depth));
-  }
-  for (int64_t t = 0; t < targets; ++t) {
-    for (int64_t h = 0; h < p.heads; ++h) {
-      const int64_t row = grouped_row(p, targets, t, h);
-      const A* softmax = static_cast<const A*>(p.softmax) + 2 * ((target_begin + t) * p.heads + h);
-      const bool saw_nothing = softmax[1] == A(0);
-      run.most[row] = saw_nothing ? A(0) : softmax[0];
-      run.inverse[row] = saw_nothing ? A(0) : A(1) / softmax[1];
-    }
-  }
-  for (int64_t j = 0; j < p.kv_heads; ++j) {
-    if (run.few) {
-      load_few_deltas<T>(params, target_begin, target_end, j, run);
-      continue;
-    }
-    for (int64_t c = 0; c < count; c += kLanes<A>) load_delta<T>(params, target_begin, j, count, c, run);
-  }
-}
 
 // scores -> p and dp -> scale * ds, [n, stride], for the `columns` query rows from `row` on (one vector of them).
 template <class A, class S>
@@ -162,192 +37,255 @@ void differentiate_row(A* scores, A* dp, int64_t n, const Run<S>& run, int64_t r
   }
 }
 
-// Gradients of one tile's rows: in the output itself where it has the accumulation type, else in a buffer.
+// scores and dp of a run's query rows that share history head j, with `height` rows of the tile, become p and ds in the
+// forms that the products take.
+template <class S>
+struct Weights {
+  Strided<operand_t<S>> transposed, ds_transposed, ds;
+  bool both;  // roles of a history row in one product, [p | ds] [douts; queries]: `transposed` holds p and ds
+};
+
+template <class S>
+Weights<S> weigh_few(const TargetAttentionParams& p, const Run<S>& run, int64_t j, Rows<S> k, Rows<S> v, int64_t height,
+                     int64_t ahead, product_t<operand_t<S>>* scores, product_t<operand_t<S>>* dp) {
+  using A = product_t<operand_t<S>>;
+  const int64_t count = run.count, stride = whole_lanes<A>(height);
+  const bool both = p.shared;
+  if (both) dp = scores + count * stride;
+  multiply_dots(count, by_rows(run.scaled + j * count * run.key_room, run.key_room), height, by_rows(k.data, k.stride),
+                operands<S>(p.key_dim), scores, stride, ahead);
+  multiply_dots(count, by_rows(run.douts(j), run.value_room), height, by_rows(v.data, v.stride),
+                operands<S>(p.value_dim), dp, stride, ahead);
+  for (int64_t c = 0; c < count; ++c) {
+    differentiate_row(scores + c * stride, dp + c * stride, height, run, j * count + c, score_unit<S>(p), A(p.scale));
+  }
+  A* room = scores + divide_up(count, 2) * stride;  // left by p in pairs
+  Weights<S> w{round_columns<S>(scores, both ? 2 * count : count, stride, scores), {}, {}, both};
+  if (!both) w.ds_transposed = round_columns<S>(dp, count, stride, room);
+  w.ds = by_rows(round_rows<S>(dp, count, height, stride, dp), stride);
+  return w;
+}
+
+template <class S>
+Weights<S> weigh_many(const TargetAttentionParams& p, const Run<S>& run, int64_t j, Rows<S> k, Rows<S> v,
+                      int64_t height, product_t<operand_t<S>>* scores, product_t<operand_t<S>>* dp) {
+  using E = operand_t<S>;
+  using A = product_t<E>;
+  const int64_t count = run.count, stride = panels_size<A>(count, 1);
+  const int64_t key_depth = operands<S>(p.key_dim), value_depth = operands<S>(p.value_dim);
+  multiply<S>(height, whole_lanes<A>(count), p.key_dim, by_rows(k.data, k.stride),
+              Panels<E>{run.query_panels + j * panels_size<E>(count, key_depth), key_depth}, scores, stride, false);
+  multiply<S>(height, whole_lanes<A>(count), p.value_dim, by_rows(v.data, v.stride),
+              Panels<E>{run.dout_panels + j * panels_size<E>(count, value_depth), value_depth}, dp, stride, false,
+              kFineChain);
+  for (int64_t c = 0; c < count; c += kLanes<A>) {
+    differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, j * count + c, score_unit<S>(p),
+                  A(p.scale));
+  }
+  A* room = scores + divide_up(height, 2) * stride;
+  Weights<S> w{by_rows(round_rows<S>(scores, height, count, stride, scores), stride), {}, {}, false};
+  w.ds_transposed = by_rows(round_rows<S>(dp, height, count, stride, room), stride);
+  w.ds = round_columns<S>(dp, height, stride, dp);
+  return w;
+}
+
+// What an item works with: pieces of the thread's scratch memory, the first of which holds its result.
 template <class T>
-accumulator_t<T>* gradient_tile(void* output, int64_t row_size, RowRange tile, accumulator_t<T>* buffer, bool clear) {
+struct Workspace {
   using A = accumulator_t<T>;
-  A* rows = buffer;
-  if constexpr (sizeof(T) == sizeof(A)) rows = static_cast<A*>(output) + tile.begin * row_size;
+  using S = tile_t<T>;
+  A* dq;  // [Hk, targets * G, Dk] of the item
+  Run<S> run;
+  A *scores, *dp;  // of the query rows of a history head and the rows of a tile
+  S *k, *v;        // copies of a tile, where it is copied
+  A *dk, *dv;      // gradients of a tile, where they are rounded before they are written
+};
+
+template <class T>
+Workspace<T> workspace_of(const TargetAttentionBackwardParams& params, const TargetAttentionTiling& tiling,
+                          const TargetAttentionItem& item, void* memory) {
+  using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  using E = operand_t<S>;
+  const TargetAttentionParams& p = params.forward;
+  const int64_t targets = item.target_end - item.target_begin, block_targets = min(targets, tiling.block_targets);
+  const int64_t stacked = block_targets * (p.heads / p.kv_heads), rows = block_targets * p.heads;
+  const int64_t key_depth = operands<S>(p.key_dim), key_room = key_depth * kTerms<S>;
+  const int64_t value_depth = operands<S>(p.value_dim), value_room = value_depth * kTerms<S>;
+  const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
+  const bool copies = copies_tiles<T>(p), rounds = sizeof(T) != sizeof(A) && !params.wide;
+
+  Scratch scratch{static_cast<char*>(memory)};
+  Workspace<T> work;
+  work.dq = scratch.take<A>(targets * p.heads * p.key_dim);
+  work.run = {key_room,
+              value_room,
+              scratch.take<S>(rows * (value_room + key_room)),
+              scratch.take<S>(rows * key_room),
+              scratch.take<S>(stacked * value_room),
+              scratch.take<E>(p.kv_heads * panels_size<E>(stacked, key_depth)),
+              scratch.take<E>(p.kv_heads * panels_size<E>(stacked, value_depth)),
+              scratch.take<A>(rows),
+              scratch.take<A>(rows),
+              scratch.take<A>(rows)};
+  work.scores = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
+  work.dp = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
+  work.k = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
+  work.dk = rounds ? scratch.take<A>(tile_heads * p.key_dim) : nullptr;
+  work.v = copies && !p.shared ? scratch.take<S>(tile_heads * value_room) : nullptr;
+  work.dv = rounds && !p.shared ? scratch.take<A>(tile_heads * p.value_dim) : nullptr;
+  return work;
+}
+
+// A tile's rows, and where their gradients are made: dv is dk when v is k, and both are nullptr where nobody wants
+// them.
+template <class T>
+struct HistoryTile {
+  RowRange rows;
+  int64_t k_row, v_row;  // elements of a row
+  accumulator_t<T>*dk, *dv;
+  Tile<tile_t<T>> k, v;
+};
+
+// Gradients of one tile's rows: in a buffer, or, without, in the output itself, which has the accumulation type then.
+template <class A>
+A* gradient_tile(const TargetAttentionBackwardParams& params, void* output, int64_t row_size, RowRange tile, A* buffer,
+                 bool clear) {
+  if (output == nullptr) return nullptr;
+  A* rows = buffer != nullptr ? buffer : static_cast<A*>(output) + (tile.begin - params.first_row) * row_size;
   for (int64_t i = 0; clear && i < (tile.end - tile.begin) * row_size; ++i) rows[i] = 0;
   return rows;
 }
 
 template <class T>
-void write_tile(void* output, int64_t row_size, RowRange tile, const accumulator_t<T>* rows) {
-  if constexpr (sizeof(T) == sizeof(accumulator_t<T>)) return;
-  narrow<T>(rows, static_cast<T*>(output) + tile.begin * row_size, (tile.end - tile.begin) * row_size);
+void write_tile(const TargetAttentionBackwardParams& params, void* output, int64_t row_size, RowRange tile,
+                const accumulator_t<T>* buffer) {
+  if (output == nullptr || buffer == nullptr) return;
+  narrow<T>(buffer, static_cast<T*>(output) + (tile.begin - params.first_row) * row_size,
+            (tile.end - tile.begin) * row_size);
 }
 
-// dq rows of a request, [Hk, targets * G, Dk], to the output.
+// Adds what rows `seen` of the tile and targets [a, b), which see just these, give each other. `add`: to gradients that
+// are there already.
 template <class T>
-void write_dq(const TargetAttentionBackwardParams& params, int64_t target_begin, int64_t target_end,
-              const accumulator_t<T>* dq) {
+void differentiate_run(const TargetAttentionBackwardParams& params, const TargetAttentionItem& item, int64_t a,
+                       int64_t b, RowRange seen, const HistoryTile<T>& tile, bool add, Workspace<T>& work) {
+  using A = accumulator_t<T>;
+  using S = tile_t<T>;
   const TargetAttentionParams& p = params.forward;
-  for (int64_t t = target_begin; t < target_end; ++t) {
-    for (int64_t h = 0; h < p.heads; ++h) {
-      const int64_t row = grouped_row(p, target_end - target_begin, t - target_begin, h);
-      narrow<T>(dq + row * p.key_dim, static_cast<T*>(params.dq) + (t * p.heads + h) * p.key_dim, p.key_dim);
+  Run<S>& run = work.run;
+  load_run<T>(params, a, b, run);
+  const int64_t targets = item.target_end - item.target_begin, group = p.heads / p.kv_heads;
+  const int64_t count = run.count, height = seen.end - seen.begin;
+  const int64_t ahead = copies_tiles<T>(p) ? 0 : run.few ? kAheadRows : tile.rows.end - tile.rows.begin;
+  for (int64_t j = 0; j < p.kv_heads; ++j) {
+    const Rows<S> k{tile.k.at(seen.begin, j), tile.k.row_stride}, v{tile.v.at(seen.begin, j), tile.v.row_stride};
+    const Weights<S> w = run.few ? weigh_few(p, run, j, k, v, height, ahead, work.scores, work.dp)
+                                 : weigh_many(p, run, j, k, v, height, work.scores, work.dp);
+    if (tile.dk != nullptr) {
+      A* dk = tile.dk + (seen.begin - tile.rows.begin) * tile.k_row + j * p.key_dim;
+      A* dv = tile.dv + (seen.begin - tile.rows.begin) * tile.v_row + j * p.value_dim;
+      multiply<S>(height, p.value_dim, w.both ? 2 * count : count, w.transposed, Rows<S>{run.douts(j), run.value_room},
+                  dv, tile.v_row, add);
+      if (!w.both) {
+        multiply<S>(height, p.key_dim, count, w.ds_transposed, Rows<S>{run.queries(j), run.key_room}, dk, tile.k_row,
+                    add || p.shared);
+      }
+    }
+    A* dq = work.dq + (j * targets + a - item.target_begin) * group * p.key_dim;
+    if (count <= kMostAdded) {
+      add_few<S>(count, p.key_dim, height, w.ds, k, dq, p.key_dim, ahead);
+    } else {
+      multiply<S>(count, p.key_dim, height, w.ds, k, dq, p.key_dim, true);
     }
   }
 }
 
 template <class T>
 void backward_item(const TargetAttentionBackwardParams& params, const TargetAttentionTiling& tiling,
-                   const TargetAttentionItem& item, void* scratch_memory, void* partial) {
-  using A = accumulator_t<T>;
-  using S = tile_t<T>;
-  using E = operand_t<S>;
+                   const TargetAttentionItem& item, void* scratch) {
   const TargetAttentionParams& p = params.forward;
-  const int64_t targets = item.target_end - item.target_begin;
-  const int64_t group = p.heads / p.kv_heads;
-  const int64_t block_targets = min(targets, tiling.block_targets), stacked = block_targets * group;
-  const int64_t block_rows = block_targets * p.heads;
+  Workspace<T> work = workspace_of<T>(params, tiling, item, scratch);
+  const int64_t targets = item.target_end - item.target_begin, block_targets = min(targets, tiling.block_targets);
   const int64_t k_row = p.kv_heads * p.key_dim, v_row = p.kv_heads * p.value_dim;
-  const int64_t key_depth = operands<S>(p.key_dim), key_room = key_depth * kTerms<S>;
-  const int64_t value_depth = operands<S>(p.value_dim), value_room = value_depth * kTerms<S>;
-  const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
-
-  Scratch scratch{static_cast<char*>(scratch_memory)};
-  A* own_dq = scratch.take<A>(targets * p.heads * p.key_dim);
-  A* dq = partial != nullptr ? static_cast<A*>(partial) : own_dq;
-  Run<S> run{key_room,
-             value_room,
-             scratch.take<S>(block_rows * (value_room + key_room)),
-             scratch.take<S>(block_rows * key_room),
-             scratch.take<S>(stacked * value_room),
-             scratch.take<E>(p.kv_heads * panels_size<E>(stacked, key_depth)),
-             scratch.take<E>(p.kv_heads * panels_size<E>(stacked, value_depth)),
-             scratch.take<A>(block_rows),
-             scratch.take<A>(block_rows),
-             scratch.take<A>(block_rows)};
-  A* scores = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
-  A* dp_buffer = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
-  constexpr bool kConverts = sizeof(T) != sizeof(A);
-  const bool history_grads = params.dk != nullptr;
-  const bool copies = copies_tiles<T>(p);
-  S* k_buffer = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
-  A* dk_buffer = kConverts ? scratch.take<A>(tiling.tile_rows * k_row) : nullptr;
-  S* v_buffer = copies && !p.shared ? scratch.take<S>(tile_heads * value_room) : nullptr;
-  A* dv_buffer = kConverts && !p.shared ? scratch.take<A>(tiling.tile_rows * v_row) : nullptr;
-
-  const A unit = score_unit<S>(p);
-  for (int64_t i = 0; i < targets * p.heads * p.key_dim; ++i) dq[i] = 0;
+  for (int64_t i = 0; i < targets * p.heads * p.key_dim; ++i) work.dq[i] = 0;
 
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
-    const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
+    const RowRange rows{begin, min(begin + tiling.tile_rows, item.row_end)};
     // Not where the first product writes all rows of a buffer; in the output, clearing brings whole rows in for it.
-    const bool clear = !kConverts || p.visible != nullptr || targets == 0;
-    A* dk = history_grads ? gradient_tile<T>(params.dk, k_row, tile, dk_buffer, clear) : nullptr;
-    A* dv = p.shared || !history_grads ? dk : gradient_tile<T>(params.dv, v_row, tile, dv_buffer, clear);
-    const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
+    const bool clear = work.dk == nullptr || p.visible != nullptr || targets == 0;
+    HistoryTile<T> tile{rows, k_row, v_row, gradient_tile(params, params.dk, k_row, rows, work.dk, clear), {}, {}, {}};
+    tile.dv = p.shared ? tile.dk : gradient_tile(params, params.dv, v_row, rows, work.dv, clear);
+    const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, rows);
     if (seen_by_any.begin < seen_by_any.end) {
-      const Tile<S> keys =
-          load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, k_buffer);
-      const Tile<S> values =
-          p.shared ? keys
-                   : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, tile.begin, tile.end, v_buffer);
+      tile.k = load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, rows.begin, rows.end, work.k);
+      tile.v = p.shared
+                   ? tile.k
+                   : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, rows.begin, rows.end, work.v);
       for (int64_t first = item.target_begin; first < item.target_end; first += block_targets) {
         const int64_t last = min(first + block_targets, item.target_end);
-        const bool add = clear || first > item.target_begin;
-        for_each_run(p, item, first, last, tile, [&](int64_t a, int64_t b, RowRange seen) {
-          load_run<T>(params, a, b, run);
-          const int64_t count = (b - a) * group;
-          const int64_t height = seen.end - seen.begin;
-          const int64_t stride = run.few ? whole_lanes<A>(height) : panels_size<A>(count, 1);
-          const int64_t ahead = copies ? 0 : run.few ? kAheadRows : tiling.tile_rows;
-          for (int64_t j = 0; j < p.kv_heads; ++j) {
-            const S* k = keys.at(seen.begin, j);
-            const S* v = values.at(seen.begin, j);
-            A* dq_rows = dq + (j * targets + a - item.target_begin) * group * p.key_dim;
-            const int64_t row = j * count;
-            const S *queries = run.queries(j), *douts = run.douts(j), *scaled = run.scaled + row * key_room;
-            const bool both = run.few && p.shared;  // roles of a history row in one product, [p | ds] [douts; queries]
-            A* dp = both ? scores + count * stride : dp_buffer;
-
-            // scores -> p [height, count] and dp -> ds, in both directions
-            Strided<E> weights_t, ds_t, ds;
-            if (run.few) {
-              multiply_dots(count, by_rows(scaled, key_room), height, by_rows(k, keys.row_stride), key_depth, scores,
-                            stride, ahead);
-              multiply_dots(count, by_rows(douts, value_room), height, by_rows(v, values.row_stride), value_depth, dp,
-                            stride, ahead);
-              for (int64_t c = 0; c < count; ++c) {
-                differentiate_row(scores + c * stride, dp + c * stride, height, run, row + c, unit, A(p.scale));
-              }
-              A* room = scores + divide_up(count, 2) * stride;  // left by p in pairs
-              weights_t = round_columns<S>(scores, both ? 2 * count : count, stride, scores);
-              if (!both) ds_t = round_columns<S>(dp, count, stride, room);
-              ds = by_rows(round_rows<S>(dp, count, height, stride, dp), stride);
-            } else {
-              multiply<S>(height, whole_lanes<A>(count), p.key_dim, by_rows(k, keys.row_stride),
-                          Panels<E>{run.query_panels + j * panels_size<E>(count, key_depth), key_depth}, scores, stride,
-                          false);
-              multiply<S>(height, whole_lanes<A>(count), p.value_dim, by_rows(v, values.row_stride),
-                          Panels<E>{run.dout_panels + j * panels_size<E>(count, value_depth), value_depth}, dp, stride,
-                          false, kFineChain);
-              for (int64_t c = 0; c < count; c += kLanes<A>) {
-                differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, row + c, unit,
-                              A(p.scale));
-              }
-              A* room = scores + divide_up(height, 2) * stride;
-              weights_t = by_rows(round_rows<S>(scores, height, count, stride, scores), stride);
-              ds_t = by_rows(round_rows<S>(dp, height, count, stride, room), stride);
-              ds = round_columns<S>(dp, height, stride, dp);
-            }
-            if (history_grads) {
-              A* dk_rows = dk + (seen.begin - tile.begin) * k_row + j * p.key_dim;
-              A* dv_rows = dv + (seen.begin - tile.begin) * v_row + j * p.value_dim;
-              multiply<S>(height, p.value_dim, both ? 2 * count : count, weights_t, Rows<S>{douts, value_room}, dv_rows,
-                          v_row, add);
-              if (!both) {
-                multiply<S>(height, p.key_dim, count, ds_t, Rows<S>{queries, key_room}, dk_rows, k_row,
-                            add || p.shared);
-              }
-            }
-            const Rows<S> key_rows{k, keys.row_stride};
-            if (count <= kMostAdded) {
-              add_few<S>(count, p.key_dim, height, ds, key_rows, dq_rows, p.key_dim, ahead);
-            } else {
-              multiply<S>(count, p.key_dim, height, ds, key_rows, dq_rows, p.key_dim, true);
-            }
-          }
+        for_each_run(p, item, first, last, rows, [&](int64_t a, int64_t b, RowRange seen) {
+          differentiate_run(params, item, a, b, seen, tile, clear || first > item.target_begin, work);
         });
       }
     }
-    if (!history_grads) continue;
-    write_tile<T>(params.dk, k_row, tile, dk);
-    if (!p.shared) write_tile<T>(params.dv, v_row, tile, dv);
+    write_tile<T>(params, params.dk, k_row, rows, work.dk);
+    if (!p.shared) write_tile<T>(params, params.dv, v_row, rows, work.dv);
   }
-  if (partial == nullptr) write_dq<T>(params, item.target_begin, item.target_end, dq);
 }
 
+// Adds an item's dq to that of the rows before, and rounds what has met all rows.
 template <class T>
-void backward_merge(const TargetAttentionBackwardParams& params, const TargetAttentionMerge& merge, void* partials,
-                    int64_t partial_size) {
+void backward_add(const TargetAttentionBackwardParams& params, const TargetAttentionItem& item,
+                  const accumulator_t<T>* dq) {
   using A = accumulator_t<T>;
   const TargetAttentionParams& p = params.forward;
-  A* total = static_cast<A*>(partials) + merge.partial_begin * partial_size;
-  const int64_t size = (merge.target_end - merge.target_begin) * p.heads * p.key_dim;
-  for (int64_t i = 1; i < merge.partial_end - merge.partial_begin; ++i) {
-    const A* next = total + i * partial_size;
-    for (int64_t d = 0; d < size; ++d) total[d] += next[d];
+  const int64_t targets = item.target_end - item.target_begin, width = p.key_dim;
+  const bool first = item.row_begin == p.history_offsets[item.request];
+  const bool last = item.row_end == p.history_offsets[item.request + 1];
+  for (int64_t t = 0; t < targets; ++t) {
+    for (int64_t h = 0; h < p.heads; ++h) {
+      const A* own = dq + grouped_row(p, targets, t, h) * width;
+      const int64_t at = ((item.target_begin + t) * p.heads + h) * width;
+      T* out = static_cast<T*>(params.dq) + at;
+      if (first && last) {
+        narrow<T>(own, out, width);
+        continue;
+      }
+      A* sums = static_cast<A*>(params.dq_sums) + at;
+      for (int64_t d = 0; d < width; ++d) sums[d] = first ? own[d] : sums[d] + own[d];
+      if (last && static_cast<void*>(sums) != out) narrow<T>(sums, out, width);
+    }
   }
-  write_dq<T>(params, merge.target_begin, merge.target_end, total);
 }
 
 }  // namespace
 
 void target_attention_backward_item(const TargetAttentionBackwardParams& params, const TargetAttentionTiling& tiling,
-                                    const TargetAttentionItem& item, void* scratch, void* partial) {
+                                    const TargetAttentionItem& item, void* scratch) {
+  visit_dtype(params.forward.dtype,
+              [&](auto type) { backward_item<typename decltype(type)::element>(params, tiling, item, scratch); });
+}
+
+void target_attention_backward_add(const TargetAttentionBackwardParams& params, const TargetAttentionItem& item,
+                                   const void* scratch) {
   visit_dtype(params.forward.dtype, [&](auto type) {
-    backward_item<typename decltype(type)::element>(params, tiling, item, scratch, partial);
+    using T = typename decltype(type)::element;
+    backward_add<T>(params, item, static_cast<const accumulator_t<T>*>(scratch));
   });
 }
 
-void target_attention_backward_merge(const TargetAttentionBackwardParams& params, const TargetAttentionMerge& merge,
-                                     void* partials, int64_t partial_size) {
-  visit_dtype(params.forward.dtype, [&](auto type) {
-    backward_merge<typename decltype(type)::element>(params, merge, partials, partial_size);
+void target_attention_add_rows(Dtype dtype, const void* from, const int64_t* index, int64_t count, int64_t width,
+                               int64_t begin, int64_t end, void* to) {
+  visit_dtype(dtype, [&](auto type) {
+    using A = accumulator_t<typename decltype(type)::element>;
+    for (int64_t i = 0; i < count; ++i) {
+      A* sums = static_cast<A*>(to) + index[i] * width;
+      const A* own = static_cast<const A*>(from) + i * width;
+      const A* after = static_cast<const A*>(to) + index[min(i + 1, count - 1)] * width;
+      for (int64_t d = begin; d < end; d += 64 / int64_t(sizeof(A))) __builtin_prefetch(after + d, 1);
+      for (int64_t d = begin; d < end; ++d) sums[d] += own[d];
+    }
   });
 }
 

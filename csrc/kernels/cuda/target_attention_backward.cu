@@ -131,7 +131,12 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
       for_each_element(c, [&](int row, int d, float value) {
         const int n = item.split_begin + first_row + row;
         if (n >= item.split_end || d >= width) return;
-        narrow(value, static_cast<T*>(to)[((item.row_begin + n) * p.kv_heads + item.kv_head) * dim + column + d]);
+        const int64_t at = ((item.row_begin + n) * p.kv_heads + item.kv_head) * dim + column + d;
+        if (b.wide) {
+          static_cast<float*>(to)[at] = value;
+        } else {
+          narrow(value, static_cast<T*>(to)[at]);
+        }
       });
     };
     write(dk, b.dk, p.key_dim, key_width);
