@@ -13,7 +13,7 @@ at::Tensor request_reduce(const at::Tensor& x, const at::Tensor& target_offsets,
   STCA_CHECK(x.device() == target_offsets.device(), kOp, "x must be on the device of target_offsets, ",
              target_offsets.device(), ", got ", x.device());
   const at::Tensor offsets = checked_offsets(kOp, "target_offsets", target_offsets, x.size(0), "x", x);
-  return launch_segment_sum(x, nullptr, offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, mean,
+  return launch_segment_sum(kOp, x, nullptr, offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, mean,
                             checked_dtype(kOp, "x", x));
 }
 

@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   // A row of k and v gets the sum over the history rows that it stands for, in their order.
   const Places places = places_of(in.history_index, k.size(0));
   auto sum_of_places = [&](const Tensor& gradients) {
-    return launch_segment_sum(gradients, places.order.const_data_ptr<int64_t>(),
+    return launch_segment_sum(kOp, gradients, places.order.const_data_ptr<int64_t>(),
                               places.offsets.const_data_ptr<int64_t>(), k.size(0), false, p.forward.dtype);
   };
   return {dq, sum_of_places(dk), v.has_value() ? sum_of_places(dv) : dv};

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import batch_as_columns, check_one_device, refuse_tangents, with_eager_autograd
 
 
 def jagged_select(
@@ -90,6 +90,8 @@ def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _op = torch.ops.stca.jagged_select.default
 _backward_op = torch.ops.stca.jagged_select_backward.default
+batch_as_columns("jagged_select")
+batch_as_columns("jagged_select_backward")
 torch.library.register_autograd("stca::jagged_select", _backward, setup_context=_setup_context)
 torch.library.register_autograd("stca::jagged_select_backward", _backward_of_backward, setup_context=_backward_setup)
 _recorded = with_eager_autograd(_op, _setup_context, _backward)

@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import batch_as_columns, check_one_device, refuse_tangents, with_eager_autograd
 from stca.ops.request_reduce import request_reduce
 
 
@@ -71,6 +71,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     return _reduced(ctx, grads, ctx.needs_input_grad[0]), None, None
 
 
+batch_as_columns("request_gather")
 torch.library.register_autograd("stca::request_gather", _backward, setup_context=_setup_context)
 
 

@@ -5,14 +5,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import batch_as_columns, check_one_device, refuse_tangents, with_eager_autograd
 
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
     r"""Sums or averages the rows of each request's targets: :math:`y_r = \sum_t x_t` over the targets t of request r.
 
     Sums are accumulated in float32 (float64 for float64) in the order of the targets and rounded once, so a sum of
-    1,000 bfloat16 ones is 1,000, and the bits are the same on every run.
+    1,000 bfloat16 ones is 1,000, and the bits are the same on every run. Means and their gradients are divided in
+    float32 too, before they are rounded.
 
     Args:
         x: [T, ...], float64, float32, bfloat16 or float16.
@@ -56,10 +57,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
     (target_offsets,) = ctx.saved_tensors
     if ctx.mean:
-        counts = target_offsets.diff().clamp(min=1)
-        grad = grad / counts.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype)
+        # In float32 and rounded once, a row per request: a count of 65,520 is infinite in float16.
+        counts = target_offsets.diff().clamp(min=1).to(torch.promote_types(grad.dtype, torch.float32))
+        grad = (grad / counts.view(-1, *(1,) * (grad.dim() - 1))).to(grad.dtype)
     return request_gather(grad, target_offsets, total=ctx.total), None, None
 
 
+batch_as_columns("request_reduce")
 torch.library.register_autograd("stca::request_reduce", _backward, setup_context=_setup_context)
 _recorded = with_eager_autograd(torch.ops.stca.request_reduce.default, _setup_context, _backward)

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <stdexcept>
 
 #include "../dtype.h"
 
@@ -250,6 +251,20 @@ const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int
 
 STCA_DEVICE float widen(float x) { return x; }
 STCA_DEVICE void narrow(float x, float& out) { out = x; }
+
+// Gives f(Element<T>()) for the type T that `dtype` names: one that CUDA kernels take.
+template <class F>
+auto visit_cuda_dtype(Dtype dtype, F f) {
+  switch (dtype) {
+#define STCA_CUDA_DTYPE_VISIT(enumerator, element, accumulator, name) \
+  case Dtype::enumerator:                                             \
+    return f(Element<element>());
+    STCA_FOR_EACH_CUDA_DTYPE(STCA_CUDA_DTYPE_VISIT)
+#undef STCA_CUDA_DTYPE_VISIT
+    default:
+      throw std::invalid_argument(dtype_name(dtype));
+  }
+}
 
 }  // namespace cuda
 }  // namespace stca
