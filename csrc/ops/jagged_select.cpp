@@ -51,8 +51,8 @@ optional<int64_t> check_values(const Tensor& offsets, const Tensor& index, const
       STCA_CHECK(most >= 0, kOp, "keep[", s, "] must be a number of rows, at least 0, got ", most);
       length = std::min(length, most);
     }
-    STCA_CHECK(!__builtin_add_overflow(rows, length, &rows), kOp, "index must select fewer than 2^63 rows, got ", rows,
-               " and ", length, " more at index[", s, "]");
+    STCA_CHECK(!__builtin_add_overflow(rows, length, &rows), kOp,
+               "index must select fewer than 2^63 rows, got more with index[", s, "] = ", request[s]);
   }
   return rows;
 }

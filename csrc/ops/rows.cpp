@@ -22,21 +22,37 @@ int64_t row_width(const at::Tensor& tensor) {
 
 namespace {
 
-// An uninitialised tensor of `rows` rows like those of x.
-at::Tensor rows_like(const char* op, const at::Tensor& x, int64_t rows, const char* reason) {
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes[0] = rows;
+// make(), and if its memory cannot be had, an error that says for what it was.
+template <class Make, class Purpose>
+at::Tensor allocated(const char* op, const Make& make, const Purpose& purpose) {
   const auto message = [&](const c10::Error& error) {
-    return c10::str(op, ": a result of ", sizes, " of ", x.scalar_type(), ", ", rows, " rows by ", reason,
-                    ", does not fit into memory: ", error.what_without_backtrace());
+    return c10::str(op, ": ", purpose(), " does not fit into memory: ", error.what_without_backtrace());
   };
   try {
-    return at::empty(sizes, x.options());
+    return make();
   } catch (const c10::OutOfMemoryError& error) {  // what callers catch to try less
     throw c10::OutOfMemoryError({__func__, __FILE__, uint32_t(__LINE__)}, message(error));
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, message(error));
   }
+}
+
+// An uninitialised tensor of `rows` rows like those of x.
+at::Tensor rows_like(const char* op, const at::Tensor& x, int64_t rows, const char* reason) {
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes[0] = rows;
+  return allocated(
+      op, [&] { return at::empty(sizes, x.options()); },
+      [&] {
+        return c10::str("a result of ", at::IntArrayRef(sizes), " of ", x.scalar_type(), ", ", rows, " rows by ",
+                        reason, ",");
+      });
+}
+
+at::Tensor contiguous_rows(const char* op, const at::Tensor& x) {
+  return allocated(
+      op, [&] { return x.contiguous(); },
+      [&] { return c10::str("a contiguous copy of ", x.sizes(), " of ", x.scalar_type()); });
 }
 
 // Calls run(begin, end) for ranges of rows that are worth a thread each.
@@ -49,7 +65,7 @@ void for_row_ranges(int64_t rows, int64_t row_bytes, const Run& run) {
 
 at::Tensor launch_repeat_rows(const char* op, const at::Tensor& x, const int64_t* offsets, int64_t rows,
                               const char* reason) {
-  const at::Tensor result = rows_like(op, x, rows, reason), from = x.contiguous();
+  const at::Tensor result = rows_like(op, x, rows, reason), from = contiguous_rows(op, x);
   const int64_t row_bytes = row_width(x) * x.element_size(), count = x.size(0);
   void* to = result.mutable_data_ptr();
 #if defined(STCA_WITH_CUDA)
@@ -68,7 +84,7 @@ at::Tensor launch_repeat_rows(const char* op, const at::Tensor& x, const int64_t
 
 at::Tensor launch_copy_suffixes(const char* op, const at::Tensor& x, const Suffixes& suffixes, int64_t rows,
                                 const char* reason) {
-  const at::Tensor result = rows_like(op, x, rows, reason), from = x.contiguous();
+  const at::Tensor result = rows_like(op, x, rows, reason), from = contiguous_rows(op, x);
   const int64_t row_bytes = row_width(x) * x.element_size();
   void* to = result.mutable_data_ptr();
 #if defined(STCA_WITH_CUDA)
@@ -87,7 +103,8 @@ at::Tensor launch_copy_suffixes(const char* op, const at::Tensor& x, const Suffi
 
 at::Tensor launch_segment_sum(const char* op, const at::Tensor& rows, const int64_t* order, const int64_t* offsets,
                               int64_t segments, bool mean, Dtype dtype) {
-  const at::Tensor sums = rows_like(op, rows, segments, "the number of segments"), contiguous = rows.contiguous();
+  const at::Tensor sums = rows_like(op, rows, segments, "the number of segments"),
+                   contiguous = contiguous_rows(op, rows);
   const int64_t width = row_width(rows);
   const SegmentSumParams params{dtype,   width, contiguous.const_data_ptr(), order,
                                 offsets, mean,  sums.mutable_data_ptr()};
@@ -117,7 +134,7 @@ at::Tensor launch_segment_sum(const char* op, const at::Tensor& rows, const int6
 
 at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffixes& suffixes, const at::Tensor& index,
                              const at::Tensor& offsets, int64_t num_rows, Dtype dtype) {
-  const at::Tensor sums = rows_like(op, rows, num_rows, "the last of offsets"), contiguous = rows.contiguous();
+  const at::Tensor sums = rows_like(op, rows, num_rows, "the last of offsets"), contiguous = contiguous_rows(op, rows);
   const int64_t requests = offsets.size(0) - 1, width = row_width(rows);
   const Places places = places_of(index, requests);
   const int64_t* of_request = places.offsets.const_data_ptr<int64_t>();

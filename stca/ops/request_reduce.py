@@ -46,6 +46,12 @@ def _fake(x: Tensor, target_offsets: Tensor, mean: bool) -> Tensor:
     return x.new_empty(target_offsets.shape[0] - 1, *x.shape[1:])
 
 
+@torch.library.register_fake("stca::request_reduce_backward")
+def _backward_fake(grad: Tensor, target_offsets: Tensor, mean: bool, total: int) -> Tensor:
+    check_one_device("request_reduce", grad=grad, target_offsets=target_offsets)
+    return grad.new_empty(total, *grad.shape[1:])
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, target_offsets, ctx.mean = inputs
     ctx.total = x.shape[0]
@@ -53,16 +59,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    from stca.ops.request_gather import request_gather  # each is the other's gradient
+    return _recorded_backward(grad, *ctx.saved_tensors, ctx.mean, ctx.total), None, None
 
-    (target_offsets,) = ctx.saved_tensors
-    if ctx.mean:
-        # In float32 and rounded once, a row per request: a count of 65,520 is infinite in float16.
-        counts = target_offsets.diff().clamp(min=1).to(torch.promote_types(grad.dtype, torch.float32))
-        grad = (grad / counts.view(-1, *(1,) * (grad.dim() - 1))).to(grad.dtype)
-    return request_gather(grad, target_offsets, total=ctx.total), None, None
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, target_offsets, ctx.mean, _ = inputs
+    ctx.save_for_backward(target_offsets)
+
+
+def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _recorded(grad, *ctx.saved_tensors, ctx.mean), None, None, None
 
 
 batch_as_columns("request_reduce")
+batch_as_columns("request_reduce_backward")
 torch.library.register_autograd("stca::request_reduce", _backward, setup_context=_setup_context)
+torch.library.register_autograd("stca::request_reduce_backward", _backward_of_backward, setup_context=_backward_setup)
 _recorded = with_eager_autograd(torch.ops.stca.request_reduce.default, _setup_context, _backward)
+_recorded_backward = with_eager_autograd(
+    torch.ops.stca.request_reduce_backward.default, _backward_setup, _backward_of_backward
+)
