@@ -174,6 +174,11 @@ def test_w8_sizes_below_zero_or_beyond_numbers(call: Callable[[], Any], message:
         call()
 
 
+def test_w8_totals_below_zero_without_values() -> None:
+    with pytest.raises(ValueError, match=r"^request_gather: total must be at least 0, got -1"):
+        stca.ops.request_gather(torch.ones(2, device="meta"), offsets([1, 1]).to("meta"), total=-1)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_w8_totals_below_zero_on_cuda(device: str) -> None:
     """Where offsets are trusted, and nothing else would notice."""

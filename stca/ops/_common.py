@@ -27,6 +27,12 @@ def check_one_device(op: str, **tensors: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} must be on the device of {first[0]}, {first[1]}, got {tensor.device}")
 
 
+def check_total(op: str, name: str, total: int | None) -> None:
+    """Raises ValueError for a number of rows below 0, where it is a number and not a compiler's symbol."""
+    if isinstance(total, int) and total < 0:
+        raise ValueError(f"{op}: {name} must be at least 0, got {total}")
+
+
 def autocast(tensor: _MaybeTensor) -> _MaybeTensor:
     """The tensor as `torch.autocast` hands it to torch's own operators now: float64 and integers stay what they are."""
     if tensor is None or not torch._C._is_any_autocast_enabled():

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stca.ops._common import batch_as_columns, check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import batch_as_columns, check_one_device, check_total, refuse_tangents, with_eager_autograd
 
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
@@ -49,6 +49,7 @@ def _fake(x: Tensor, target_offsets: Tensor, mean: bool) -> Tensor:
 @torch.library.register_fake("stca::request_reduce_backward")
 def _backward_fake(grad: Tensor, target_offsets: Tensor, mean: bool, total: int) -> Tensor:
     check_one_device("request_reduce", grad=grad, target_offsets=target_offsets)
+    check_total("request_reduce", "total", total)
     return grad.new_empty(total, *grad.shape[1:])
 
 

@@ -232,6 +232,7 @@ template <class... Parameters, class... Arguments>
 const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int block, int shared_bytes, Stream stream,
                    const Arguments&... arguments) {
   if (grid == 0) return kNoError;
+  if (grid > 0x7fffffff) return "more blocks than a grid holds";
   cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 * 1024) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
@@ -244,7 +245,9 @@ const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int
     config.stream = stream;
     error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   }
-  return error == cudaSuccess ? kNoError : cudaGetErrorString(error);
+  if (error == cudaSuccess) return kNoError;
+  cudaGetLastError();  // forgets it, or the next check of another kernel would report it
+  return cudaGetErrorString(error);
 }
 
 #endif
