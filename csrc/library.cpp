@@ -28,6 +28,8 @@ TORCH_LIBRARY(stca, m) {
   m.def("request_gather(Tensor[] xs, Tensor target_offsets, SymInt? total) -> Tensor[]");
   // x [T, ...], target_offsets [R + 1] -> [R, ...]
   m.def("request_reduce(Tensor x, Tensor target_offsets, bool mean) -> Tensor");
+  // grad [R, ...], target_offsets [R + 1] -> [T, ...]; total: T
+  m.def("request_reduce_backward(Tensor grad, Tensor target_offsets, bool mean, SymInt total) -> Tensor");
 
   // values [N, ...], offsets [R + 1], index [S], keep [S] -> values [sum of lengths, ...], offsets [S + 1]
   m.def(

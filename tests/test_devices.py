@@ -27,6 +27,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "swiglu_ffn_norm_backward": (torch.ones(3, 4), *FFN, torch.ones(3), torch.ones(3), torch.ones(3, 4)),
     "request_gather": ([torch.ones(2, 3), torch.ones(2)], TARGETS, 3),
     "request_reduce": (torch.ones(3, 2), TARGETS, True),
+    "request_reduce_backward": (torch.ones(2, 2), TARGETS, True, 3),
     "jagged_select": (torch.ones(4, 2), HISTORY, INDEX, KEEP, 4),
     "jagged_select_backward": (torch.ones(4, 2), HISTORY, INDEX, KEEP, 4),
 }

@@ -160,3 +160,44 @@ def test_f10_where_the_cpu_takes_subnormal_numbers_as_0() -> None:
     finally:
         torch.set_flush_denormal(False)
     assert_all_as_accurate({"dnorm_weight": actual}, {"dnorm_weight": (exact, plain)})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 3, 1001, 65_519, 65_520, 70_000, 200_000])
+def test_f4_the_gradient_of_a_mean_of_many(count: int, dtype: torch.dtype) -> None:
+    """1 / count times what came in, rounded once; the count itself is infinite in float16 from 65,520 on."""
+    x = torch.ones(count + 2, 2, dtype=dtype, requires_grad=True)
+    incoming = torch.tensor([[3.0, -0.7], [1.0, 2.0], [5.0, 7.0]]).to(dtype)
+    at = torch.tensor([0, count, count, count + 2])
+    (grad,) = torch.autograd.grad(stca.ops.request_reduce(x, at, "mean"), x, incoming)
+    wide = torch.promote_types(dtype, torch.float32)
+    expected = torch.stack([incoming[0].to(wide) / count, incoming[2].to(wide) / 2]).to(dtype)
+    assert torch.equal(grad[:count], expected[:1].expand(count, 2))
+    assert torch.equal(grad[count:], expected[1:].expand(2, 2))
+    assert grad.dtype == dtype
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
+@pytest.mark.parametrize("mean", [False, True])
+def test_f4_on_cuda(mean: bool, dtype: torch.dtype, device: str) -> None:
+    arguments = torch.randn(3, 1).to(dtype), torch.tensor([0, 66_000, 66_000, 66_007]), mean, 66_007
+    expected = torch.ops.stca.request_reduce_backward(*arguments)
+    assert torch.equal(call_on(device, "request_reduce_backward", *arguments), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["target", "request"])
+@pytest.mark.parametrize("count", [2, 70_000, 400_000])
+def test_f4_the_loss_of_many_targets(count: int, reduction: Any, dtype: torch.dtype) -> None:
+    offsets = torch.tensor([0, count - 1, count])
+    batch = stca.batch.RequestBatch({}, torch.tensor([0, 0, 0]), {}, offsets)
+    logits, labels = torch.randn(count).to(dtype).requires_grad_(), torch.rand(count)
+    loss = stca.batch.bce_loss(logits, labels, batch, reduction)
+    (grad,) = torch.autograd.grad(loss, logits)
+    x = logits.detach().double().requires_grad_()
+    each = torch.nn.functional.binary_cross_entropy_with_logits(x, labels.double(), reduction="none")
+    exact = each.mean() if reduction == "target" else (each[:-1].mean() + each[-1]) / 2
+    (expected,) = torch.autograd.grad(exact, x)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad, expected.to(dtype), rtol=max(1e-5, torch.finfo(dtype).eps), atol=6e-8)

@@ -82,6 +82,6 @@ def test_every_row_is_on_its_own(device: str) -> None:
 
 def test_float64_is_refused(device: str) -> None:
     inputs = swiglu_inputs(3, 4, 5)
-    expected = "swiglu_ffn_norm: on CUDA must be given float32, bfloat16 or float16, got Double"
+    expected = "swiglu_ffn_norm: x must be float32, bfloat16 or float16 on CUDA, got Double"
     with pytest.raises(ValueError, match=re.escape(expected)):
         call_on(device, "swiglu_ffn_norm", *inputs.values(), 1e-5)

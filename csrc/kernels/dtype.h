@@ -1,4 +1,6 @@
-// The element types of every kernel, listed once.
+// The element types of every kernel: those of CUDA, and all, which are the CPU's. A type that is not in a device's list
+// is refused there by name (ops/common.cpp), and no kernel takes it (visit_dtype here, visit_cuda_dtype in
+// cuda/ptx.cuh).
 #pragma once
 
 #include <cstdint>
@@ -13,25 +15,27 @@ struct float16 {
   uint16_t bits;
 };
 
-// X(enumerator, element type, accumulation type)
-#define STCA_FOR_EACH_DTYPE(X)  \
-  X(kFloat64, double, double)   \
-  X(kFloat32, float, float)     \
-  X(kBFloat16, bfloat16, float) \
-  X(kFloat16, float16, float)
+// X(enumerator, element type, accumulation type, name)
+#define STCA_FOR_EACH_CUDA_DTYPE(X)         \
+  X(kFloat32, float, float, "float32")      \
+  X(kBFloat16, bfloat16, float, "bfloat16") \
+  X(kFloat16, float16, float, "float16")
+#define STCA_FOR_EACH_DTYPE(X)           \
+  X(kFloat64, double, double, "float64") \
+  STCA_FOR_EACH_CUDA_DTYPE(X)
 
 enum class Dtype : int {
-#define STCA_DTYPE_ENUMERATOR(name, type, accumulator) name,
+#define STCA_DTYPE_ENUMERATOR(enumerator, element, accumulator, name) enumerator,
   STCA_FOR_EACH_DTYPE(STCA_DTYPE_ENUMERATOR)
 #undef STCA_DTYPE_ENUMERATOR
 };
 
 template <class T>
 struct Accumulator;
-#define STCA_DTYPE_ACCUMULATOR(name, element, accumulator) \
-  template <>                                              \
-  struct Accumulator<element> {                            \
-    using type = accumulator;                              \
+#define STCA_DTYPE_ACCUMULATOR(enumerator, element, accumulator, name) \
+  template <>                                                          \
+  struct Accumulator<element> {                                        \
+    using type = accumulator;                                          \
   };
 STCA_FOR_EACH_DTYPE(STCA_DTYPE_ACCUMULATOR)
 #undef STCA_DTYPE_ACCUMULATOR
@@ -49,8 +53,8 @@ struct Element {
 template <class F>
 void visit_dtype(Dtype dtype, F f) {
   switch (dtype) {
-#define STCA_DTYPE_VISIT(name, element, accumulator) \
-  case Dtype::name:                                  \
+#define STCA_DTYPE_VISIT(enumerator, element, accumulator, name) \
+  case Dtype::enumerator:                                        \
     return f(Element<element>());
     STCA_FOR_EACH_DTYPE(STCA_DTYPE_VISIT)
 #undef STCA_DTYPE_VISIT
@@ -58,7 +62,9 @@ void visit_dtype(Dtype dtype, F f) {
 }
 
 constexpr const char* dtype_name(Dtype dtype) {
-  constexpr const char* kNames[] = {"float64", "float32", "bfloat16", "float16"};
+#define STCA_DTYPE_NAME(enumerator, element, accumulator, name) name,
+  constexpr const char* kNames[] = {STCA_FOR_EACH_DTYPE(STCA_DTYPE_NAME)};
+#undef STCA_DTYPE_NAME
   return kNames[int(dtype)];
 }
 

@@ -14,8 +14,15 @@ namespace stca {
 STCA_DECLARE_CPU_KERNEL(repeat_rows, const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes,
                         int64_t begin, int64_t end, void* to)
 
-// to[i] = from[index[i]] for i in [begin, end).
-STCA_DECLARE_CPU_KERNEL(copy_rows, const void* from, const int64_t* index, int64_t row_bytes, int64_t begin,
+// Suffixes of histories, one after the other: rows [ends[s], ends[s + 1]) are those before row lasts[s].
+struct Suffixes {
+  int64_t count;         // S
+  const int64_t* ends;   // [S + 1], from 0
+  const int64_t* lasts;  // [S]
+};
+
+// to[i] = from[lasts[s] - (ends[s + 1] - i)] for ends[s] <= i < ends[s + 1], for rows i in [begin, end).
+STCA_DECLARE_CPU_KERNEL(copy_suffixes, const void* from, const Suffixes& suffixes, int64_t row_bytes, int64_t begin,
                         int64_t end, void* to)
 
 struct SegmentSumParams {
@@ -32,18 +39,32 @@ struct SegmentSumParams {
 STCA_DECLARE_CPU_KERNEL(segment_sum, const SegmentSumParams& params, int64_t begin, int64_t end, int64_t column_begin,
                         int64_t column_end)
 
-// The same on CUDA, for all `rows` of the result or all `segments` at once: enqueued on a cudaStream_t, every pointer
-// on its device. nullptr, or the message of the CUDA error.
-const char* repeat_rows_cuda(const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes, int64_t rows,
-                             void* to, void* stream);
-const char* copy_rows_cuda(const void* from, const int64_t* index, int64_t row_bytes, int64_t rows, void* to,
-                           void* stream);
-// `places`: how many there are, offsets[segments], as far as the host knows; it only chooses the kernel.
-const char* segment_sum_cuda(const SegmentSumParams& params, int64_t segments, int64_t places, void* stream);
+// The reverse of copy_suffixes: each row of the histories is the sum of its copies, in order of suffixes.
+struct SuffixSumParams {
+  Dtype dtype;
+  int64_t width;              // W
+  const void* rows;           // [ends[S], W] contiguous
+  const int64_t* ends;        // [S + 1]
+  int64_t requests;           // R
+  const int64_t* offsets;     // [R + 1]: request r has rows offsets[r] to offsets[r + 1]
+  const int64_t* order;       // [S]: suffixes by request, those of request r
+  const int64_t* of_request;  // [R + 1]: at places of_request[r] to of_request[r + 1]
+  void* sums;                 // [N, W] contiguous
+};
 
-// to[i] = lasts[s] - (offsets[s + 1] - i) for offsets[s] <= i < offsets[s + 1], for i in [0, rows): the rows of
-// suffixes that end before row lasts[s].
-const char* suffix_rows_cuda(const int64_t* offsets, const int64_t* lasts, int64_t count, int64_t rows, int64_t* to,
+// Rows [begin, end) of the result. `active` has room for the suffixes of any one request.
+STCA_DECLARE_CPU_KERNEL(suffix_sum, const SuffixSumParams& params, int64_t begin, int64_t end, int64_t* active)
+
+// The same on CUDA, for all `rows` of the result or all `segments` at once: enqueued on a cudaStream_t, every pointer
+// on its device. nullptr, or the message of the CUDA error. `op` is whose call it is.
+const char* repeat_rows_cuda(const char* op, const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes,
+                             int64_t rows, void* to, void* stream);
+const char* copy_suffixes_cuda(const char* op, const void* from, const Suffixes& suffixes, int64_t row_bytes,
+                               int64_t rows, void* to, void* stream);
+// `places`: how many there are, offsets[segments], as far as the host knows; it only chooses the kernel.
+const char* segment_sum_cuda(const char* op, const SegmentSumParams& params, int64_t segments, int64_t places,
                              void* stream);
+const char* suffix_sum_cuda(const char* op, const SuffixSumParams& params, int64_t rows, int64_t suffixes,
+                            void* stream);
 
 }  // namespace stca

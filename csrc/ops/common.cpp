@@ -2,22 +2,47 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
+#include <string>
 
 namespace stca {
 
-Dtype checked_dtype(const char* op, const char* name, const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-      return Dtype::kFloat64;
-    case at::kFloat:
-      return Dtype::kFloat32;
-    case at::kBFloat16:
-      return Dtype::kBFloat16;
-    case at::kHalf:
-      return Dtype::kFloat16;
-    default:
-      STCA_CHECK(false, op, name, " must be float64, float32, bfloat16 or float16, got ", tensor.scalar_type());
+namespace {
+
+// torch's number for an element type of the kernels.
+template <class T>
+constexpr at::ScalarType kScalarType = c10::CppTypeToScalarType<T>::value;
+template <>
+constexpr at::ScalarType kScalarType<bfloat16> = at::kBFloat16;
+template <>
+constexpr at::ScalarType kScalarType<float16> = at::kHalf;
+
+// "float32, bfloat16 or float16", of two names or more.
+std::string one_of(std::initializer_list<const char*> names) {
+  std::string text;
+  for (const char* const* name = names.begin(); name != names.end(); ++name) {
+    text += name == names.begin() ? "" : name + 1 == names.end() ? " or " : ", ";
+    text += *name;
   }
+  return text;
+}
+
+}  // namespace
+
+Dtype checked_dtype(const char* op, const char* name, const at::Tensor& tensor) {
+#define STCA_DTYPE_FIND(enumerator, element, accumulator, name) \
+  if (tensor.scalar_type() == kScalarType<element>) return Dtype::enumerator;
+#define STCA_DTYPE_NAME(enumerator, element, accumulator, name) name,
+  if (runs_on_cuda(tensor)) {
+    STCA_FOR_EACH_CUDA_DTYPE(STCA_DTYPE_FIND)
+    STCA_CHECK(false, op, name, " must be ", one_of({STCA_FOR_EACH_CUDA_DTYPE(STCA_DTYPE_NAME)}), " on CUDA, got ",
+               tensor.scalar_type());
+  }
+  STCA_FOR_EACH_DTYPE(STCA_DTYPE_FIND)
+  STCA_CHECK(false, op, name, " must be ", one_of({STCA_FOR_EACH_DTYPE(STCA_DTYPE_NAME)}), ", got ",
+             tensor.scalar_type());
+#undef STCA_DTYPE_FIND
+#undef STCA_DTYPE_NAME
 }
 
 void check_dims(const char* op, const char* name, const at::Tensor& tensor, const char* shape, int64_t dims) {

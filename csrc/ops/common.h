@@ -15,6 +15,7 @@ namespace stca {
 // ValueError "op: what was expected, what came", e.g. "target_attention: q must be [T, H, Dk], got [4, 8]".
 #define STCA_CHECK(condition, op, ...) TORCH_CHECK_VALUE(condition, op, ": ", __VA_ARGS__)
 
+// The tensor's element type, which must be one that its device's kernels take.
 Dtype checked_dtype(const char* op, const char* name, const at::Tensor& tensor);
 void check_dims(const char* op, const char* name, const at::Tensor& tensor, const char* shape, int64_t dims);
 void check_same(const char* op, const char* name, const at::Tensor& tensor, const char* model_name,

@@ -14,6 +14,7 @@ std::vector<at::Tensor> request_gather(at::TensorList xs, const at::Tensor& targ
                                        std::optional<int64_t> total) {
   STCA_CHECK(target_offsets.dim() == 1 && target_offsets.size(0) >= 1, kOp, "target_offsets must be [R + 1], got ",
              target_offsets.sizes());
+  STCA_CHECK(total.value_or(0) >= 0, kOp, "total must be at least 0, got ", *total);
   const int64_t requests = target_offsets.size(0) - 1;
   const at::Tensor checked =
       checked_offsets(kOp, "target_offsets", target_offsets, total, "the result (total)", target_offsets);
@@ -29,7 +30,8 @@ std::vector<at::Tensor> request_gather(at::TensorList xs, const at::Tensor& targ
     STCA_CHECK(x.device() == target_offsets.device(), kOp, "x must be on the device of target_offsets, ",
                target_offsets.device(), ", got ", x.device());
     STCA_CHECK(requests > 0 || targets == 0, kOp, "total must be 0 without requests, got ", targets);
-    results.push_back(launch_repeat_rows(x, offsets, targets));
+    results.push_back(
+        launch_repeat_rows(kOp, x, offsets, targets, total.has_value() ? "total" : "the last of target_offsets"));
   }
   return results;
 }

@@ -5,6 +5,7 @@
 #include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <vector>
 
 #if defined(STCA_WITH_CUDA)
@@ -21,11 +22,37 @@ int64_t row_width(const at::Tensor& tensor) {
 
 namespace {
 
+// make(), and if its memory cannot be had, an error that says for what it was.
+template <class Make, class Purpose>
+at::Tensor allocated(const char* op, const Make& make, const Purpose& purpose) {
+  const auto message = [&](const c10::Error& error) {
+    return c10::str(op, ": ", purpose(), " does not fit into memory: ", error.what_without_backtrace());
+  };
+  try {
+    return make();
+  } catch (const c10::OutOfMemoryError& error) {  // what callers catch to try less
+    throw c10::OutOfMemoryError({__func__, __FILE__, uint32_t(__LINE__)}, message(error));
+  } catch (const c10::Error& error) {
+    TORCH_CHECK(false, message(error));
+  }
+}
+
 // An uninitialised tensor of `rows` rows like those of x.
-at::Tensor rows_like(const at::Tensor& x, int64_t rows) {
+at::Tensor rows_like(const char* op, const at::Tensor& x, int64_t rows, const char* reason) {
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes[0] = rows;
-  return at::empty(sizes, x.options());
+  return allocated(
+      op, [&] { return at::empty(sizes, x.options()); },
+      [&] {
+        return c10::str("a result of ", at::IntArrayRef(sizes), " of ", x.scalar_type(), ", ", rows, " rows by ",
+                        reason, ",");
+      });
+}
+
+at::Tensor contiguous_rows(const char* op, const at::Tensor& x) {
+  return allocated(
+      op, [&] { return x.contiguous(); },
+      [&] { return c10::str("a contiguous copy of ", x.sizes(), " of ", x.scalar_type()); });
 }
 
 // Calls run(begin, end) for ranges of rows that are worth a thread each.
@@ -36,14 +63,15 @@ void for_row_ranges(int64_t rows, int64_t row_bytes, const Run& run) {
 
 }  // namespace
 
-at::Tensor launch_repeat_rows(const at::Tensor& x, const int64_t* offsets, int64_t rows) {
-  const at::Tensor from = x.contiguous(), result = rows_like(x, rows);
+at::Tensor launch_repeat_rows(const char* op, const at::Tensor& x, const int64_t* offsets, int64_t rows,
+                              const char* reason) {
+  const at::Tensor result = rows_like(op, x, rows, reason), from = contiguous_rows(op, x);
   const int64_t row_bytes = row_width(x) * x.element_size(), count = x.size(0);
   void* to = result.mutable_data_ptr();
 #if defined(STCA_WITH_CUDA)
   if (runs_on_cuda(x)) {
     const CudaCall call(x);
-    call.check("rows", repeat_rows_cuda(from.const_data_ptr(), offsets, count, row_bytes, rows, to, call.stream()));
+    call.check(op, repeat_rows_cuda(op, from.const_data_ptr(), offsets, count, row_bytes, rows, to, call.stream()));
     return result;
   }
 #endif
@@ -54,35 +82,36 @@ at::Tensor launch_repeat_rows(const at::Tensor& x, const int64_t* offsets, int64
   return result;
 }
 
-at::Tensor launch_copy_rows(const at::Tensor& x, const at::Tensor& index) {
-  const at::Tensor from = x.contiguous(), result = rows_like(x, index.size(0));
+at::Tensor launch_copy_suffixes(const char* op, const at::Tensor& x, const Suffixes& suffixes, int64_t rows,
+                                const char* reason) {
+  const at::Tensor result = rows_like(op, x, rows, reason), from = contiguous_rows(op, x);
   const int64_t row_bytes = row_width(x) * x.element_size();
-  const int64_t* rows = index.const_data_ptr<int64_t>();
   void* to = result.mutable_data_ptr();
 #if defined(STCA_WITH_CUDA)
   if (runs_on_cuda(x)) {
     const CudaCall call(x);
-    call.check("rows", copy_rows_cuda(from.const_data_ptr(), rows, row_bytes, index.size(0), to, call.stream()));
+    call.check(op, copy_suffixes_cuda(op, from.const_data_ptr(), suffixes, row_bytes, rows, to, call.stream()));
     return result;
   }
 #endif
-  const auto kernel = STCA_SELECT_CPU_KERNEL(copy_rows);
-  for_row_ranges(index.size(0), row_bytes,
-                 [&](int64_t begin, int64_t end) { kernel(from.const_data_ptr(), rows, row_bytes, begin, end, to); });
+  const auto kernel = STCA_SELECT_CPU_KERNEL(copy_suffixes);
+  for_row_ranges(rows, row_bytes, [&](int64_t begin, int64_t end) {
+    kernel(from.const_data_ptr(), suffixes, row_bytes, begin, end, to);
+  });
   return result;
 }
 
-at::Tensor launch_segment_sum(const at::Tensor& rows, const int64_t* order, const int64_t* offsets, int64_t segments,
-                              bool mean, Dtype dtype) {
-  const at::Tensor contiguous = rows.contiguous();
-  const at::Tensor sums = rows_like(rows, segments);
+at::Tensor launch_segment_sum(const char* op, const at::Tensor& rows, const int64_t* order, const int64_t* offsets,
+                              int64_t segments, bool mean, Dtype dtype) {
+  const at::Tensor sums = rows_like(op, rows, segments, "the number of segments"),
+                   contiguous = contiguous_rows(op, rows);
   const int64_t width = row_width(rows);
   const SegmentSumParams params{dtype,   width, contiguous.const_data_ptr(), order,
                                 offsets, mean,  sums.mutable_data_ptr()};
 #if defined(STCA_WITH_CUDA)
   if (runs_on_cuda(rows)) {
     const CudaCall call(rows);
-    call.check("rows", segment_sum_cuda(params, segments, rows.size(0), call.stream()));
+    call.check(op, segment_sum_cuda(op, params, segments, rows.size(0), call.stream()));
     return sums;
   }
 #endif
@@ -99,6 +128,39 @@ at::Tensor launch_segment_sum(const at::Tensor& rows, const int64_t* order, cons
       const int64_t column = i % pieces * piece_columns;
       kernel(params, i / pieces, i / pieces + 1, column, std::min(column + piece_columns, width));
     }
+  });
+  return sums;
+}
+
+at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffixes& suffixes, const at::Tensor& index,
+                             const at::Tensor& offsets, int64_t num_rows, Dtype dtype) {
+  const at::Tensor sums = rows_like(op, rows, num_rows, "the last of offsets"), contiguous = contiguous_rows(op, rows);
+  const int64_t requests = offsets.size(0) - 1, width = row_width(rows);
+  const Places places = places_of(index, requests);
+  const int64_t* of_request = places.offsets.const_data_ptr<int64_t>();
+  const SuffixSumParams params{dtype,
+                               width,
+                               contiguous.const_data_ptr(),
+                               suffixes.ends,
+                               requests,
+                               offsets.const_data_ptr<int64_t>(),
+                               places.order.const_data_ptr<int64_t>(),
+                               of_request,
+                               sums.mutable_data_ptr()};
+#if defined(STCA_WITH_CUDA)
+  if (runs_on_cuda(rows)) {
+    const CudaCall call(rows);
+    call.check(op, suffix_sum_cuda(op, params, num_rows, suffixes.count, call.stream()));
+    return sums;
+  }
+#endif
+  const auto kernel = STCA_SELECT_CPU_KERNEL(suffix_sum);
+  int64_t most = 0;
+  for (int64_t r = 0; r < requests; ++r) most = std::max(most, of_request[r + 1] - of_request[r]);
+  const int64_t read = rows.size(0) / std::max<int64_t>(1, num_rows);
+  for_row_ranges(num_rows, (1 + read) * width * rows.element_size(), [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> active(most);
+    kernel(params, begin, end, active.data());
   });
   return sums;
 }

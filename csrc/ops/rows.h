@@ -9,15 +9,24 @@ namespace stca {
 // Product of all dimensions but the first, and the tensor's rows as one contiguous block.
 int64_t row_width(const at::Tensor& tensor);
 
-// to[i] = x[r] for offsets[r] <= i < offsets[r + 1], for i in [0, rows).
-at::Tensor launch_repeat_rows(const at::Tensor& x, const int64_t* offsets, int64_t rows);
+// `op` is whose call it is, in all of them. `reason` says why the result has as many rows, where memory is short.
 
-// x[index], of an index that is known to be right.
-at::Tensor launch_copy_rows(const at::Tensor& x, const at::Tensor& index);
+// to[i] = x[r] for offsets[r] <= i < offsets[r + 1], for i in [0, rows).
+at::Tensor launch_repeat_rows(const char* op, const at::Tensor& x, const int64_t* offsets, int64_t rows,
+                              const char* reason);
+
+// The rows of the suffixes of histories x [N, ...].
+at::Tensor launch_copy_suffixes(const char* op, const at::Tensor& x, const Suffixes& suffixes, int64_t rows,
+                                const char* reason);
 
 // sums [S, ...] of rows [N, ...] by segments (see SegmentSumParams).
-at::Tensor launch_segment_sum(const at::Tensor& rows, const int64_t* order, const int64_t* offsets, int64_t segments,
-                              bool mean, Dtype dtype);
+at::Tensor launch_segment_sum(const char* op, const at::Tensor& rows, const int64_t* order, const int64_t* offsets,
+                              int64_t segments, bool mean, Dtype dtype);
+
+// The reverse of launch_copy_suffixes: sums [num_rows, ...] of rows like those of its result. `index` [S] names the
+// request of each suffix, `offsets` [requests + 1] their rows.
+at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffixes& suffixes, const at::Tensor& index,
+                             const at::Tensor& offsets, int64_t num_rows, Dtype dtype);
 
 // For each value v in [0, count): the places i with index[i] == v, in order. `order` is [index size], `offsets` is
 // [count + 1].

@@ -39,8 +39,6 @@ class Network {
         u_(at::empty({capacity_, in.w_u.size(1)}, in.x.options())),
         v_(at::empty_like(u_)),
         g_(at::empty_like(u_)) {
-    STCA_CHECK(dtype_ != Dtype::kFloat64, kOp, "on CUDA must be given float32, bfloat16 or float16, got ",
-               in.x.scalar_type());
     if (!in.norm_weight.has_value()) return;
     h_ = at::empty({capacity_, in.x.size(1)}, in.x.options());
     norm_weight_ = in.norm_weight->contiguous();

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,13 +20,17 @@ def bce_loss(
         \text{request:}\; \frac{1}{Q} \sum_{r} \frac{1}{m_r} \sum_{t \in r} \ell_t
 
     with :math:`m_r` targets of request r and Q the requests that have any. "target" is the loss of the same targets
-    in point-wise batches; "request" is the paper's, and equal to it where every request has as many targets.
+    in point-wise batches; "request" is the paper's, and equal to it where every request has as many targets. Terms,
+    counts and sums are float32 (float64 for float64): float16 has no number of 65,520 targets.
 
     Args:
         logits: [T].
         labels: [T], 0 to 1.
         batch: whose targets these are.
         reduction: "target" or "request".
+
+    Returns:
+        The loss [], float32 (float64 for float64 logits).
 
     Raises:
         ValueError: another reduction, or shapes other than [T].
@@ -45,10 +50,11 @@ def bce_loss(
         )
     if reduction not in ("target", "request"):
         raise ValueError(f"bce_loss: reduction must be 'target' or 'request', got {reduction!r}")
-    each = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    each = F.binary_cross_entropy_with_logits(logits.to(wide), labels.to(wide), reduction="none")
     if reduction == "target":
         return each.sum() / max(1, batch.T)
     offsets = batch.target_offsets if batch.request_offsets is None else batch.request_offsets
     counts = offsets.diff()
-    share = 1 / (counts.clamp(min=1) * (counts > 0).sum().clamp(min=1)).to(each.dtype)
+    share = 1 / (counts.clamp(min=1) * (counts > 0).sum().clamp(min=1)).to(wide)
     return (each * request_gather(share, offsets, total=batch.T)).sum()

@@ -1,5 +1,6 @@
 """The operators: one module each, with its formula, its fake kernel and its autograd."""
 
+from stca.ops import flops  # noqa: F401  (registers formulas)
 from stca.ops.jagged_select import jagged_select
 from stca.ops.request_gather import request_gather
 from stca.ops.request_reduce import request_reduce

@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 _MaybeTensor = TypeVar("_MaybeTensor", bound=Tensor | None)
 
@@ -24,6 +25,12 @@ def check_one_device(op: str, **tensors: Tensor | None) -> None:
             first = name, tensor.device
         elif tensor.device != first[1]:
             raise ValueError(f"{op}: {name} must be on the device of {first[0]}, {first[1]}, got {tensor.device}")
+
+
+def check_total(op: str, name: str, total: int | None) -> None:
+    """Raises ValueError for a number of rows below 0, where it is a number and not a compiler's symbol."""
+    if isinstance(total, int) and total < 0:
+        raise ValueError(f"{op}: {name} must be at least 0, got {total}")
 
 
 def autocast(tensor: _MaybeTensor) -> _MaybeTensor:
@@ -55,6 +62,36 @@ def once_differentiable(op_name: str, op: Callable[..., Any]) -> Callable[..., A
 
     torch.library.register_autograd(op.name(), refuse)  # type: ignore[attr-defined]
     return with_eager_autograd(op, lambda ctx, inputs, output: None, refuse)
+
+
+def batch_as_columns(name: str) -> None:
+    """Registers what `torch.vmap` makes of an operator that copies or adds up whole rows of its first argument.
+
+    A batch of such tensors is one of wider rows: one call, and its results have the batch as their second dimension.
+    Where offsets or indices are a batch too, each member is a call of its own.
+    """
+    op = getattr(torch.ops.stca, name).default
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        def of_member(i: int) -> list[Any]:
+            leaves, spec = tree_flatten(args)
+            pairs = zip(leaves, tree_leaves(in_dims), strict=True)
+            return tree_unflatten([x if dim is None else x.select(dim, i) for x, dim in pairs], spec)  # type: ignore[no-any-return]
+
+        if any(dim is not None for dim in in_dims[1:]):
+            results = [op(*of_member(i)) for i in range(info.batch_size)]
+            shapes = [[tuple(x.shape) for x in tree_leaves(each)] for each in results]
+            if any(each != shapes[0] for each in shapes):
+                raise ValueError(f"{name}: under vmap all members must give as many rows, got shapes {shapes}")
+            stacked = tree_map(lambda *members: torch.stack(members), *results)
+            return stacked, tree_map(lambda _: 0, stacked)
+        first = tree_map(lambda x, dim: x if dim is None else x.movedim(dim, 1), args[0], in_dims[0])
+        result = op(first, *args[1:])
+        if isinstance(result, tuple):  # the rows, and offsets, which are nobody's batch
+            return result, (1, *(None for _ in result[1:]))
+        return result, tree_map(lambda dim: None if dim is None else 1, in_dims[0])
+
+    torch.library.register_vmap(f"stca::{name}", rule)
 
 
 def with_eager_autograd(

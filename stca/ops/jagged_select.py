@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import batch_as_columns, check_one_device, check_total, refuse_tangents, with_eager_autograd
 
 
 def jagged_select(
@@ -49,6 +49,7 @@ def _fake(
     values: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None, total: int | None
 ) -> tuple[Tensor, Tensor]:
     check_one_device("jagged_select", values=values, offsets=offsets, index=index, keep=keep)
+    check_total("jagged_select", "total", total)
     size = torch.library.get_ctx().new_dynamic_size() if total is None else total
     return values.new_empty(size, *values.shape[1:]), offsets.new_empty(index.shape[0] + 1)
 
@@ -56,6 +57,7 @@ def _fake(
 @torch.library.register_fake("stca::jagged_select_backward")
 def _backward_fake(grad: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None, num_rows: int) -> Tensor:
     check_one_device("jagged_select", grad=grad, offsets=offsets, index=index, keep=keep)
+    check_total("jagged_select", "num_rows", num_rows)
     return grad.new_empty(num_rows, *grad.shape[1:])
 
 
@@ -90,6 +92,8 @@ def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 _op = torch.ops.stca.jagged_select.default
 _backward_op = torch.ops.stca.jagged_select_backward.default
+batch_as_columns("jagged_select")
+batch_as_columns("jagged_select_backward")
 torch.library.register_autograd("stca::jagged_select", _backward, setup_context=_setup_context)
 torch.library.register_autograd("stca::jagged_select_backward", _backward_of_backward, setup_context=_backward_setup)
 _recorded = with_eager_autograd(_op, _setup_context, _backward)

@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import batch_as_columns, check_one_device, check_total, refuse_tangents, with_eager_autograd
 from stca.ops.request_reduce import request_reduce
 
 
@@ -52,6 +52,7 @@ def request_gather(
 @torch.library.register_fake("stca::request_gather")
 def _fake(xs: Sequence[Tensor], target_offsets: Tensor, total: int | None) -> list[Tensor]:
     check_one_device("request_gather", target_offsets=target_offsets, **{f"x[{i}]": x for i, x in enumerate(xs)})
+    check_total("request_gather", "total", total)
     size = torch.library.get_ctx().new_dynamic_size() if total is None else total
     return [x.new_empty(size, *x.shape[1:]) for x in xs]
 
@@ -71,6 +72,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     return _reduced(ctx, grads, ctx.needs_input_grad[0]), None, None
 
 
+batch_as_columns("request_gather")
 torch.library.register_autograd("stca::request_gather", _backward, setup_context=_setup_context)
 
 

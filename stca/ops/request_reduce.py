@@ -5,14 +5,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stca.ops._common import check_one_device, refuse_tangents, with_eager_autograd
+from stca.ops._common import batch_as_columns, check_one_device, check_total, refuse_tangents, with_eager_autograd
 
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
     r"""Sums or averages the rows of each request's targets: :math:`y_r = \sum_t x_t` over the targets t of request r.
 
     Sums are accumulated in float32 (float64 for float64) in the order of the targets and rounded once, so a sum of
-    1,000 bfloat16 ones is 1,000, and the bits are the same on every run.
+    1,000 bfloat16 ones is 1,000, and the bits are the same on every run. Means and their gradients are divided in
+    float32 too, before they are rounded.
 
     Args:
         x: [T, ...], float64, float32, bfloat16 or float16.
@@ -45,6 +46,13 @@ def _fake(x: Tensor, target_offsets: Tensor, mean: bool) -> Tensor:
     return x.new_empty(target_offsets.shape[0] - 1, *x.shape[1:])
 
 
+@torch.library.register_fake("stca::request_reduce_backward")
+def _backward_fake(grad: Tensor, target_offsets: Tensor, mean: bool, total: int) -> Tensor:
+    check_one_device("request_reduce", grad=grad, target_offsets=target_offsets)
+    check_total("request_reduce", "total", total)
+    return grad.new_empty(total, *grad.shape[1:])
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, target_offsets, ctx.mean = inputs
     ctx.total = x.shape[0]
@@ -52,14 +60,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    from stca.ops.request_gather import request_gather  # each is the other's gradient
-
-    (target_offsets,) = ctx.saved_tensors
-    if ctx.mean:
-        counts = target_offsets.diff().clamp(min=1)
-        grad = grad / counts.view(-1, *(1,) * (grad.dim() - 1)).to(grad.dtype)
-    return request_gather(grad, target_offsets, total=ctx.total), None, None
+    return _recorded_backward(grad, *ctx.saved_tensors, ctx.mean, ctx.total), None, None
 
 
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, target_offsets, ctx.mean, _ = inputs
+    ctx.save_for_backward(target_offsets)
+
+
+def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _recorded(grad, *ctx.saved_tensors, ctx.mean), None, None, None
+
+
+batch_as_columns("request_reduce")
+batch_as_columns("request_reduce_backward")
 torch.library.register_autograd("stca::request_reduce", _backward, setup_context=_setup_context)
+torch.library.register_autograd("stca::request_reduce_backward", _backward_of_backward, setup_context=_backward_setup)
 _recorded = with_eager_autograd(torch.ops.stca.request_reduce.default, _setup_context, _backward)
+_recorded_backward = with_eager_autograd(
+    torch.ops.stca.request_reduce_backward.default, _backward_setup, _backward_of_backward
+)

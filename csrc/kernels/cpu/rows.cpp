@@ -23,7 +23,53 @@ inline void copy_row(const char* from, char* to, int64_t bytes) {
     for (int v = 0; v < kVectors; ++v) store(reinterpret_cast<float*>(to + i + v * kVecBytes), x[v]);
   }
   for (; i + kVecBytes <= bytes; i += kVecBytes) store(reinterpret_cast<float*>(to + i), at(i));
-  if (i < bytes) __builtin_memcpy(to + i, from + i, bytes - i);
+  if (i == bytes) return;
+  if (bytes >= kVecBytes) return store(reinterpret_cast<float*>(to + bytes - kVecBytes), at(bytes - kVecBytes));
+  __builtin_memcpy(to, from, bytes);
+}
+
+// The last segment that starts at or before `place`; of empty ones that start there the last one too.
+inline int64_t segment_of(const int64_t* offsets, int64_t count, int64_t place) {
+  int64_t low = 0, high = count;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (offsets[middle] <= place ? low : high) = middle;
+  }
+  return low;
+}
+
+// `repeats` copies of a row of at most one vector, by whole vectors: what is written beyond them, within `room` bytes,
+// later copies write again.
+inline void store_repeats(FloatVec vector, int64_t step, const char* row, int64_t row_bytes, int64_t repeats, char* to,
+                          int64_t room) {
+  const int64_t bytes = repeats * row_bytes;
+  int64_t i = 0;
+  for (; i < bytes && i + kVecBytes <= room; i += step) store(reinterpret_cast<float*>(to + i), vector);
+  for (; i < bytes; i += row_bytes) __builtin_memcpy(to + i, row, row_bytes);
+}
+
+// A row of one word: as many as a vector holds at a time, put together in registers (by way of memory it took twice as
+// long).
+template <class Word>
+void repeat_word(const char* row, int64_t repeats, char* to, int64_t room) {
+  constexpr uint64_t kOfEachWord = ~uint64_t(0) / Word(~Word(0));
+  Word word;
+  __builtin_memcpy(&word, row, sizeof word);
+  const FloatVec vector = (FloatVec)(Int64Vec{} + int64_t(word * kOfEachWord));
+  store_repeats(vector, kVecBytes, row, sizeof word, repeats, to, room);
+}
+
+inline void repeat_row(const char* row, int64_t row_bytes, int64_t repeats, char* to, int64_t room) {
+  if (row_bytes == 4) return repeat_word<uint32_t>(row, repeats, to, room);
+  if (row_bytes == 8) return repeat_word<uint64_t>(row, repeats, to, room);
+  if (row_bytes == 2) return repeat_word<uint16_t>(row, repeats, to, room);
+  if (row_bytes == 1) return repeat_word<uint8_t>(row, repeats, to, room);
+  if (row_bytes <= kVecBytes) {
+    float first[kLanes<float>] = {};
+    __builtin_memcpy(first, row, row_bytes);
+    return store_repeats(load(first), row_bytes, row, row_bytes, repeats, to, room);
+  }
+  for (int64_t k = 0; k < repeats; ++k) copy_row(row, to + k * row_bytes, row_bytes);
 }
 
 // chain += rows, one after the other, while those from rows[kAhead] on are fetched.
@@ -72,65 +118,103 @@ struct RunningSum {
   }
 };
 
-template <class T>
-void sum_segment(const SegmentSumParams& p, int64_t begin, int64_t end, int64_t column, int64_t width, T* out) {
+// out [width] = the sum of row_at(i) for i in [0, count), or their mean; more than kColumns only of one row or none.
+template <class T, class RowAt>
+void sum_rows(int64_t count, int64_t width, bool mean, RowAt row_at, T* out) {
   using A = accumulator_t<T>;
   const int64_t bytes = width * sizeof(T);
-  auto row_at = [&](int64_t place) {
-    return static_cast<const T*>(p.rows) + (p.order == nullptr ? place : p.order[place]) * p.width + column;
-  };
-  if (end == begin) {
+  if (count == 0) {
     __builtin_memset(static_cast<void*>(out), 0, bytes);
     return;
   }
-  if (end - begin == 1) {
-    copy_row(reinterpret_cast<const char*>(row_at(begin)), reinterpret_cast<char*>(out), bytes);
+  if (count == 1) {
+    copy_row(reinterpret_cast<const char*>(row_at(0)), reinterpret_cast<char*>(out), bytes);
     return;
   }
   A chain[kColumns];
   auto add_chain = [&](int64_t first, int64_t last) {
+    if (width < kLanes<A>) {
+      for (int64_t c = 0; c < width; ++c) {
+        A sum = 0;
+        for (int64_t i = first; i < last; ++i) sum += widen(row_at(i)[c]);
+        chain[c] = sum;
+      }
+      return;
+    }
     for (int64_t c = 0; c < width; c += kLanes<A>) store(chain + c, vec_t<A>{});
     const T* rows[kChain + kTogether + kAhead];
-    for (int64_t i = first; i < last + kTogether + kAhead; ++i) rows[i - first] = row_at(i < end ? i : end - 1);
+    for (int64_t i = first; i < last + kTogether + kAhead; ++i) rows[i - first] = row_at(i < count ? i : count - 1);
     int64_t i = 0;
     for (; i + kTogether <= last - first; i += kTogether) add_rows<kTogether>(rows + i, width, chain);
     for (; i < last - first; ++i) add_rows<1>(rows + i, width, chain);
   };
-  if (end - begin <= kChain) {
-    add_chain(begin, end);
+  if (count <= kChain) {
+    add_chain(0, count);
   } else {
     RunningSum<A> sum(width);
-    for (int64_t i = begin; i < end; i += kChain) {
-      add_chain(i, i + kChain < end ? i + kChain : end);
+    for (int64_t i = 0; i < count; i += kChain) {
+      add_chain(i, i + kChain < count ? i + kChain : count);
       sum.add(chain, width);
     }
     sum.write(chain, width);
   }
-  if (p.mean) {
-    for (int64_t c = 0; c < width; ++c) chain[c] /= A(end - begin);
+  if (mean) {
+    for (int64_t c = 0; c < width; ++c) chain[c] /= A(count);
   }
   narrow<T>(chain, out, width);
+}
+
+// Rows [begin, end) of request r, from its last one to its first one: a run of rows that the same suffixes hold is one
+// wide row of each. Rows further from the end are in fewer suffixes.
+template <class T>
+void sum_suffixes(const SuffixSumParams& p, int64_t r, int64_t begin, int64_t end, int64_t* active) {
+  const int64_t last = p.offsets[r + 1];
+  int64_t count = 0;
+  auto length = [&](int64_t s) { return p.ends[s + 1] - p.ends[s]; };
+  for (int64_t place = p.of_request[r]; place < p.of_request[r + 1]; ++place) active[count++] = p.order[place];
+  while (end > begin) {
+    int64_t kept = 0, first = begin;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t s = active[i], starts = last - length(s);
+      if (starts >= end) continue;
+      active[kept++] = s;
+      first = starts > first ? starts : first;
+    }
+    count = kept;
+    const int64_t size = (end - first) * p.width, step = count <= 1 ? size : kColumns;
+    for (int64_t column = 0; column < size; column += step) {
+      auto row_at = [&](int64_t i) {
+        return static_cast<const T*>(p.rows) + (p.ends[active[i] + 1] - (last - first)) * p.width + column;
+      };
+      sum_rows<T>(count, size - column < step ? size - column : step, false, row_at,
+                  static_cast<T*>(p.sums) + first * p.width + column);
+    }
+    end = first;
+  }
 }
 
 }  // namespace
 
 void repeat_rows(const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes, int64_t begin, int64_t end,
                  void* to) {
-  // The segment of row `begin`: the last one that starts at or before it and is not empty.
-  int64_t low = 0, high = count;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    (offsets[middle] <= begin ? low : high) = middle;
-  }
-  for (int64_t i = begin; i < end; ++i) {
-    while (offsets[low + 1] <= i) ++low;
-    copy_row(static_cast<const char*>(from) + low * row_bytes, static_cast<char*>(to) + i * row_bytes, row_bytes);
+  int64_t r = segment_of(offsets, count, begin);
+  for (int64_t i = begin; i < end; i = offsets[r + 1]) {
+    while (offsets[r + 1] <= i) ++r;
+    const char* row = static_cast<const char*>(from) + r * row_bytes;
+    char* first = static_cast<char*>(to) + i * row_bytes;
+    const int64_t repeats = (offsets[r + 1] < end ? offsets[r + 1] : end) - i;
+    repeat_row(row, row_bytes, repeats, first, (end - i) * row_bytes);
   }
 }
 
-void copy_rows(const void* from, const int64_t* index, int64_t row_bytes, int64_t begin, int64_t end, void* to) {
-  for (int64_t i = begin; i < end; ++i) {
-    copy_row(static_cast<const char*>(from) + index[i] * row_bytes, static_cast<char*>(to) + i * row_bytes, row_bytes);
+void copy_suffixes(const void* from, const Suffixes& suffixes, int64_t row_bytes, int64_t begin, int64_t end,
+                   void* to) {
+  int64_t s = segment_of(suffixes.ends, suffixes.count, begin);
+  for (int64_t i = begin; i < end; i = suffixes.ends[s + 1]) {
+    while (suffixes.ends[s + 1] <= i) ++s;
+    const int64_t stop = suffixes.ends[s + 1], rows = (stop < end ? stop : end) - i;
+    copy_row(static_cast<const char*>(from) + (suffixes.lasts[s] - (stop - i)) * row_bytes,
+             static_cast<char*>(to) + i * row_bytes, rows * row_bytes);
   }
 }
 
@@ -140,9 +224,28 @@ void segment_sum(const SegmentSumParams& params, int64_t begin, int64_t end, int
     for (int64_t s = begin; s < end; ++s) {
       for (int64_t column = column_begin; column < column_end; column += kColumns) {
         const int64_t width = column_end - column < kColumns ? column_end - column : kColumns;
-        sum_segment<T>(params, params.offsets[s], params.offsets[s + 1], column, width,
-                       static_cast<T*>(params.sums) + s * params.width + column);
+        const int64_t first = params.offsets[s], count = params.offsets[s + 1] - first, stride = params.width;
+        const T* rows = static_cast<const T*>(params.rows) + column;
+        T* out = static_cast<T*>(params.sums) + s * stride + column;
+        if (params.order == nullptr) {
+          rows += first * stride;
+          sum_rows<T>(count, width, params.mean, [=](int64_t i) { return rows + i * stride; }, out);
+        } else {
+          const int64_t* order = params.order + first;
+          sum_rows<T>(count, width, params.mean, [=](int64_t i) { return rows + order[i] * stride; }, out);
+        }
       }
+    }
+  });
+}
+
+void suffix_sum(const SuffixSumParams& params, int64_t begin, int64_t end, int64_t* active) {
+  visit_dtype(params.dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
+    int64_t r = segment_of(params.offsets, params.requests, begin);
+    for (int64_t i = begin; i < end; i = params.offsets[r + 1]) {
+      while (params.offsets[r + 1] <= i) ++r;
+      sum_suffixes<T>(params, r, i, params.offsets[r + 1] < end ? params.offsets[r + 1] : end, active);
     }
   });
 }

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <stdexcept>
 
 #include "../dtype.h"
 
@@ -231,6 +232,7 @@ template <class... Parameters, class... Arguments>
 const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int block, int shared_bytes, Stream stream,
                    const Arguments&... arguments) {
   if (grid == 0) return kNoError;
+  if (grid > 0x7fffffff) return "more blocks than a grid holds";
   cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 * 1024) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
@@ -243,13 +245,29 @@ const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int
     config.stream = stream;
     error = cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
   }
-  return error == cudaSuccess ? kNoError : cudaGetErrorString(error);
+  if (error == cudaSuccess) return kNoError;
+  cudaGetLastError();  // forgets it, or the next check of another kernel would report it
+  return cudaGetErrorString(error);
 }
 
 #endif
 
 STCA_DEVICE float widen(float x) { return x; }
 STCA_DEVICE void narrow(float x, float& out) { out = x; }
+
+// Gives f(Element<T>()) for the type T that `dtype` names: one that CUDA kernels take.
+template <class F>
+auto visit_cuda_dtype(Dtype dtype, F f) {
+  switch (dtype) {
+#define STCA_CUDA_DTYPE_VISIT(enumerator, element, accumulator, name) \
+  case Dtype::enumerator:                                             \
+    return f(Element<element>());
+    STCA_FOR_EACH_CUDA_DTYPE(STCA_CUDA_DTYPE_VISIT)
+#undef STCA_CUDA_DTYPE_VISIT
+    default:
+      throw std::invalid_argument(dtype_name(dtype));
+  }
+}
 
 }  // namespace cuda
 }  // namespace stca

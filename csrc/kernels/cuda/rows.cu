@@ -4,6 +4,8 @@
 // each segment and 16 bytes of columns a lane. Every sum has one owner and one order: the same bits on every run.
 #include "../rows.h"
 
+#include <type_traits>
+
 #include "tile.cuh"
 
 namespace stca {
@@ -23,9 +25,13 @@ struct Repeated {
   STCA_DEVICE int64_t operator()(int64_t i) const { return find(offsets, count, i); }
 };
 
-struct Indexed {
-  const int64_t* index;
-  STCA_DEVICE int64_t operator()(int64_t i) const { return index[i]; }
+// The row of the histories that row i of their suffixes is.
+struct InSuffix {
+  Suffixes suffixes;
+  STCA_DEVICE int64_t operator()(int64_t i) const {
+    const int64_t s = find(suffixes.ends, suffixes.count, i);
+    return suffixes.lasts[s] - (suffixes.ends[s + 1] - i);
+  }
 };
 
 template <class Word, class Source>
@@ -40,13 +46,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Source>
-const char* launch_copy(const void* from, Source source, int64_t row_bytes, int64_t rows, void* to, void* stream) {
+const char* launch_copy(const char* op, const void* from, Source source, int64_t row_bytes, int64_t rows, void* to,
+                        void* stream) {
   const auto with_words = [&](auto word) {
     using Word = decltype(word);
     const int64_t words = row_bytes / int64_t(sizeof(Word));
     int lanes = 1;
     while (lanes < kWarp && lanes < words) lanes *= 2;
-    return launch("rows copy", &copy<Word, Source>, words == 0 ? 0 : divide_up(rows * lanes, kThreads), kThreads, 0,
+    return launch(op, &copy<Word, Source>, words == 0 ? 0 : divide_up(rows * lanes, kThreads), kThreads, 0,
                   static_cast<Stream>(stream), static_cast<const Word*>(from), source, words, lanes, rows,
                   static_cast<Word*>(to));
   };
@@ -56,14 +63,6 @@ const char* launch_copy(const void* from, Source source, int64_t row_bytes, int6
   if (alignment % 4 == 0) return with_words(uint32_t());
   if (alignment % 2 == 0) return with_words(uint16_t());
   return with_words(uint8_t());
-}
-
-__global__ void __launch_bounds__(kThreads)
-    suffix_rows(const int64_t* offsets, const int64_t* lasts, const int64_t count, const int64_t rows, int64_t* to) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x);
-  if (i >= rows) return;
-  const int64_t s = find(offsets, count, i);
-  to[i] = lasts[s] - (offsets[s + 1] - i);
 }
 
 // A sum and what rounding took from it (Knuth's two-sum): a million rows are summed as exactly as kChain.
@@ -79,17 +78,44 @@ struct Sum {
   STCA_DEVICE float value() const { return total + (lost - lost == 0.0f ? lost : 0.0f); }
 };
 
+// Where the rows of a segment are: its places [begin, end), and the row at each of them, or -1 for none.
+struct InSegment {
+  const int64_t *order, *offsets;
+  STCA_DEVICE int64_t begin(int64_t s) const { return offsets[s]; }
+  STCA_DEVICE int64_t end(int64_t s) const { return offsets[s + 1]; }
+  STCA_DEVICE int64_t row(int64_t, int64_t place) const { return order == nullptr ? place : order[place]; }
+};
+
+// The segment of a row of the histories: its copies in the suffixes of its request, where these are long enough.
+struct InSuffixes {
+  SuffixSumParams p;
+  STCA_DEVICE int64_t request(int64_t row) const { return find(p.offsets, p.requests, row); }
+  STCA_DEVICE int64_t begin(int64_t row) const { return p.of_request[request(row)]; }
+  STCA_DEVICE int64_t end(int64_t row) const { return p.of_request[request(row) + 1]; }
+  STCA_DEVICE int64_t row(int64_t row, int64_t place) const {
+    const int64_t s = p.order[place], copy = p.ends[s + 1] - (p.offsets[request(row) + 1] - row);
+    return copy >= p.ends[s] ? copy : -1;
+  }
+};
+
+struct SumParams {
+  int64_t width;
+  const void* rows;
+  bool mean;
+  void* sums;
+};
+
 // kSharing warps share a segment: warp w sums rows w, w + kSharing, ...; their sums are added in order of warps.
-template <class T, int kSharing>
+template <class T, int kSharing, class Source>
 __global__ void __launch_bounds__(kThreads)
-    segment_sum(const SegmentSumParams p, const int64_t segments, const int64_t pieces, const bool aligned) {
+    sum_rows(const SumParams p, const Source source, const int64_t segments, const int64_t pieces, const bool aligned) {
   constexpr int kV = kVector<T>;
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp, member = warp % kSharing;
   const int64_t item = (int64_t(blockIdx.x) * kWarps + warp) / kSharing, s = item / pieces;
   const int64_t column = (item % pieces * kWarp + lane) * kV;
   const int count = int(max(int64_t(0), min(int64_t(kV), p.width - column)));
   const bool works = s < segments && count > 0;
-  const int64_t begin = works ? p.offsets[s] : 0, end = works ? p.offsets[s + 1] : 0;
+  const int64_t begin = works ? source.begin(s) : 0, end = works ? source.end(s) : 0;
   const T* rows = static_cast<const T*>(p.rows) + column;
 
   Sum sums[kV];
@@ -99,8 +125,10 @@ __global__ void __launch_bounds__(kThreads)
     float chain[kV] = {};
 #pragma unroll 4
     for (int64_t place = first; place < min(end, first + kChain * kSharing); place += kSharing) {
+      const int64_t at = source.row(s, place);
+      if (at < 0) continue;
       float row[kV];
-      load_vector(rows + (p.order == nullptr ? place : p.order[place]) * p.width, count, aligned, row);
+      load_vector(rows + at * p.width, count, aligned, row);
 #pragma unroll
       for (int i = 0; i < kV; ++i) chain[i] += row[i];
     }
@@ -131,42 +159,47 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int kSharing>
-const char* launch_segment_sum(const SegmentSumParams& p, int64_t segments, Stream stream) {
-  const int64_t pieces = divide_up(p.width, kWarp * kVector<T>);
-  const bool aligned = rows_aligned(p.rows, sizeof(T), p.width, 0);
-  return launch("segment_sum", &segment_sum<T, kSharing>, divide_up(segments * pieces * kSharing, kWarps), kThreads,
-                kSharing > 1 ? kThreads * kVector<T> * int(sizeof(Sum)) : 0, stream, p, segments, pieces, aligned);
+// `places` of all segments together: many for each make a block for a segment, few a warp.
+template <class Source>
+const char* launch_sum(const char* op, Dtype dtype, const SumParams& p, const Source& source, int64_t segments,
+                       int64_t places, void* stream) {
+  return visit_cuda_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
+    const int64_t pieces = divide_up(p.width, kWarp * kVector<T>);
+    const bool aligned = rows_aligned(p.rows, sizeof(T), p.width, 0);
+    auto enqueue = [&](auto sharing) {
+      constexpr int kSharing = decltype(sharing)::value;
+      return launch(op, &sum_rows<T, kSharing, Source>, divide_up(segments * pieces * kSharing, kWarps), kThreads,
+                    kSharing > 1 ? kThreads * kVector<T> * int(sizeof(Sum)) : 0, static_cast<Stream>(stream), p, source,
+                    segments, pieces, aligned);
+    };
+    return places >= kLongSegment * segments ? enqueue(std::integral_constant<int, kWarps>())
+                                             : enqueue(std::integral_constant<int, 1>());
+  });
 }
 
 }  // namespace
 
-const char* repeat_rows_cuda(const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes, int64_t rows,
-                             void* to, void* stream) {
-  return launch_copy(from, Repeated{offsets, count}, row_bytes, rows, to, stream);
+const char* repeat_rows_cuda(const char* op, const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes,
+                             int64_t rows, void* to, void* stream) {
+  return launch_copy(op, from, Repeated{offsets, count}, row_bytes, rows, to, stream);
 }
 
-const char* copy_rows_cuda(const void* from, const int64_t* index, int64_t row_bytes, int64_t rows, void* to,
-                           void* stream) {
-  return launch_copy(from, Indexed{index}, row_bytes, rows, to, stream);
+const char* copy_suffixes_cuda(const char* op, const void* from, const Suffixes& suffixes, int64_t row_bytes,
+                               int64_t rows, void* to, void* stream) {
+  return launch_copy(op, from, InSuffix{suffixes}, row_bytes, rows, to, stream);
 }
 
-const char* suffix_rows_cuda(const int64_t* offsets, const int64_t* lasts, int64_t count, int64_t rows, int64_t* to,
+const char* segment_sum_cuda(const char* op, const SegmentSumParams& p, int64_t segments, int64_t places,
                              void* stream) {
-  return launch("suffix_rows", &suffix_rows, divide_up(rows, kThreads), kThreads, 0, static_cast<Stream>(stream),
-                offsets, lasts, count, rows, to);
+  return launch_sum(op, p.dtype, {p.width, p.rows, p.mean, p.sums}, InSegment{p.order, p.offsets}, segments, places,
+                    stream);
 }
 
-const char* segment_sum_cuda(const SegmentSumParams& params, int64_t segments, int64_t places, void* stream) {
-  auto enqueue = [&](auto type) {
-    using T = typename decltype(type)::element;
-    return places >= kLongSegment * segments
-               ? launch_segment_sum<T, kWarps>(params, segments, static_cast<Stream>(stream))
-               : launch_segment_sum<T, 1>(params, segments, static_cast<Stream>(stream));
-  };
-  if (params.dtype == Dtype::kFloat32) return enqueue(Element<float>());
-  if (params.dtype == Dtype::kBFloat16) return enqueue(Element<bfloat16>());
-  return enqueue(Element<float16>());
+const char* suffix_sum_cuda(const char* op, const SuffixSumParams& p, int64_t rows, int64_t suffixes, void* stream) {
+  // The suffixes of a request, on average, are the places of each of its rows.
+  const int64_t places = divide_up(suffixes, max(int64_t(1), p.requests)) * rows;
+  return launch_sum(op, p.dtype, {p.width, p.rows, false, p.sums}, InSuffixes{p}, rows, places, stream);
 }
 
 }  // namespace stca

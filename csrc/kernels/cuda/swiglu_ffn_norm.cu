@@ -160,14 +160,6 @@ __global__ void __launch_bounds__(kThreads)
   part_sums[(2 * part + 1) * p.dim + d] = bias;
 }
 
-// Calls f(T()) for the element type T.
-template <class F>
-const char* visit(Dtype dtype, F f) {
-  if (dtype == Dtype::kFloat32) return f(float());
-  if (dtype == Dtype::kBFloat16) return f(bfloat16());
-  return f(float16());
-}
-
 bool all_aligned(int64_t row_bytes, std::initializer_list<const void*> tensors) {
   uintptr_t bits = uintptr_t(row_bytes);
   for (const void* tensor : tensors) bits |= reinterpret_cast<uintptr_t>(tensor);
@@ -177,8 +169,8 @@ bool all_aligned(int64_t row_bytes, std::initializer_list<const void*> tensors) 
 }  // namespace
 
 const char* swiglu_gate_cuda(Dtype dtype, const void* u, const void* v, void* g, int64_t count, void* stream) {
-  return visit(dtype, [&](auto element) {
-    using T = decltype(element);
+  return visit_cuda_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
     return launch("swiglu gate", &gate<T>, divide_up(count, kThreads * kVector<T>), kThreads, 0,
                   static_cast<Stream>(stream), static_cast<const T*>(u), static_cast<const T*>(v), static_cast<T*>(g),
                   count, all_aligned(count * int64_t(sizeof(T)), {u, v, g}));
@@ -186,8 +178,8 @@ const char* swiglu_gate_cuda(Dtype dtype, const void* u, const void* v, void* g,
 }
 
 const char* swiglu_gate_backward_cuda(Dtype dtype, void* u, void* v, const void* dg, int64_t count, void* stream) {
-  return visit(dtype, [&](auto element) {
-    using T = decltype(element);
+  return visit_cuda_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
     return launch("swiglu gate backward", &gate_backward<T>, divide_up(count, kThreads * kVector<T>), kThreads, 0,
                   static_cast<Stream>(stream), static_cast<T*>(u), static_cast<T*>(v), static_cast<const T*>(dg), count,
                   all_aligned(count * int64_t(sizeof(T)), {u, v, dg}));
@@ -195,16 +187,16 @@ const char* swiglu_gate_backward_cuda(Dtype dtype, void* u, void* v, const void*
 }
 
 const char* norm_cuda(const NormParams& p, void* y, void* stream) {
-  return visit(p.dtype, [&](auto element) {
-    using T = decltype(element);
+  return visit_cuda_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
     return launch("swiglu norm", &norm<T>, divide_up(p.num_rows, kWarps), kThreads, 0, static_cast<Stream>(stream), p,
                   static_cast<T*>(y), all_aligned(p.dim * int64_t(sizeof(T)), {p.h, p.weight, p.bias, y}));
   });
 }
 
 const char* norm_backward_cuda(const NormParams& p, const void* dy, void* dh, float* part_sums, void* stream) {
-  return visit(p.dtype, [&](auto element) {
-    using T = decltype(element);
+  return visit_cuda_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
     const int64_t pieces = divide_up(p.dim, kThreads), parts = divide_up(p.num_rows, kNormPartRows);
     // Before dh, which may lie over h.
     const char* error = launch("swiglu norm sums", &norm_weight_sums<T>, parts * pieces, kThreads, 0,
