@@ -15,7 +15,8 @@ constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is sh
 constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth merging; half, of several blocks
 constexpr int64_t kIdleRowsMin = 128;   // but this long a one is where threads would have none
 constexpr int64_t kGradientElements = 512 * 1024;  // of history rows at once, for each thread: 2 MB in float
-constexpr int64_t kRowsAtOnceMin = 256;            // but so many of wide rows, each of which meets all targets
+constexpr int64_t kRowsAtOnceMin = 256;            // but so many of wide rows, since each range meets all targets
+constexpr int64_t kRowsAtOnceMax = 16 * 1024;      // and so many of narrow ones, of which lists are made
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t count) { return divide_up(count, 16) * 16; }  // as Scratch::take
@@ -166,7 +167,7 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
 
 int64_t target_attention_rows_at_once(const TargetAttentionParams& p, int threads) {
   const int64_t elements = p.kv_heads * (p.key_dim + (p.shared ? 0 : p.value_dim));
-  return threads * std::max(kGradientElements / elements, kRowsAtOnceMin);
+  return threads * std::clamp(kGradientElements / elements, kRowsAtOnceMin, kRowsAtOnceMax);
 }
 
 }  // namespace stca

@@ -155,7 +155,8 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   if (dlse.has_value()) check_like("dlse", *dlse, {T, H}, accumulation_type(q), q);
   const Tensor out_rows = out.contiguous(), softmax_rows = softmax.contiguous(), dout_rows = dout.contiguous();
   const Tensor dlse_rows = dlse.has_value() ? dlse->contiguous() : Tensor();
-  const Tensor dq = at::empty(q.sizes(), q.options()), none = at::empty({0}, q.options());
+  const Tensor dq = at::empty(q.sizes(), q.options());
+  const auto none = [&] { return at::empty({0}, q.options()); };
   p.forward.out = out_rows.data_ptr();
   p.forward.softmax = softmax_rows.data_ptr();
   p.dout = dout_rows.const_data_ptr();
@@ -164,17 +165,17 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   const Tensor own_v = v.has_value() ? *v : Tensor();
   if (history_grads && history_index.has_value()) {
     const auto [dk, dv] = launch_indexed_target_attention_backward(p, in.history_index, k, own_v);
-    return {dq, dk, v.has_value() ? dv : none};
+    return {dq, dk, v.has_value() ? dv : none()};
   }
   const bool made = history_grads || runs_on_cuda(q);  // there whether wanted or not
   auto history_gradient = [&](const Tensor& like) {
     return at::empty({p.forward.num_rows, like.size(1), like.size(2)}, like.options());
   };
-  const Tensor dk = made ? history_gradient(k) : none, dv = made && v.has_value() ? history_gradient(*v) : none;
+  const Tensor dk = made ? history_gradient(k) : none(), dv = made && v.has_value() ? history_gradient(*v) : none();
   p.dk = made ? dk.mutable_data_ptr() : nullptr;
   p.dv = made && v.has_value() ? dv.mutable_data_ptr() : nullptr;
   launch_target_attention_backward(p, q, p.forward.num_rows, [](int64_t, int64_t) {});
-  if (!history_grads) return {dq, none, none};
+  if (!history_grads) return {dq, none(), none()};
   return {dq, dk, dv};
 }
 

@@ -29,7 +29,7 @@ void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan
 
 // Pieces of one history add up their dq in order. Whoever is done too early waits for a piece that another thread took
 // before, so that nobody waits for ever, and a thread holds one dq, however many pieces there are. Ranges of rows share
-// `scratch`: to bring in new memory for each took a quarter of their time.
+// `scratch`, so that its pages are brought in once.
 void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionPlan& plan, at::Tensor& scratch) {
   const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_item);
   const auto add_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_add);

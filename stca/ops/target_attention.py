@@ -65,9 +65,9 @@ def target_attention(
     Memory beyond the outputs and gradients does not grow with the history's length. A forward pass takes a few MB a
     thread; a backward pass on the CPU also, for each thread, the float32 gradient of one request's q, and for 16-bit
     dtypes one of all of q. With `history_index` it takes, besides, k's and v's gradients in float32 where they have 16
-    bits, 4 bytes a row of k, and 4 MB a thread, or what 512 rows of them take where that is more. Exceptions: k and v
+    bits, 4 bytes a row of k, and 4 MB a thread, or what 256 rows of both take where that is more. Exceptions: k and v
     are copied where their last dimension is not contiguous, an int32 `history_index` takes 8 bytes a history row, and
-    on CUDA its backward pass a float32 gradient of every history row.
+    on CUDA its backward pass takes lists of 24 bytes and a float32 gradient of every history row.
 
     The same call gives the same bits on every run. With other thread counts, instruction sets, GPUs, or other requests
     in the batch, work may be cut elsewhere, and sums round differently.
