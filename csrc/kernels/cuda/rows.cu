@@ -78,23 +78,35 @@ struct Sum {
   STCA_DEVICE float value() const { return total + (lost - lost == 0.0f ? lost : 0.0f); }
 };
 
-// Where the rows of a segment are: its places [begin, end), and the row at each of them, or -1 for none.
-struct InSegment {
+// A segment is its places [begin, end) and the row at each of them; where kHasGaps, -1 for none.
+struct Segments {
+  static constexpr bool kHasGaps = false;
   const int64_t *order, *offsets;
-  STCA_DEVICE int64_t begin(int64_t s) const { return offsets[s]; }
-  STCA_DEVICE int64_t end(int64_t s) const { return offsets[s + 1]; }
-  STCA_DEVICE int64_t row(int64_t, int64_t place) const { return order == nullptr ? place : order[place]; }
+
+  struct Segment {
+    const int64_t* order;
+    int64_t begin, end;
+    STCA_DEVICE int64_t row(int64_t place) const { return order == nullptr ? place : order[place]; }
+  };
+  STCA_DEVICE Segment at(int64_t s) const { return {order, offsets[s], offsets[s + 1]}; }
 };
 
 // The segment of a row of the histories: its copies in the suffixes of its request, where these are long enough.
-struct InSuffixes {
+struct CopiesInSuffixes {
+  static constexpr bool kHasGaps = true;
   SuffixSumParams p;
-  STCA_DEVICE int64_t request(int64_t row) const { return find(p.offsets, p.requests, row); }
-  STCA_DEVICE int64_t begin(int64_t row) const { return p.of_request[request(row)]; }
-  STCA_DEVICE int64_t end(int64_t row) const { return p.of_request[request(row) + 1]; }
-  STCA_DEVICE int64_t row(int64_t row, int64_t place) const {
-    const int64_t s = p.order[place], copy = p.ends[s + 1] - (p.offsets[request(row) + 1] - row);
-    return copy >= p.ends[s] ? copy : -1;
+
+  struct Segment {
+    const int64_t *order, *ends;
+    int64_t begin, end, from_last;  // the row's distance from the end of its history
+    STCA_DEVICE int64_t row(int64_t place) const {
+      const int64_t s = order[place], copy = ends[s + 1] - from_last;
+      return copy >= ends[s] ? copy : -1;
+    }
+  };
+  STCA_DEVICE Segment at(int64_t row) const {
+    const int64_t r = find(p.offsets, p.requests, row);
+    return {p.order, p.ends, p.of_request[r], p.of_request[r + 1], p.offsets[r + 1] - row};
   }
 };
 
@@ -105,9 +117,10 @@ struct SumParams {
   void* sums;
 };
 
-// kSharing warps share a segment: warp w sums rows w, w + kSharing, ...; their sums are added in order of warps.
+// kSharing warps share a segment: warp w sums rows w, w + kSharing, ...; their sums are added in order of warps. Two
+// blocks at a time leave a thread 128 registers: of the 64 that the compiler takes else, some spill.
 template <class T, int kSharing, class Source>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     sum_rows(const SumParams p, const Source source, const int64_t segments, const int64_t pieces, const bool aligned) {
   constexpr int kV = kVector<T>;
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp, member = warp % kSharing;
@@ -115,7 +128,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t column = (item % pieces * kWarp + lane) * kV;
   const int count = int(max(int64_t(0), min(int64_t(kV), p.width - column)));
   const bool works = s < segments && count > 0;
-  const int64_t begin = works ? source.begin(s) : 0, end = works ? source.end(s) : 0;
+  const auto segment = source.at(min(s, segments - 1));
+  const int64_t begin = segment.begin, end = works ? segment.end : begin;
   const T* rows = static_cast<const T*>(p.rows) + column;
 
   Sum sums[kV];
@@ -125,8 +139,10 @@ __global__ void __launch_bounds__(kThreads)
     float chain[kV] = {};
 #pragma unroll 4
     for (int64_t place = first; place < min(end, first + kChain * kSharing); place += kSharing) {
-      const int64_t at = source.row(s, place);
-      if (at < 0) continue;
+      const int64_t at = segment.row(place);
+      if constexpr (Source::kHasGaps) {
+        if (at < 0) continue;
+      }
       float row[kV];
       load_vector(rows + at * p.width, count, aligned, row);
 #pragma unroll
@@ -192,14 +208,14 @@ const char* copy_suffixes_cuda(const char* op, const void* from, const Suffixes&
 
 const char* segment_sum_cuda(const char* op, const SegmentSumParams& p, int64_t segments, int64_t places,
                              void* stream) {
-  return launch_sum(op, p.dtype, {p.width, p.rows, p.mean, p.sums}, InSegment{p.order, p.offsets}, segments, places,
+  return launch_sum(op, p.dtype, {p.width, p.rows, p.mean, p.sums}, Segments{p.order, p.offsets}, segments, places,
                     stream);
 }
 
 const char* suffix_sum_cuda(const char* op, const SuffixSumParams& p, int64_t rows, int64_t suffixes, void* stream) {
   // The suffixes of a request, on average, are the places of each of its rows.
   const int64_t places = divide_up(suffixes, max(int64_t(1), p.requests)) * rows;
-  return launch_sum(op, p.dtype, {p.width, p.rows, false, p.sums}, InSuffixes{p}, rows, places, stream);
+  return launch_sum(op, p.dtype, {p.width, p.rows, false, p.sums}, CopiesInSuffixes{p}, rows, places, stream);
 }
 
 }  // namespace stca
