@@ -122,6 +122,16 @@ def test_an_output_may_be_an_input(tmp_path: Path) -> None:
         main([str(table), str(path), "--events"])
 
 
+def test_an_output_is_no_other_file(log: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "february.csv", "1,1,1,1")
+    main([str(write(tmp_path / "names.csv", "ann,x,1,1")), str(tmp_path / "a.parquet"), "--events"])
+    for out in (other, tmp_path / "a.user_id.parquet"):
+        before = out.read_bytes()
+        with pytest.raises(ValueError, match=f"{out.name}: must be none yet, or a log that was written before"):
+            main([str(log), str(out)])
+        assert out.read_bytes() == before
+
+
 def test_the_program_ends_with_a_line_and_a_status(log: Path) -> None:
     command = [
         sys.executable,

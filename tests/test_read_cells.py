@@ -125,6 +125,14 @@ def test_f6_ratings_that_are_none(tmp_path: Path, wrong: float | None) -> None:
         events(path, form=LogFormat({**ALL, "stars": "rating"}))
 
 
+def test_nulls_that_are_integers_and_times_of_half_a_float(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", "-1,1,1,1", "7,1,1,1")
+    with pytest.raises(ValueError, match=r"column user_id must not have empty values, got 1, the first in row 1"):
+        events(path, form=LogFormat(ALL, nulls=("", "-1")))
+    with pytest.raises(ValueError, match="column timestamp must be numbers or times, got float"):
+        events(parquet(tmp_path / "log.parquet", timestamp=pa.array([1.6e9], pa.float32())))
+
+
 def test_labels_of_any_type(tmp_path: Path) -> None:
     assert [row["label"] for row in events(write(tmp_path / "log.csv", "1,1,1,True", "1,1,1,false"))] == [1, 0]
     for column in (

@@ -99,7 +99,7 @@ def id_cells(piece: Piece, theirs: str, form: LogFormat) -> pa.Array:
     Raises:
         ValueError: floats, which may have been rounded, and whatever else no id can be.
     """
-    if (integers := integers_of_text(piece, theirs)) is not None:
+    if (integers := integers_of_text(piece, theirs, form)) is not None:
         return integers
     column = cells(piece, theirs, form)
     if pa.types.is_decimal(column.type):
@@ -116,10 +116,12 @@ def id_cells(piece: Piece, theirs: str, form: LogFormat) -> pa.Array:
     return column
 
 
-def integers_of_text(piece: Piece, theirs: str) -> pa.Array | None:
+def integers_of_text(piece: Piece, theirs: str, form: LogFormat) -> pa.Array | None:
     """The column of a text file as int64, if it is: the quick way for what most logs are."""
     column: pa.Array = piece.table[theirs].combine_chunks()
-    return as_integers(column) if piece.text and column.type == pa.binary() else None
+    if not piece.text or column.type != pa.binary() or any(null.lstrip("-").isdigit() for null in form.nulls):
+        return None
+    return as_integers(column)
 
 
 def as_integers(column: pa.Array) -> pa.Array | None:
@@ -158,7 +160,7 @@ def numbers(piece: Piece, theirs: str, form: LogFormat, kind: pa.DataType) -> pa
     Raises:
         ValueError: what is no finite number, or none of that type.
     """
-    if (integers := integers_of_text(piece, theirs)) is not None:
+    if (integers := integers_of_text(piece, theirs, form)) is not None:
         return converted(piece, theirs, integers, kind, f"be numbers of {kind}")
     column = cells(piece, theirs, form)
     if column.type == pa.string():

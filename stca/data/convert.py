@@ -27,8 +27,9 @@ from stca.data.events import read_events
 from stca.data.formats import FORMATS, UNITS, LogFormat
 from stca.data.git import is_clone
 from stca.data.group import group_log
-from stca.data.ids import Names, stage_tables, table_path, tables_beside
+from stca.data.ids import Names, is_table, stage_tables, table_path, tables_beside
 from stca.data.requests import LASTING
+from stca.data.source import is_parquet
 from stca.data.write import write_requests
 from stca.files import check_output, whole_file
 
@@ -59,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     forms = _forms(args)
     check_output(args.out)
+    if args.out.exists() and (not is_parquet(args.out) or is_table(args.out)):
+        raise ValueError(f"{args.out}: must be none yet, or a log that was written before, got another file")
     _convert(args, forms, Names() if args.ids is None else _names_of(args.ids))
 
 

@@ -22,7 +22,7 @@ def times(piece: Piece, theirs: str, form: LogFormat) -> tuple[NDArray[Any], int
     Raises:
         ValueError: what is neither a number nor a time.
     """
-    if form.time_format is None and (integers := integers_of_text(piece, theirs)) is not None:
+    if form.time_format is None and (integers := integers_of_text(piece, theirs, form)) is not None:
         return integers.to_numpy(), None
     column = cells(piece, theirs, form)
     if form.time_format is not None:
@@ -38,7 +38,7 @@ def times(piece: Piece, theirs: str, form: LogFormat) -> tuple[NDArray[Any], int
         return column.cast(pa.int64()).to_numpy(), UNITS[column.type.unit]
     if pa.types.is_integer(column.type) or (pa.types.is_decimal(column.type) and column.type.scale == 0):
         return converted(piece, theirs, column, pa.int64(), "be within int64").to_numpy(), None
-    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+    if pa.types.is_float64(column.type) or pa.types.is_decimal(column.type):
         return finite(piece, theirs, column.cast(pa.float64())).to_numpy(), None
     raise ValueError(f"{piece.path}: column {theirs} must be numbers or times, got {column.type}")
 
