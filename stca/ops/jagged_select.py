@@ -13,11 +13,12 @@ def jagged_select(
 ) -> tuple[Tensor, Tensor]:
     r"""Copies, for each s, the last `keep[s]` rows of the history of request `index[s]`.
 
-    Selection, reordering, repetition and the recent suffix of length-extrapolative training, in one copy. The
-    gradient of a row that was taken several times is added up in the order of s, in float32 whatever the dtype.
+    Selection, reordering, repetition and the recent suffix of length-extrapolative training, in one copy, range by
+    range: memory beyond the result does not grow with its rows. The gradient of a row that was taken several times is
+    added up in the order of s, in float32 whatever the dtype.
 
     Args:
-        values: [N, ...] of any dtype; gradients need a floating one.
+        values: [N, ...] of any dtype; gradients need a floating one, on CUDA not float64.
         offsets: [R + 1], int32 or int64, from 0 to N, never decreasing.
         index: [S], int32 or int64, requests in [0, R), in any order, any number of times.
         keep: [S], int32 or int64, at least 0: how many of the last rows to take; shorter histories come whole. None:
@@ -28,8 +29,9 @@ def jagged_select(
         values [total, ...] and offsets [S + 1] in the dtype of `offsets`.
 
     Raises:
-        ValueError: a request out of range, a negative `keep`, a wrong `total`, or offsets that do not start at 0,
-            decrease or do not end at N.
+        ValueError: a request out of range, a negative `keep`, a wrong `total`, 2^63 rows or more, or offsets that do
+            not start at 0, decrease or do not end at N.
+        RuntimeError: a result that does not fit into memory, also as torch.OutOfMemoryError.
 
     Source:
         Length-extrapolative training on recent suffixes, arXiv 2511.06077, section 3.4.

@@ -23,8 +23,8 @@ def request_gather(
     order. Targets lie grouped by request, so there is no index tensor, no sort and no atomic addition.
 
     Args:
-        x: [R, ...] of any dtype (gradients need a floating one), or a sequence of such tensors, of several widths and
-            dtypes, gathered in one call.
+        x: [R, ...] of any dtype (gradients need a floating one, on CUDA not float64), or a sequence of such tensors,
+            of several widths and dtypes, gathered in one call.
         target_offsets: [R + 1], int32 or int64, from 0, never decreasing: request r owns targets
             `target_offsets[r]:target_offsets[r+1]`.
         total: T, the last offset; read from `target_offsets` when None.
@@ -33,8 +33,9 @@ def request_gather(
         [T, ...] in x's dtype, or a list of such tensors.
 
     Raises:
-        ValueError: an x whose first dimension is not R, or offsets that do not start at 0, decrease or do not end at
-            `total`.
+        ValueError: an x whose first dimension is not R, a negative `total`, or offsets that do not start at 0, decrease
+            or do not end at `total`.
+        RuntimeError: a result that does not fit into memory, also as torch.OutOfMemoryError.
 
     Source:
         Request-level batching, arXiv 2511.06077, section 3.3.

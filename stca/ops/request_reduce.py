@@ -16,7 +16,7 @@ def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "me
     float32 too, before they are rounded.
 
     Args:
-        x: [T, ...], float64, float32, bfloat16 or float16.
+        x: [T, ...], float64 (not on CUDA), float32, bfloat16 or float16.
         target_offsets: [R + 1], int32 or int64, from 0 to T, never decreasing.
         reduce: "sum" or "mean"; the mean of no targets is 0.
 

@@ -76,17 +76,22 @@ inline void repeat_row(const char* row, int64_t row_bytes, int64_t repeats, char
 template <int kRows, class T>
 void add_rows(const T* const* rows, int64_t width, accumulator_t<T>* chain) {
   constexpr int kStep = kLanes<accumulator_t<T>>;
+  const T *from[kRows], *next[kRows];  // in registers: for all the compiler knows, chain lies over `rows`
+  for (int r = 0; r < kRows; ++r) {
+    from[r] = rows[r];
+    next[r] = rows[kAhead + r];
+  }
   int64_t c = 0;
   for (; c + kStep <= width; c += kStep) {
     auto sum = load(chain + c);
     for (int r = 0; r < kRows; ++r) {
-      __builtin_prefetch(rows[kAhead + r] + c, 0, 2);
-      sum += load_wide(rows[r] + c);
+      __builtin_prefetch(next[r] + c, 0, 2);
+      sum += load_wide(from[r] + c);
     }
     store(chain + c, sum);
   }
   for (; c < width; ++c) {
-    for (int r = 0; r < kRows; ++r) chain[c] += widen(rows[r][c]);
+    for (int r = 0; r < kRows; ++r) chain[c] += widen(from[r][c]);
   }
 }
 
@@ -118,35 +123,26 @@ struct RunningSum {
   }
 };
 
-// out [width] = the sum of row_at(i) for i in [0, count), or their mean; more than kColumns only of one row or none.
-template <class T, class RowAt>
-void sum_rows(int64_t count, int64_t width, bool mean, RowAt row_at, T* out) {
+// sum_rows() of two rows or more, kColumns wide at most: narrower than a vector (kNarrow) or not.
+template <class T, bool kNarrow, class RowAt>
+void sum_several(int64_t count, int64_t width, bool mean, RowAt row_at, T* out) {
   using A = accumulator_t<T>;
-  const int64_t bytes = width * sizeof(T);
-  if (count == 0) {
-    __builtin_memset(static_cast<void*>(out), 0, bytes);
-    return;
-  }
-  if (count == 1) {
-    copy_row(reinterpret_cast<const char*>(row_at(0)), reinterpret_cast<char*>(out), bytes);
-    return;
-  }
   A chain[kColumns];
   auto add_chain = [&](int64_t first, int64_t last) {
-    if (width < kLanes<A>) {
+    if constexpr (kNarrow) {
       for (int64_t c = 0; c < width; ++c) {
         A sum = 0;
         for (int64_t i = first; i < last; ++i) sum += widen(row_at(i)[c]);
         chain[c] = sum;
       }
-      return;
+    } else {
+      for (int64_t c = 0; c < width; c += kLanes<A>) store(chain + c, vec_t<A>{});
+      const T* rows[kChain + kTogether + kAhead];
+      for (int64_t i = first; i < last + kTogether + kAhead; ++i) rows[i - first] = row_at(i < count ? i : count - 1);
+      int64_t i = 0;
+      for (; i + kTogether <= last - first; i += kTogether) add_rows<kTogether>(rows + i, width, chain);
+      for (; i < last - first; ++i) add_rows<1>(rows + i, width, chain);
     }
-    for (int64_t c = 0; c < width; c += kLanes<A>) store(chain + c, vec_t<A>{});
-    const T* rows[kChain + kTogether + kAhead];
-    for (int64_t i = first; i < last + kTogether + kAhead; ++i) rows[i - first] = row_at(i < count ? i : count - 1);
-    int64_t i = 0;
-    for (; i + kTogether <= last - first; i += kTogether) add_rows<kTogether>(rows + i, width, chain);
-    for (; i < last - first; ++i) add_rows<1>(rows + i, width, chain);
   };
   if (count <= kChain) {
     add_chain(0, count);
@@ -162,6 +158,20 @@ void sum_rows(int64_t count, int64_t width, bool mean, RowAt row_at, T* out) {
     for (int64_t c = 0; c < width; ++c) chain[c] /= A(count);
   }
   narrow<T>(chain, out, width);
+}
+
+// out [width] = the sum of row_at(i) for i in [0, count), or their mean; more than kColumns only of one row or none.
+template <class T, class RowAt>
+void sum_rows(int64_t count, int64_t width, bool mean, RowAt row_at, T* out) {
+  if (count == 0) {
+    __builtin_memset(static_cast<void*>(out), 0, width * sizeof(T));
+  } else if (count == 1) {
+    copy_row(reinterpret_cast<const char*>(row_at(0)), reinterpret_cast<char*>(out), width * sizeof(T));
+  } else if (width < kLanes<accumulator_t<T>>) {
+    sum_several<T, true>(count, width, mean, row_at, out);
+  } else {
+    sum_several<T, false>(count, width, mean, row_at, out);
+  }
 }
 
 // Rows [begin, end) of request r, from its last one to its first one: a run of rows that the same suffixes hold is one
