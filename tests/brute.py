@@ -62,7 +62,7 @@ def read(paths: list[Path]) -> tuple[list[dict[str, Any]], list[str]]:
         }
         for column in ("user_id", "item_id", "request_id"):
             if column in row:
-                blank = row[column] == "" or (path.suffix != ".parquet" and row[column] in NULLS)
+                blank = row[column] in NULLS
                 event[column] = None if blank else int(row[column]) if whole[column] else str(row[column])
         names = {"time": "timestamp"}
         wrong += [

@@ -75,6 +75,14 @@ def test_w18_options_do_not_turn_detection_off(log: Path) -> None:
         (["--max-length", "-1"], "--max-length must not be negative, got -1"),
         (["--time-unit", "hours"], "--time-unit must be one of .*, got hours"),
         (["--time-unit", "0"], "--time-unit must be"),
+        (["--time-unit", "1e-310"], "--time-unit must be|per_second must be"),
+        (["--encoding", "nope"], "LogFormat: encoding must be one that Python has, got 'nope'"),
+        (["--positive", "nan"], "LogFormat: positive must be a number or a tuple of texts, got nan"),
+        (["--positive", ""], "LogFormat: positive must be a number or a tuple of texts"),
+        (["--time-format", "%Y %Z"], "LogFormat: time_format must be without %f and %Z"),
+        (["--events", "--per-history", "3"], "--events must be without --per-history"),
+        (["--format", "ratings", "--column", "stars=rating"], "column rating must be one of label and stars"),
+        (["--column", "user_id=item_id"], "column item_id must be one of user_id and item_id"),
         (["--delimiter", "ab"], "--delimiter must be one character"),
         (["--lasting", "refuse", "--column", "request_id=hour"], "requests must have one time|already"),
     ],
@@ -127,7 +135,7 @@ def test_an_output_is_no_other_file(log: Path, tmp_path: Path) -> None:
     main([str(write(tmp_path / "names.csv", "ann,x,1,1")), str(tmp_path / "a.parquet"), "--events"])
     for out in (other, tmp_path / "a.user_id.parquet"):
         before = out.read_bytes()
-        with pytest.raises(ValueError, match=f"{out.name}: must be none yet, or a log that was written before"):
+        with pytest.raises(ValueError, match=f"{out.name}: must be none yet, or a log that was written here before"):
             main([str(log), str(out)])
         assert out.read_bytes() == before
 
@@ -149,8 +157,11 @@ def test_the_program_ends_with_a_line_and_a_status(log: Path) -> None:
 
 def test_labels_by_text(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "1,1,1,view", "1,2,1,buy", "1,3,1,cart")
+    path.write_text(path.read_text().replace("buy", " buy "))
     main([str(path), str(tmp_path / "out.parquet"), "--events", "--positive", "buy,cart"])
     assert pq.read_table(tmp_path / "out.parquet")["label"].to_pylist() == [0, 1, 1]
+    with pytest.warns(UserWarning, match=r"column label is never one of \['Buy'\]: all labels are 0"):
+        main([str(path), str(tmp_path / "out.parquet"), "--events", "--positive", "Buy"])
     with pytest.raises(ValueError, match="column label must be numbers of double, got 'view' in row 1"):
         main([str(path), str(tmp_path / "out.parquet"), "--events"])
 

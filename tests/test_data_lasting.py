@@ -95,11 +95,22 @@ def test_w4_batches_are_bounded_by_targets_too() -> None:
         ({"timestamp": [None]}, "column timestamp must be integers, got null"),
         ({"label": pa.array([None], pa.float32())}, "column label must not have empty values, got 1"),
         ({"price": ["9"]}, "column price must be numbers, got string"),
+        ({"price": [float("nan")]}, "column price must be finite, got nan"),
+        ({"label": pa.array([1], pa.decimal128(3))}, "column label must be numbers, got decimal"),
+        ({"request_id": [{"a": 1}]}, "column request_id must be integers or text, got struct"),
     ],
 )
 def test_tables_that_are_no_events(columns: dict[str, Any], message: str) -> None:
     good = {name: np.array([1]) for name in ("user_id", "item_id", "timestamp", "label")}
     with pytest.raises(ValueError, match=f"group_events: {message}"):
         list(group_events(pa.table(good | columns)))
+    for options in ({"tokens": 0}, {"per_history": 1.5}, {"per_history": 0}, {"max_length": -1}, {"lasting": "last"}):
+        with pytest.raises(ValueError, match=f"group_events: {next(iter(options))} must be"):
+            list(group_events(pa.table(good), **options))
+    assert list(group_events(pa.table(good).slice(1))) == []
+    with pytest.raises(ValueError, match="group_log: parts must be at least 1, got 0"):
+        list(group_log([pa.table(good)], parts=0))
+    with pytest.raises(ValueError, match="group_log: column user_id must be integers, got string"):
+        list(group_log([pa.table(good | {"user_id": ["ann"]})]))
     with pytest.raises(ValueError, match="group_events: column label is missing"):
         list(group_events(pa.table({name: x for name, x in good.items() if name != "label"})))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from logs import events, parquet, write
 
@@ -52,11 +53,15 @@ def test_w1_seconds_are_quiet_and_mixtures_refused(tmp_path: Path) -> None:
             events(late)
         with pytest.raises(ValueError, match=r"must be of one unit, got .*log.csv.*other.csv"):
             events([path, write(tmp_path / "other.csv", other)])
-    with pytest.raises(ValueError, match=r"column timestamp must be times, got 20180920 .*%Y%m%d"):
-        events(write(tmp_path / "days.csv", "1,1,20180920,1", "1,1,20181231,1"))
+    for hour in ("12", "1230", ""):
+        with pytest.raises(ValueError, match=rf"column timestamp must be times, got 20180920{hour} .*%Y%m%d"):
+            events(write(tmp_path / "days.csv", f"1,1,20180920{hour},1", f"1,1,20181231{hour},1"))
     days = LogFormat(ALL, time_format="%Y%m%d")
     assert _times(tmp_path / "days.csv", form=days) == [1537401600, 1546214400]
     assert _times(parquet(tmp_path / "days.parquet", timestamp=[20180920]), form=days) == [1537401600]
+    assert _times(write(tmp_path / "first.csv", "1,1,20190301,1"), form=days) == [1551398400]
+    with pytest.raises(ValueError, match=r"none.csv: column timestamp must be times like .*, got '20190229' in row 2"):
+        events(write(tmp_path / "none.csv", "1,1,20190301,1", "1,1,20190229,1"), form=days)
 
 
 def test_w5_typed_times_have_their_unit(tmp_path: Path) -> None:
@@ -74,6 +79,14 @@ def test_w5_typed_times_have_their_unit(tmp_path: Path) -> None:
         assert _times(parquet(tmp_path / "log.parquet", timestamp=days)) == [1537401600, -86400]
     exact = pa.array([decimal.Decimal("1694282882.75"), decimal.Decimal("-0.25")])
     assert _times(parquet(tmp_path / "log.parquet", timestamp=exact)) == [NOW, -1]
+    old = pa.array([253402300799, -62135596800], pa.timestamp("s"))
+    path = parquet(tmp_path / "log.parquet", timestamp=old)
+    assert _times(path) == [253402300799, -62135596800]
+    pq.write_table(pq.read_table(path), path, use_deprecated_int96_timestamps=True)
+    assert _times(path) == [253402300799, -62135596800]
+    late = pa.array([253402300800], pa.timestamp("s"))
+    with pytest.raises(ValueError, match=r"late.parquet: column timestamp must be a time in the years 1 to 9999, got"):
+        events(parquet(tmp_path / "late.parquet", timestamp=late))
     for wrong in (pa.array([1], pa.time32("s")), pa.array([1], pa.duration("s")), pa.array([True]), pa.array([[1]])):
         with pytest.raises(ValueError, match=r"log.parquet: column timestamp must be numbers or times, got"):
             events(parquet(tmp_path / "log.parquet", timestamp=wrong))
@@ -167,6 +180,10 @@ def test_f16_w7_features_have_the_type_of_all_their_values(tmp_path: Path) -> No
         late = write(tmp_path / "late.csv", *["1,1,1,1,9"] * 70_000, f"1,1,1,1,{text}", header=header)
         with pytest.raises(ValueError, match=r"late.csv: column price must .* row 70001"):
             next(iter(events(late, form=form)))
+    exact = write(tmp_path / "x.csv", "1,1,1,1,0.5", f"1,1,1,1,{2**60}", "1,1,1,1,1e300", header=header)
+    assert [row["price"] for row in events(exact, form=form)] == [0.5, 2.0**60, 1e300]
+    with pytest.raises(ValueError, match=rf"x.csv: column price must be numbers of double, got '{2**53 + 1}' in row 2"):
+        events(write(tmp_path / "x.csv", "1,1,1,1,0.5", f"1,1,1,1,{2**53 + 1}", header=header), form=form)
     with pytest.raises(ValueError, match=r"f.parquet: column price must be numbers, got .*timestamp"):
         events(parquet(tmp_path / "f.parquet", price=pa.array([1], pa.timestamp("s"))), form=form)
     big = parquet(tmp_path / "g.parquet", price=[2**53 + 1])

@@ -33,6 +33,31 @@ def test_f11_unneeded_columns_and_late_surprises(tmp_path: Path) -> None:
     assert _items(wide) == list(range(9_000))
 
 
+def test_rows_and_headers_of_megabytes(tmp_path: Path) -> None:
+    lines = [f'{i},{i},{i},1,"{"y" * (5 << 20 if i == 40_000 else 9)}"' for i in range(50_000)]
+    path = write(tmp_path / "long.csv", *lines, header="user_id,item_id,timestamp,label,note\n")
+    assert _items(path) == list(range(50_000))
+    path.write_text('"' + "y" * (2 << 20) + f'",{HEADER}1,1,2,3,1\n')
+    with pytest.raises(ValueError, match=r"long.csv: must be a whole CSV or Parquet file"):
+        events(path)
+
+
+def test_quotes_of_recbole_are_characters(tmp_path: Path) -> None:
+    path = tmp_path / "log.inter"
+    path.write_text(
+        'user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t"a\t5\t1\n2\tb\t5\t2\n3\tc"\t1\t3\n'
+    )
+    names = Names()
+    assert [row["label"] for row in events(path, names=names)] == [1, 1, 0]
+    assert list(names.known["item_id"]) == ['"a', "b", 'c"']
+
+
+def test_logs_of_two_forms(tmp_path: Path) -> None:
+    rated = write(tmp_path / "b.csv", "1,2,5,3", header="userId,movieId,rating,timestamp\n")
+    with pytest.raises(ValueError, match=r"b.csv: column .* must be .* as in .*a.csv: logs of two forms"):
+        events([write(tmp_path / "a.csv", "1,2,3,1"), rated])
+
+
 @pytest.mark.parametrize("pack", ["gz", "bz2", "zst", "lz4", "xz", "zip"])
 @pytest.mark.parametrize("named", [True, False])
 def test_packed_files_by_their_bytes(tmp_path: Path, pack: str, named: bool) -> None:
@@ -196,7 +221,11 @@ def test_what_no_form_can_be() -> None:
     for wrong, message in (
         ({"columns": {"user_id": "u"}}, "columns must name item_id"),
         ({"columns": columns | {"price": "p"}, "extra": {"price": "q"}}, "columns and extra must name a column once"),
-        ({"columns": columns, "per_second": 0}, "per_second must be positive, got 0"),
+        ({"columns": columns, "per_second": 0}, "per_second must be positive, 1e-6 to 1e15, got 0"),
+        ({"columns": columns, "delimiter": "::"}, "delimiter must be one character, got '::'"),
+        ({"columns": columns, "positive": "buy"}, "positive must be a number or a tuple of texts, got 'buy'"),
+        ({"columns": columns, "positive": ()}, "positive must be a number or a tuple of texts|"),
+        ({"columns": columns, "compression": "zip"}, "compression must be one of .*, got 'zip'"),
         ({"columns": columns, "kinds": {"user_id": "float"}}, r"the kind of user_id must be one of \['int', 'text'\]"),
     ):
         with pytest.raises(ValueError, match=f"LogFormat: {message}"):

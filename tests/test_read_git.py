@@ -24,9 +24,11 @@ def _commit(clone: Path, *files: str | bytes, **environment: str) -> None:
         with open(path, "ab") as file:
             file.write(b"x\n")
     git(clone, "add", "--all")
-    git(
-        clone, "commit", "--quiet", "--allow-empty", "--message", "\n:100644 100644 0 0 M\0no file\n".replace("\0", " ")
-    )
+    message = "\n:100644 100644 0 0 M no file\n"
+    git(clone, "commit", "--quiet", "--allow-empty", "--message", message, **environment)
+
+
+FILES = [*(f"first{i}" for i in range(30)), *(f"file{i}" for i in range(7))]
 
 
 @pytest.fixture
@@ -125,9 +127,57 @@ def test_f15_names_of_files_are_bytes(tmp_path: Path) -> None:
     assert sorted(pq.read_table(tmp_path / "log.item_id.parquet")["item_id"].to_pylist()) == sorted(odd)
 
 
-def test_commits_of_two_clones_are_different_requests(clone: Path) -> None:
-    both = pa.concat_tables(read_events([clone, clone])).to_pylist()
+def test_two_clones_have_their_own_requests_and_files(clone: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", f"file://{clone}", "other")
+    names = Names()
+    both = pa.concat_tables(read_events([clone, tmp_path / "other"], names=names)).to_pylist()
     assert len({row["request_id"] for row in both}) == 2 * 61
+    assert len(names.known["user_id"]) == 1
+    assert sorted(names.known["item_id"]) == sorted(
+        f"{folder}/{name}" for folder in (clone, tmp_path / "other") for name in FILES
+    )
+    with pytest.raises(ValueError, match="clone: must be read once, got it as"):
+        events([clone, clone])
+
+
+def test_authors_without_an_address_and_times_that_are_none(clone: Path) -> None:
+    _commit(clone, "more", GIT_AUTHOR_EMAIL="<>", GIT_AUTHOR_NAME="bob")
+    with pytest.warns(UserWarning, match="clone: 1 commits are left out, whose author has no address"):
+        assert len(_touched(clone)) == 61
+    _commit(clone, "more", GIT_AUTHOR_DATE="@9999999999999 +0000")
+    with pytest.raises(ValueError, match=r"clone: commit [0-9a-f]{40} must have a time in the years 1 to 9999, got"):
+        events(clone)
+
+
+def test_a_mailmap_counts_once_it_is_committed(clone: Path) -> None:
+    (clone / ".mailmap").write_text("Ann <other@example.org> <ann@example.org>\n")
+    names = Names()
+    list(read_events(clone, names=names))
+    assert list(names.known["user_id"]) == ["ann@example.org"]
+    _commit(clone)
+    names = Names()
+    list(read_events(clone, names=names))
+    assert list(names.known["user_id"]) == ["other@example.org"]
+
+
+def test_what_a_folder_holds_beside_a_log_is_said(clone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    (folder / "below").mkdir(parents=True)
+    for name in ("000001_0", "b.csv.gzip", "below/c.csv"):
+        text = f"{HEADER}1,{len(name)},3,1\n".encode()
+        (folder / name).write_bytes(gzip.compress(text) if name.endswith("gzip") else text)
+    main([str(write(tmp_path / "named.csv", "ann,7,1,1")), str(folder / "d.parquet"), "--events"])
+    (folder / "d.parquet").unlink()
+    os.symlink(folder / "below", folder / "link")
+    os.symlink(folder, folder / "below" / "circle")
+    assert sorted(_items(folder)) == [8, 10, 11]
+    clone.rename(folder / "clone")
+    (folder / "notes.md").write_text("no log")
+    with pytest.warns(UserWarning, match=r"parts: 2 other files or clones are left out, .*clone first"):
+        assert sorted(_items(folder)) == [8, 10, 11]
+    os.symlink(folder / "nowhere", folder / "e.csv")
+    with pytest.raises(ValueError, match=r"e.csv: must lead to a file, got a link that does not"):
+        events(folder)
 
 
 def test_w22_without_git(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,8 @@ def test_f3_blank_ids_are_refused_alike(tmp_path: Path, blank: str, others: tupl
 
 
 def test_f3_blank_ids_of_parquet_are_refused_alike(tmp_path: Path) -> None:
-    for values in (["ann", None], ["ann", ""], ["ann", "  "], [1, None], pa.array([b"a", b""]), pa.array([None, 1.0])):
+    texts = ["", "  ", "\u00a0", "\u3000", "nan", "None", "<NA>", "NaT", "NULL"]
+    for values in (*(["ann", text] for text in (None, *texts)), [1, None], [b"a", b""], [b"a", b"  "], [None, 1.0]):
         with pytest.raises(ValueError, match="column user_id must"):
             events(parquet(tmp_path / "log.parquet", user_id=values))
 
@@ -114,16 +115,42 @@ def test_w9_a_later_run_keeps_the_numbers_of_an_earlier(tmp_path: Path) -> None:
     assert test["item_id"].to_pylist() == [1, 2, 0]
     table = pq.read_table(tmp_path / "test.user_id.parquet")
     assert table.to_pydict() == {"user_id": ["ann", "bob", "cid"], "number": [0, 1, 2]}
-    with pytest.raises(ValueError, match=r"--ids .*must be the output of a run that had ids of text"):
-        main([str(two), str(tmp_path / "x.parquet"), "--ids", str(tmp_path / "none.parquet")])
-    for ids, order in ((["ann", "ann"], [0, 1]), (["ann", "bob"], [1, 0]), (["ann", None], [0, 1])):
-        damaged = pa.table({"user_id": ids, "number": order}).replace_schema_metadata(table.schema.metadata)
-        pq.write_table(damaged, tmp_path / "bad.user_id.parquet")
-        with pytest.raises(ValueError, match=r"bad.user_id.parquet: must hold each id once"):
-            main([str(two), str(tmp_path / "x.parquet"), "--ids", str(tmp_path / "bad.parquet")])
     integers = write(tmp_path / "integers.csv", "1,x,1,1")
     main([str(integers), str(tmp_path / "i.parquet"), "--events", "--ids", str(tmp_path / "train.parquet")])
     assert pq.read_table(tmp_path / "i.user_id.parquet")["user_id"].to_pylist() == ["ann", "bob", "1"]
+
+
+def test_w9_ids_of_an_earlier_run_must_be_its_own(tmp_path: Path) -> None:
+    def convert(log: Path, *options: str) -> None:
+        main([str(log), str(tmp_path / "test.parquet"), "--events", *options])
+
+    train, ids = tmp_path / "train.parquet", ["--ids", str(tmp_path / "train.parquet")]
+    main([str(write(tmp_path / "a.csv", "0,a,1,1", "1,b,2,1")), str(train)])
+    with pytest.raises(ValueError, match=r"b.csv: column user_id must hold integers, as those read before, got string"):
+        convert(write(tmp_path / "b.csv", "zoe,a,1,1", "1,c,2,1"), *ids)
+    convert(write(tmp_path / "b.csv", "7,b,1,1"), *ids)
+    assert pq.read_table(tmp_path / "test.parquet")["item_id"].to_pylist() == [1]
+    table = tmp_path / "train.item_id.parquet"
+    whole = table.read_bytes()
+    for change in (lambda: table.write_bytes(whole[:50]), lambda: table.unlink()):
+        change()
+        with pytest.raises(ValueError, match=r"train.item_id.parquet: must be a whole Parquet file"):
+            convert(tmp_path / "b.csv", *ids)
+    mark = pq.read_schema(pa.BufferReader(whole)).metadata
+    for names in (["b", "a"], ["a"], ["a", None], ["a", "a"]):  # of another run, say
+        column = pa.table({"item_id": pa.array(names, pa.string()), "number": range(len(names))})
+        pq.write_table(column.replace_schema_metadata(mark), table)
+        with pytest.raises(
+            ValueError, match=r"train.item_id.parquet: must be the ids of .*train.parquet, as they were"
+        ):
+            convert(tmp_path / "b.csv", *ids)
+    plain = parquet(tmp_path / "plain.parquet", item_id=[1])
+    with pytest.raises(ValueError, match=r"plain.parquet: must be a log that stca.data.convert wrote"):
+        convert(tmp_path / "b.csv", "--ids", str(plain))
+    main([str(write(tmp_path / "c.csv", "1,1,1,1")), str(train), "--events"])  # integers alone: no table at all
+    convert(write(tmp_path / "d.csv", "1,1,1,1"), *ids)
+    with pytest.raises(ValueError, match="column item_id must hold integers, as those read before"):
+        convert(write(tmp_path / "d.csv", "1,x,1,1"), *ids)
 
 
 def test_w23_tables_of_ids_lie_beside_their_own_output(tmp_path: Path) -> None:
@@ -134,6 +161,9 @@ def test_w23_tables_of_ids_lie_beside_their_own_output(tmp_path: Path) -> None:
     main([str(write(tmp_path / "log.csv", "1,i,1,1")), str(tmp_path / "day.1"), "--events"])  # integers now
     assert len(list(tmp_path.glob("*user_id*"))) == 2
     (tmp_path / "own.user_id.parquet").write_text("something of the user's")
+    main([str(write(tmp_path / "log.csv", "ann,i,1,1")), str(tmp_path / "day.parquet"), "--events"])
+    with pytest.raises(ValueError, match=r"day.user_id.parquet: must be free for the ids of .*day.PARQUET"):
+        main([str(tmp_path / "log.csv"), str(tmp_path / "day.PARQUET"), "--events"])
     with pytest.raises(ValueError, match=r"own.user_id.parquet: must be free for the ids of"):
         main([str(write(tmp_path / "log.csv", "ann,i,1,1")), str(tmp_path / "own.parquet"), "--events"])
     assert (tmp_path / "own.user_id.parquet").read_text() == "something of the user's"
@@ -156,6 +186,10 @@ def test_w15_request_ids_of_text_take_no_memory_that_grows(tmp_path: Path) -> No
 
 
 def test_files_that_do_not_agree_on_what_an_id_is(tmp_path: Path) -> None:
+    small, large = pa.array([1, 2], pa.uint64()), pa.array([2, BIG], pa.uint64())
+    both = [parquet(tmp_path / f"{len(each)}{each[1]}.parquet", user_id=each) for each in (small, large)]
+    for order in (both, both[::-1]):
+        assert len(set(_users(order))) == 3
     typed = parquet(tmp_path / "typed.parquet", user_id=[1, 2])
     text = parquet(tmp_path / "text.parquet", user_id=["1", "2"])
     digits = write(tmp_path / "digits.csv", "2,1,1,1", "1,1,1,1")

@@ -45,12 +45,10 @@ def cells(piece: Piece, theirs: str, form: LogFormat) -> pa.Array:
     column = _stored(piece, theirs)
     empty = column.is_null()
     if column.type == pa.string():
-        nulls = form.nulls if piece.text else ("",)
-        empty = pc.or_kleene(
-            empty, pc.or_kleene(pc.is_in(column, pa.array(nulls, pa.string())), pc.ascii_is_space(column))
-        )
+        blank = pc.or_kleene(pc.is_in(column, pa.array(("", *form.nulls), pa.string())), pc.utf8_is_space(column))
+        empty = pc.or_kleene(empty, blank)
     elif column.type == pa.binary():
-        empty = pc.or_kleene(empty, pc.equal(column, b""))
+        empty = pc.or_kleene(empty, pc.match_substring_regex(column, r"^\s*$"))
     if (count := pc.sum(empty).as_py() or 0) > 0:
         raise piece.error(theirs, "not have empty values", pc.index(empty, True).as_py(), None, count)
     return column
@@ -169,7 +167,12 @@ def numbers(piece: Piece, theirs: str, form: LogFormat, kind: pa.DataType) -> pa
             column = pc.if_else(truth, pc.if_else(pc.equal(word, "true"), "1", "0"), column)
     elif not is_number(column.type):
         raise ValueError(f"{piece.path}: column {theirs} must be numbers, got {column.type}")
-    return finite(piece, theirs, converted(piece, theirs, column, kind, f"be numbers of {kind}"))
+    result = finite(piece, theirs, converted(piece, theirs, column, kind, f"be numbers of {kind}"))
+    if column.type == pa.string() and kind == pa.float64():  # of other types Arrow refuses what would be rounded
+        for at in np.flatnonzero(np.abs(result.to_numpy()) >= 2**53).tolist():
+            if (text := column[at].as_py()).lstrip("-").isdigit() and int(text) != int(result[at].as_py()):
+                raise piece.error(theirs, f"be numbers of {kind}", at, text)
+    return result
 
 
 def are_integers(piece: Piece, theirs: str, form: LogFormat) -> bool:
@@ -193,7 +196,7 @@ def label(piece: Piece, theirs: str, form: LogFormat, binary: bool) -> pa.Array:
     """
     positive = form.positive if binary else None
     if isinstance(positive, tuple):
-        text = cells(piece, theirs, form).cast(pa.string())
+        text = pc.utf8_trim_whitespace(cells(piece, theirs, form).cast(pa.string()))
         return pc.is_in(text, pa.array(positive)).cast(pa.float32())
     values = numbers(piece, theirs, form, pa.float64()).to_numpy()
     if positive is not None:

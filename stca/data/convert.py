@@ -12,8 +12,9 @@ Several logs of one form, or a folder of parts, become one file. A log may be la
 """
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +25,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stca.data.events import read_events
-from stca.data.formats import FORMATS, UNITS, LogFormat
+from stca.data.formats import COMPRESSIONS, FORMATS, UNITS, LogFormat
 from stca.data.git import is_clone
 from stca.data.group import group_log
-from stca.data.ids import Names, is_table, stage_tables, table_path, tables_beside
+from stca.data.ids import Names, check_tables, is_log, stage_tables, table_path
 from stca.data.requests import LASTING
-from stca.data.source import is_parquet
 from stca.data.write import write_requests
 from stca.files import check_output, whole_file
 
@@ -37,8 +37,8 @@ Piece = TypeVar("Piece")
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "space": " "}
 
 
-def write_events(tables: Iterable[pa.Table], path: Path) -> int:
-    """Writes the log as it is, an event a row, as Parquet; the number of events."""
+def write_events(tables: Iterable[pa.Table], path: Path, metadata: Callable[[], Mapping[str, str]] = dict) -> int:
+    """Writes the log as it is, an event a row, as Parquet, with metadata as `write_requests`; the number of events."""
     writer: pq.ParquetWriter | None = None
     events = 0
     with whole_file(path) as part:
@@ -49,6 +49,8 @@ def write_events(tables: Iterable[pa.Table], path: Path) -> int:
                 writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd", write_page_checksum=True)
                 writer.write_table(table)
                 events += len(table)
+            if writer is not None:
+                writer.add_key_value_metadata(metadata())
         finally:
             if writer is not None:
                 writer.close()
@@ -60,9 +62,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     forms = _forms(args)
     check_output(args.out)
-    if args.out.exists() and (not is_parquet(args.out) or is_table(args.out)):
-        raise ValueError(f"{args.out}: must be none yet, or a log that was written before, got another file")
-    _convert(args, forms, Names() if args.ids is None else _names_of(args.ids))
+    inputs = [log.resolve() for log in args.logs]
+    if args.out.exists() and not is_log(args.out) and args.out.resolve() not in inputs:
+        raise ValueError(f"{args.out}: must be none yet, or a log that was written here before, got another file")
+    _convert(args, forms, Names() if args.ids is None else Names.load(args.ids))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--header", help="names of the columns, by commas, of text without a line of them")
     parser.add_argument("--delimiter", help="of text: a character, or tab, comma, semicolon, space")
-    parser.add_argument("--compression", choices=["gzip", "bz2", "zstd", "lz4", "brotli", "none"], help="of text")
+    parser.add_argument("--compression", choices=COMPRESSIONS[1:], help="of text")
     parser.add_argument("--encoding", help="of text; utf8 when not given")
     parser.add_argument("--no-quotes", action="store_true", help='text in which " is a character like any other')
     parser.add_argument("--nulls", help="texts, by commas, that stand for an empty cell")
@@ -100,6 +103,8 @@ def _forms(args: argparse.Namespace) -> LogFormat | dict[str, LogFormat]:
         raise ValueError(f"--per-history must be at least 1, got {args.per_history}")
     if args.max_length is not None and args.max_length < 0:
         raise ValueError(f"--max-length must not be negative, got {args.max_length}")
+    if args.events and (args.per_history, args.max_length, args.lasting) != (None, None, LASTING[0]):
+        raise ValueError("--events must be without --per-history, --max-length and --lasting, which are of requests")
     columns, kinds = _columns(args.column)
     changes: dict[str, Any] = {}
     for name in ("compression", "encoding", "time_format"):
@@ -150,7 +155,7 @@ def _columns(given: list[str]) -> tuple[dict[str, str], dict[str, Any]]:
 def _per_second(unit: str) -> float:
     try:
         return UNITS[unit] if unit in UNITS else 1 / float(unit)
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ArithmeticError) as error:
         raise ValueError(f"--time-unit must be one of {list(UNITS)}, or seconds, got {unit}") from error
 
 
@@ -161,28 +166,23 @@ def _positive(least: str) -> float | tuple[str, ...]:
         return tuple(least.split(","))
 
 
-def _names_of(earlier: Path) -> Names:
-    tables = tables_beside(earlier)
-    if not tables:
-        raise ValueError(f"--ids {earlier}: must be the output of a run that had ids of text, got no table beside it")
-    return Names.load(tables)
-
-
 def _convert(args: argparse.Namespace, forms: LogFormat | dict[str, LogFormat], names: Names) -> None:
+    with_ids = ["user_id", "item_id", *(name for name, kind in _columns(args.column)[1].items() if kind == "id")]
     for log in args.logs:
         if log.is_dir() and not is_clone(log) and args.out.resolve().is_relative_to(log.resolve()):
             raise ValueError(f"{args.out}: must not lie in {log}, of which every file is read")
-        if log.resolve() in {table_path(args.out, name).resolve() for name in ("user_id", "item_id")}:
+        if log.resolve() in {table_path(args.out, name).resolve() for name in with_ids}:
             raise ValueError(f"{log}: must not be where the ids of {args.out} go")
+    check_tables(args.out, with_ids)
     tables = _with_progress("reading", "event", read_events(args.logs, forms, names), len)
     with ExitStack() as output:
         part = output.enter_context(whole_file(args.out))
         if args.events:
-            done = f"{write_events(tables, part):,} events"
+            done = f"{write_events(tables, part, names.mark):,} events"
         else:
             batches = group_log(tables, per_history=args.per_history, max_length=args.max_length, lasting=args.lasting)
             batches = _with_progress("writing", "target", batches, lambda batch: batch.T)
-            done = f"{write_requests(batches, part):,} histories"
+            done = f"{write_requests(batches, part, metadata=names.mark):,} histories"
         with ExitStack() as ids:
             kept = stage_tables(names, args.out, ids)
             ids.push(output.pop_all())  # the log takes its place first, and only then its ids theirs
@@ -203,6 +203,7 @@ def _with_progress(what: str, unit: str, pieces: Iterable[Piece], size: Callable
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary files are removed
     try:
         main()
     except (ValueError, OSError) as error:

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from warnings import warn
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from stca.data.cells import as_integers, id_cells, label, numbers
+from stca.data.detect import detect_format
+from stca.data.folders import log_files
 from stca.data.formats import FORMATS, IDS, LogFormat, is_label
 from stca.data.git import is_clone, read_git
 from stca.data.ids import Names
-from stca.data.plan import Plan, Seen, detect_format, look, look_at_clone, settle
-from stca.data.source import Piece, is_empty, log_files, pieces
+from stca.data.plan import Plan, Seen, look, look_at_clone, settle
+from stca.data.source import Piece, is_empty, pieces
 from stca.data.times import seconds
 
 _ROOM = 256 << 20  # bytes of a log that is not read a second time
@@ -38,6 +41,10 @@ def read_events(
         ValueError: a file that cannot be read, a column that is missing, or a value that is empty, malformed or out of
             range, by file, column and row; files that do not go together; or files that hold no event.
 
+    Warns:
+        UserWarning: a unit of time that was found and is not seconds; files of a folder, or commits, that are left out;
+            texts of `LogFormat.positive` that no label is.
+
     Example:
         >>> import pathlib, tempfile, stca.data
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -58,17 +65,25 @@ def read_events(
         seen.append(look(path, form if isinstance(form, LogFormat) else detect_format(path, form or FORMATS), room))
         room -= sum(piece.table.nbytes for piece in seen[-1].kept or ())
     plan = settle(seen, names) if seen else Plan({}, 1)
-    commits = 0  # of clones are numbered on, so that no two are one request
+    clones = [path for path in parts if is_clone(path)]
+    commits, positive = 0, False  # commits of clones are numbered on, so that no two are one request
     for each in seen:
-        clone = is_clone(each.path)
-        for table in read_git(each.path, names=names, first=commits) if clone else read_file(each, plan, names):
+        if clone := each.path in clones:
+            prefix = f"{each.path}/" if len(clones) > 1 else ""
+            tables = read_git(each.path, names=names, first=commits, prefix=prefix)
+        else:
+            tables = read_file(each, plan, names)
+        for table in tables:
             if clone:
                 commits = max(commits, pc.max(table["request_id"]).as_py() + 1)
                 table = table.set_column(4, "request_id", table["request_id"].cast(plan.types["request_id"]))
             events += len(table)
+            positive = positive or pc.any(pc.equal(table["label"], 1)).as_py()
             yield table
     if not events:
-        raise ValueError(f"{', '.join(map(str, files))}: must hold at least one event, got none")
+        raise ValueError(f"{', '.join(map(str, files)) or 'read_events'}: must hold at least one event, got none")
+    if not positive and isinstance(seen[0].form.positive, tuple):
+        warn(f"{seen[0].where('label')} is never one of {list(seen[0].form.positive)}: all labels are 0", stacklevel=2)
 
 
 def read_file(seen: Seen, plan: Plan, names: Names) -> Iterator[pa.Table]:

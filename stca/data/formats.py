@@ -2,10 +2,33 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Real
 from typing import Literal
 
 Kind = Literal["id", "text", "int", "float"]
-NULLS = ("", "NULL", "null", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "None", "none", "nil", "\\N")
+NULLS = (
+    *(
+        "",
+        "\\N",
+        "NULL",
+        "Null",
+        "null",
+        "(null)",
+        "NIL",
+        "nil",
+        "None",
+        "NONE",
+        "none",
+        "NaN",
+        "nan",
+        "-NaN",
+        "-nan",
+        "NaT",
+    ),
+    *("NA", "<NA>", "N/A", "n/a", "#NA", "#N/A", "#N/A N/A", "1.#QNAN", "-1.#QNAN", "1.#IND", "-1.#IND"),
+)
+COMPRESSIONS = ("detect", "gzip", "bz2", "zstd", "lz4", "brotli", "none")
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
@@ -26,12 +49,13 @@ class LogFormat:
         per_second: units of a timestamp in a second, 0.2 for units of 5 s. None: told from the values, which must lie
             between the years 1990 and 2100 in one of s, ms, us and ns; if they do in none, seconds. A warning names
             any unit but seconds.
-        time_format: of timestamps that are text and not as ISO 8601 has them, with the directives of strptime.
+        time_format: of timestamps that are text and not as ISO 8601 has them, with the directives of strptime but %f
+            and %Z.
         positive: the least value that becomes label 1, or the texts that do; others 0. None: labels are 0 and 1.
         kinds: of further columns: "id" becomes a number as ids do, "int" is int64, "float" is float64. Of user_id,
             item_id and request_id: "int" (nothing else is taken) or "text" (every id is numbered). What is not named
             here is told from all of its values: integers if all are, else ids are text and features float64.
-        nulls: texts of a text file that stand for an empty cell.
+        nulls: texts that stand for an empty cell.
         compression: of text files: "gzip", "bz2", "zstd", "lz4", "brotli", "none", or told from their first bytes, as
             xz and zip (of one file) are too.
         encoding: of text files.
@@ -40,7 +64,8 @@ class LogFormat:
             this name and `.item` and `.label` behind it.
 
     Raises:
-        ValueError: a column that has no name, would take the place of another, or is of a kind that there is not.
+        ValueError: a column that has no name, would take the place of another, or is of a kind that there is not; or
+            anything else that no log can have.
     """
 
     columns: Mapping[str, str]
@@ -69,8 +94,37 @@ class LogFormat:
             allowed = _KINDS_OF.get(name, () if is_label(name) else ("id", "int", "float"))
             if name not in ours or kind not in allowed:
                 raise ValueError(f"LogFormat: the kind of {name} must be one of {list(allowed)}, got {kind!r}")
-        if self.per_second is not None and not self.per_second > 0:
-            raise ValueError(f"LogFormat: per_second must be positive, got {self.per_second}")
+        if self.per_second is not None and not 1e-6 <= self.per_second <= 1e15:
+            raise ValueError(f"LogFormat: per_second must be positive, 1e-6 to 1e15, got {self.per_second}")
+        if len(self.delimiter) != 1:
+            raise ValueError(f"LogFormat: delimiter must be one character, got {self.delimiter!r}")
+        if self.compression not in COMPRESSIONS:
+            raise ValueError(f"LogFormat: compression must be one of {list(COMPRESSIONS)}, got {self.compression!r}")
+        if any(directive in (self.time_format or "") for directive in ("%f", "%Z")):
+            raise ValueError(f"LogFormat: time_format must be without %f and %Z, got {self.time_format!r}")
+        texts = isinstance(self.positive, tuple) and self.positive and all(self.positive)
+        if (
+            not texts
+            and self.positive is not None
+            and not (isinstance(self.positive, Real) and isfinite(self.positive))
+        ):
+            raise ValueError(f"LogFormat: positive must be a number or a tuple of texts, got {self.positive!r}")
+        try:
+            "".encode(self.encoding)
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"LogFormat: encoding must be one that Python has, got {self.encoding!r}") from error
+
+    def check_roles(self, where: str) -> None:
+        """Refuses columns of theirs that are read as two things of which one is what came of the event.
+
+        Raises:
+            ValueError: the column, by what it would be: a feature would tell the label, or an id the outcome.
+        """
+        for theirs in self.wanted():
+            roles = [ours for ours, other in {**self.columns, **self.extra}.items() if other == theirs]
+            main = [ours for ours in roles if ours in (*IDS, "timestamp")]
+            if len(main) > 1 or (any(map(is_label, roles)) and not all(map(is_label, roles))):
+                raise ValueError(f"{where}: column {theirs} must be one of {' and '.join(roles)}, got all of them")
 
     def wanted(self) -> list[str]:
         """Their names of all columns that are asked for, each once."""
@@ -116,12 +170,13 @@ _KUAIRAND_LABELS = ("is_like", "is_follow", "is_comment", "is_forward", "is_hate
 FORMATS = {
     "generic": LogFormat(GENERIC, _REQUEST),
     "ratings": LogFormat(_RATED, _REQUEST, positive=4),
-    # RecBole's: the header carries types, user_id:token.
+    # RecBole's: the header carries types, user_id:token, and a quote is a character like any other.
     "inter": LogFormat(
         {name: f"{name}:{kind}" for name, kind in (("user_id", "token"), ("item_id", "token"), ("timestamp", "float"))}
         | {"label": "rating:float"},
         delimiter="\t",
         positive=4,
+        quoted=False,
     ),
     "movielens": LogFormat({**_RATED, "user_id": "userId", "item_id": "movieId"}, positive=4),
     "movielens-100k": LogFormat(

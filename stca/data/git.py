@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from stca.data.ids import Names
 
 _TABLE = 100_000  # events of a table
+YEAR_1, YEAR_10000 = -62_135_596_800, 253_402_300_800  # seconds
 
 
 def read_git(
@@ -28,6 +29,7 @@ def read_git(
     seed: int = 0,
     names: Names | None = None,
     first: int = 0,
+    prefix: str = "",
 ) -> Iterator[pa.Table]:
     """A request for each commit, merges left out: user = its author (by address), item = a file, time = the author's.
 
@@ -43,12 +45,19 @@ def read_git(
         seed: of the draw.
         names: keeps which number each author and file became.
         first: number of the first commit as a request.
+        prefix: of the names of files, so that those of several repositories differ.
 
     Raises:
-        ValueError: a folder that is no git repository, or one without commits to take.
+        ValueError: a folder that is no git repository, or one without commits to take; negatives or days that are no
+            number of them.
+
+    Warns:
+        UserWarning: commits that are left out, since their author has no address, or their parent is not there.
     """
+    if negatives < 0 or not window_days >= 0:
+        raise ValueError(f"read_git: negatives and window_days must be at least 0, got {negatives} and {window_days}")
     names = names or Names()
-    time, author, commits, files = _touches(Path(clone), max_files, names)
+    time, author, commits, files = _touches(Path(clone), max_files, names, prefix)
     enough = np.bincount(author, minlength=1)[author] >= min_commits
     if not enough.any():
         raise ValueError(f"{clone}: must have an author of {min_commits} commits, got {len(time)} commits of others")
@@ -106,7 +115,7 @@ def _table(
 
 
 def _touches(
-    clone: Path, max_files: int, names: Names
+    clone: Path, max_files: int, names: Names, prefix: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Time, author and number of files of each commit [commits], and the files of all, in order of time."""
     commits = [each for each in _commits(clone) if 0 < len(each[2]) <= max_files]
@@ -119,7 +128,7 @@ def _touches(
         np.array([time for time, *_ in commits], dtype=np.int64),
         numbers("user_id", [author for _, author, _ in commits]),
         np.array([len(paths) for *_, paths in commits], dtype=np.int64),
-        numbers("item_id", [path for *_, paths in commits for path in paths]),
+        numbers("item_id", [os.fsencode(prefix) + path for *_, paths in commits for path in paths]),
     )
 
 
@@ -130,19 +139,21 @@ def is_clone(folder: Path) -> bool:
 
 def _commits(clone: Path) -> Iterator[tuple[int, bytes, list[bytes]]]:
     """Time, author and files of every commit that is no merge and whose parent is there, newest first."""
-    with _git(clone, "rev-parse", "--git-path", "shallow") as output:
-        shallow = clone / os.fsdecode(output.read().rstrip(b"\n"))
+    with _git(clone, "rev-parse", "--absolute-git-dir") as output:
+        place = os.fsdecode(output.read().rstrip(b"\n"))
+    with _git(clone, "rev-parse", "--git-path", "shallow", place=place) as output:
+        shallow = Path(place, os.fsdecode(output.read().rstrip(b"\n")))
     # Where a shallow clone ends, what a commit touched cannot be told: its parent is not there.
     ends = set(shallow.read_bytes().split()) if shallow.exists() else set()
     if ends:
         warn(f"{clone}: a shallow clone, of whose commits the oldest, {len(ends)}, cannot be read", stacklevel=2)
     with tempfile.TemporaryFile() as commits:
-        with _git(clone, "rev-list", "--no-merges", "HEAD") as output:
+        with _git(clone, "rev-list", "--no-merges", "HEAD", "--", place=place) as output:
             commits.writelines(each for each in output if each.strip() not in ends)
         commits.seek(0)
         # Raw output: no setting of the user's changes it, and no name of a file can be taken for a commit.
         options = ["--stdin", "--root", "-r", "-z", "--raw", "--no-renames", "--encoding=UTF-8", "--format=%H %at %aE"]
-        with _git(clone, "diff-tree", *options, stdin=commits) as output:
+        with _git(clone, "diff-tree", *options, stdin=commits, place=place) as output:
             yield from _parsed(clone, _tokens(output))
 
 
@@ -156,24 +167,31 @@ def _tokens(output: IO[bytes]) -> Iterator[bytes]:
 
 def _parsed(clone: Path, tokens: Iterator[bytes]) -> Iterator[tuple[int, bytes, list[bytes]]]:
     commit: tuple[int, bytes, list[bytes]] | None = None
+    nameless = 0
     for token in tokens:
         if token.lstrip(b"\n").startswith(b":"):  # modes and object names; the file's name comes next
             assert commit is not None
             commit[2].append(next(tokens))
             continue
-        if commit is not None:
+        if commit is not None and commit[1]:
             yield commit
         sha, time, author = token.split(b" ", 2)
-        if not time.lstrip(b"-").isdigit():
-            raise ValueError(f"{clone}: commit {sha.decode()} must have a time, got {time!r}")
-        commit = int(time), author.lower(), []
-    if commit is not None:
+        if not time.lstrip(b"-").isdigit() or not YEAR_1 <= int(time) < YEAR_10000:
+            raise ValueError(f"{clone}: commit {sha.decode()} must have a time in the years 1 to 9999, got {time!r}")
+        commit = int(time), author.strip().lower(), []
+        nameless += not commit[1]
+    if commit is not None and commit[1]:
         yield commit
+    if nameless:  # all of them would be one user
+        warn(f"{clone}: {nameless} commits are left out, whose author has no address", stacklevel=2)
 
 
 @contextmanager
-def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None) -> Iterator[IO[bytes]]:
+def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None, place: str = "") -> Iterator[IO[bytes]]:
     """The output of git, run such that nothing but the repository decides what it is.
+
+    In its own folder `place`, once that is known: there no file of the working tree counts, such as a .mailmap that was
+    not committed.
 
     Raises:
         ValueError: no git, or what it complains of.
@@ -191,13 +209,16 @@ def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None) -> Iterat
         "GIT_OPTIONAL_LOCKS": "0",
     }
     settings = {
-        "core.bare": "true",  # of .mailmap the committed one counts
+        "core.bare": "true",
+        "advice.graftFileDeprecated": "false",
         "mailmap.file": os.devnull,
         "mailmap.blob": "HEAD:.mailmap",
         "protocol.allow": "never",
         "safe.directory": str(clone.resolve()),
     }
-    command = ["git", "-C", str(clone), *arguments]
+    if place:
+        environment["GIT_DIR"] = place
+    command = ["git", "-C", place or str(clone), *arguments]
     command[1:1] = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     try:
         with tempfile.TemporaryFile() as complaints:

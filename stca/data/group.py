@@ -3,10 +3,12 @@
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from stca.batch import RequestBatch
@@ -53,7 +55,9 @@ def group_events(
         >>> batch.visible.tolist(), batch.request_offsets.tolist()
         ([[0, 0], [0, 0], [0, 2]], [0, 2, 3])
     """
-    names = _checked(events, per_history, max_length, lasting)
+    names = _checked(events, per_history, max_length, tokens, lasting)
+    if not len(events):
+        return
     user, time = (events[name].to_numpy() for name in ("user_id", "timestamp"))
     r = find_requests(user, time, request_numbers(events), lasting)
     rows = {name: events[name].to_numpy() for name in names}
@@ -66,7 +70,9 @@ def group_events(
     run = np.cumsum(starts) - 1
     first = np.flatnonzero(starts)
     last = np.append(first[1:], len(starts)) - 1
-    seen_from = r.user_begin if max_length is None else np.maximum(r.user_begin, r.history_end - max_length)
+    seen_from = (
+        r.user_begin if max_length is None else np.maximum(r.user_begin, r.history_end - min(max_length, len(events)))
+    )
     row_begin, row_end = seen_from[first], r.history_end[last]  # of each run's history
     visible = np.stack([seen_from, r.history_end], axis=1) - row_begin[run][:, None]
     size = np.cumsum(row_end - row_begin + r.end[last] - r.begin[first])
@@ -79,12 +85,13 @@ def group_events(
         cut = stop
 
 
-def _checked(events: pa.Table, per_history: int | None, max_length: int | None, lasting: str) -> dict[str, str]:
+def _checked(
+    events: pa.Table, per_history: int | None, max_length: int | None, tokens: int, lasting: str
+) -> dict[str, str]:
     """The names in batches of a table's columns, once arguments are checked."""
-    if (per_history is not None and per_history < 1) or (max_length is not None and max_length < 0):
-        raise ValueError(
-            f"group_events: per_history must be at least 1, max_length at least 0, got {per_history} and {max_length}"
-        )
+    for option, value, least in (("per_history", per_history, 1), ("max_length", max_length, 0), ("tokens", tokens, 1)):
+        if value is not None and (not isinstance(value, Integral) or value < least):
+            raise ValueError(f"group_events: {option} must be a whole number of at least {least}, got {value}")
     if lasting not in LASTING:
         raise ValueError(f"group_events: lasting must be one of {LASTING}, got {lasting!r}")
     for name in ("user_id", "item_id", "timestamp", "label"):
@@ -96,10 +103,14 @@ def _checked(events: pa.Table, per_history: int | None, max_length: int | None, 
     for name in names:
         kind = events.schema.field(name).type
         integers = name in ("user_id", "item_id", "timestamp")
-        if not (pa.types.is_integer(kind) if integers else is_number(kind)):
+        if not (pa.types.is_integer(kind) if integers else is_number(kind) and not pa.types.is_decimal(kind)):
             raise ValueError(f"group_events: column {name} must be {'integers' if integers else 'numbers'}, got {kind}")
         if count := events[name].null_count:
             raise ValueError(f"group_events: column {name} must not have empty values, got {count}")
+        if pa.types.is_floating(kind) and not pc.all(good := pc.is_finite(events[name])).as_py():
+            raise ValueError(
+                f"group_events: column {name} must be finite, got {events[name].filter(pc.invert(good))[0]}"
+            )
     return names
 
 
@@ -148,6 +159,8 @@ def group_log(
         >>> def prepare(log, out):
         ...     return stca.data.write_requests(stca.data.group_log(stca.data.read_events(log)), out)
     """
+    if parts < 1:
+        raise ValueError(f"group_log: parts must be at least 1, got {parts}")
     with tempfile.TemporaryDirectory(prefix="stca-") as folder:
         for file in _spill(tables, parts, Path(folder)):
             with pa.ipc.open_stream(file) as stream:
@@ -171,7 +184,13 @@ def _spill(tables: Iterable[pa.Table], parts: int, folder: Path) -> list[Path]:
 
 
 def part_of_user(events: pa.Table, parts: int) -> Integers:
-    """Which of `parts` each event belongs to, [E]: a user's are all in one, and users spread evenly."""
+    """Which of `parts` each event belongs to, [E]: a user's are all in one, and users spread evenly.
+
+    Raises:
+        ValueError: users that are no integers.
+    """
+    if not pa.types.is_integer(kind := events.schema.field("user_id").type):
+        raise ValueError(f"group_log: column user_id must be integers, got {kind}")
     scattered = events["user_id"].to_numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
     part: Integers = (scattered % np.uint64(parts)).astype(np.int64)
     return part

@@ -1,8 +1,7 @@
 """What each column of a log is to become, told from all of its files and values before any event is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -12,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stca.data.cells import are_integers, id_cells, is_number
-from stca.data.formats import BY_NAME, FORMATS, IDS, UNITS, LogFormat, is_label
+from stca.data.detect import missing_column
+from stca.data.formats import FORMATS, IDS, UNITS, LogFormat, is_label
 from stca.data.ids import Names
 from stca.data.read import open_file
 from stca.data.source import Piece, column_names, is_parquet, pieces
@@ -51,31 +51,6 @@ class Plan:
         return ours == "timestamp" or self.types.get(ours) == pa.int64()
 
 
-def detect_format(path: Path, forms: Mapping[str, LogFormat] = FORMATS) -> LogFormat:
-    """The form of a log: by its name where it has no header, else the first whose columns are all there.
-
-    Raises:
-        ValueError: a file that cannot be read, or columns of none, by the nearest form's first that is missing.
-    """
-    named = BY_NAME.get(path.name.lower().removesuffix(".gz").removesuffix(".zip"), "")
-    if named in forms:
-        return forms[named]
-    like = next(iter(forms.values()))
-    delimiters = (",", "\t", ";", "|") if (like.delimiter, like.header) == (",", None) else (like.delimiter,)
-    wrong: list[tuple[int, str]] = []
-    for delimiter in delimiters:
-        present = column_names(path, replace(like, delimiter=delimiter))
-        for name, form in forms.items():
-            missing = [theirs for theirs in form.columns.values() if theirs not in present]
-            if form.header == like.header and not missing:
-                return replace(form, delimiter=delimiter)
-            if form.header == like.header:
-                near = get_close_matches(missing[0], present, 1)
-                hint = f", is it {near[0]}?" if near else "; if the file has no header, name its columns"
-                wrong.append((len(missing), f"column {missing[0]} of a {name} log is missing, got {present}{hint}"))
-    raise ValueError(f"{path}: {min(wrong, key=lambda each: each[0])[1]}")
-
-
 def look(path: Path, form: LogFormat, room: int = 0) -> Seen:
     """What a file holds; of columns that are text, or times of no unit, every value is looked at.
 
@@ -87,12 +62,11 @@ def look(path: Path, form: LogFormat, room: int = 0) -> Seen:
     Raises:
         ValueError: a file that cannot be read, a column that is missing, or a value that none of its column can be.
     """
+    form.check_roles(str(path))
     present = column_names(path, form)
     for theirs in form.columns.values():
         if theirs not in present:
-            near = get_close_matches(theirs, present, 1)
-            hint = f", is it {near[0]}?" if near else ""
-            raise ValueError(f"{path}: column {theirs} is missing, got {present}{hint}")
+            raise ValueError(f"{path}: {missing_column(theirs, '', present)}")
     text = not is_parquet(path)
     seen = Seen(path, form, form.found(present), text, {})
     if not text:
@@ -152,13 +126,25 @@ def _note_units(seen: Seen, values: NDArray[Any], own: int | None) -> bool:
     seen.whole["timestamp"] = own is None and values.dtype == np.int64 and seen.whole.get("timestamp", True)
     if own is not None:
         return True
-    day = (values // 100 % 100 - 1 < 12) & (values % 100 - 1 < 31) & (values > 1990_00_00) & (values < 2100_00_00)
-    if day.all() and (values % 100 >= 1).all() and (values // 100 % 100 >= 1).all():
+    if _are_days(values):
         raise ValueError(f"{seen.where('timestamp')} must be times, got {values[0]} and the like: days as %Y%m%d?")
     for unit, rate in UNITS.items():
         plausible = (values >= _YEARS[0] * rate) & (values < _YEARS[1] * rate)
         if unit not in seen.units and plausible.any():
             seen.units[unit] = values[plausible.argmax()].item()
+    return False
+
+
+def _are_days(values: NDArray[Any]) -> bool:
+    """Whether numbers are days, hours or minutes written without a sign between: 20180920, 2018092012, 201809201230."""
+    for digits, most in ((0, (0, 0)), (2, (23, 0)), (4, (23, 59))):
+        days, rest = values // 10**digits, values % 10**digits
+        hours, minutes = (rest // 10 ** (digits - 2), rest % 10 ** (digits - 2)) if digits else (0 * rest, 0 * rest)
+        months = days // 100 % 100
+        fits = (days // 10_000 >= 1990) & (days // 10_000 < 2100) & (months >= 1) & (months <= 12)
+        fits &= (days % 100 >= 1) & (days % 100 <= 31) & (hours <= most[0]) & (minutes <= most[1])
+        if fits.all():
+            return True
     return False
 
 
@@ -174,6 +160,9 @@ def settle(files: Sequence[Seen], names: Names) -> Plan:
             odd = min(set(seen.columns) ^ set(first.columns))
             has, lacks = (seen, first) if odd in seen.columns else (first, seen)
             raise ValueError(f"{lacks.path}: column {has.columns[odd]} of {has.path} is missing")
+        if seen.columns != first.columns:
+            ours = min(ours for ours in seen.columns if seen.columns[ours] != first.columns[ours])
+            raise ValueError(f"{seen.where(ours)} must be {first.columns[ours]} as in {first.path}: logs of two forms")
     types = {}
     for ours in first.columns:
         if ours == "request_id":
@@ -187,7 +176,7 @@ def settle(files: Sequence[Seen], names: Names) -> Plan:
 
 def _request_type(files: Sequence[Seen]) -> pa.DataType:
     kinds = {_class_of("request_id", seen) for seen in files}
-    if not kinds & {"names"}:
+    if not kinds & {"names", "large"}:
         return pa.int64()
     bytes_too = any("binary" in str(seen.types["request_id"]) for seen in files)
     return pa.binary() if bytes_too else pa.string()
@@ -197,19 +186,20 @@ def _id_type(ours: str, files: Sequence[Seen], names: Names) -> pa.DataType:
     fixed = None if ours not in names.known else "names" if names.known[ours] else "integers"
     for seen in files:
         kind = _class_of(ours, seen)
-        if kind and fixed and kind != fixed:
+        if {kind, fixed} == {"integers", "names"} or (kind == "large" and fixed == "integers" and ours in names.known):
             raise ValueError(f"{seen.where(ours)} must hold {fixed}, as those read before, got {seen.types[ours]}")
-        fixed = fixed or kind
+        if kind is not None and fixed != "names":
+            fixed = kind if fixed != "large" else fixed
     names.known.setdefault(ours, {})
-    return pa.string() if fixed == "names" else pa.int64()
+    return pa.string() if fixed in ("names", "large") else pa.int64()
 
 
 def _class_of(ours: str, seen: Seen) -> str | None:
-    """What ids of a file are: integers, names, or either."""
+    """What ids of a file are: integers, names, integers past int64 among them ("large"), or what others are (None)."""
     if (kind := seen.form.kinds.get(ours, "id")) != "id":
         return "integers" if kind == "int" else "names"
     if pa.types.is_integer(seen.types[ours]) or pa.types.is_decimal(seen.types[ours]):
-        return "integers" if seen.whole.get(ours, True) else "names"
+        return "integers" if seen.whole.get(ours, True) else "large"
     return None if seen.whole.get(ours, seen.text) else "names"
 
 

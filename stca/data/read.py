@@ -23,7 +23,12 @@ UNREADABLE = (pa.ArrowException, OSError)  # what Arrow raises where a file is b
 def open_file(path: Path) -> pq.ParquetFile:
     """A Parquet file, whose pages are held against their checksums where it has any, or an error that names it."""
     try:
-        return pq.ParquetFile(path, metadata=_footer(*_version(path))[0], page_checksum_verification=True)
+        return pq.ParquetFile(
+            path,
+            metadata=_footer(*_version(path))[0],
+            page_checksum_verification=True,
+            coerce_int96_timestamp_unit="us",  # nanoseconds, Arrow's own choice, wrap before 1677 and after 2262
+        )
     except UNREADABLE as error:
         raise ValueError(f"{path}: must be a whole Parquet file: {error}") from error
 

@@ -100,6 +100,8 @@ def request_numbers(events: pa.Table) -> Integers | None:
     column = events["request_id"]
     if column.null_count:
         raise ValueError(f"group_events: column request_id must not have empty values, got {column.null_count}")
+    if pa.types.is_nested(column.type) or pa.types.is_floating(column.type):
+        raise ValueError(f"group_events: column request_id must be integers or text, got {column.type}")
     if pa.types.is_integer(column.type):
         return np.asarray(column.to_numpy())
     return np.asarray(column.combine_chunks().dictionary_encode().indices.to_numpy())

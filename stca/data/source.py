@@ -1,4 +1,4 @@
-"""The files of an event log: found, told apart by their first bytes, and read a piece at a time."""
+"""A file of an event log: told by its first bytes, and read a piece at a time."""
 
 import csv
 import io
@@ -17,12 +17,11 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from stca.data.formats import FORMATS, LogFormat
-from stca.data.git import is_clone
 from stca.data.read import UNREADABLE, broken_part, open_file
 
-_SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".parquet", ".parq", ".pq")
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 _HEAD = 1 << 20  # bytes in which a header must end
+_BLOCKS = 1 << 20, 1 << 28  # bytes of a piece; the second where a row does not fit into the first
 _SMALL = 1 << 10  # bytes of a file that may be nothing but its packing
 
 
@@ -47,40 +46,6 @@ class Piece:
         row = self.first + (at if self.rows is None else int(self.rows[at]))
         got = repr(value) if count is None else f"{count}, the first"
         return ValueError(f"{self.path}: column {theirs} must {expected}, got {got} in row {row}")
-
-
-def log_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
-    """Files and git clones, in their order; in the place of any other folder the files in it, by name.
-
-    Of a folder's files those count that are named as logs are (`.csv`, `.parquet`, ..., packed or not) or `part-...`;
-    what begins with a dot or an underscore is left out, as by Spark and Hive. Folders in it are looked into.
-
-    Raises:
-        ValueError: a path that does not exist, or a folder without a log.
-    """
-    found: list[Path] = []
-    for path in map(Path, [paths] if isinstance(paths, Path | str) else paths):
-        if not path.exists():
-            raise ValueError(f"{path}: must exist, got no such file or folder")
-        if is_clone(path) or path.is_file():
-            found.append(path)
-            continue
-        if not path.is_dir():
-            raise ValueError(f"{path}: must be a file or a folder, which can be read twice")
-        inside = sorted(each for each in path.rglob("*") if each.is_file() and _is_part(each, path))
-        if not inside:
-            raise ValueError(f"{path}: must be a git repository with commits, at its top, or hold CSV or Parquet files")
-        found += inside
-    return found
-
-
-def _is_part(file: Path, folder: Path) -> bool:
-    if any(name.startswith((".", "_")) for name in file.relative_to(folder).parts):
-        return False
-    name = file.name.lower()
-    for packed in (".gz", ".bz2", ".zst", ".lz4", ".xz", ".zip"):
-        name = name.removesuffix(packed)
-    return name.endswith(_SUFFIXES) or name.startswith("part-")
 
 
 def is_parquet(path: Path) -> bool:
@@ -131,7 +96,10 @@ def _header(path: Path, form: LogFormat) -> list[str]:
         delimiter=form.delimiter,
         quoting=csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE,
     )
-    return next(lines, [])
+    try:
+        return next(lines, [])
+    except csv.Error as error:
+        raise unreadable(path, error) from error
 
 
 @contextmanager
@@ -157,7 +125,7 @@ def opened(path: Path, form: LogFormat) -> Iterator[Any]:
             packed = next((name for magic, name in _PACKED.items() if begin.startswith(magic)), "none")
         with pa.input_stream(str(path), compression=None if packed == "none" else packed) as stream:
             yield stream
-    except (*UNREADABLE, zipfile.BadZipFile, lzma.LZMAError, EOFError, csv.Error) as error:
+    except (*UNREADABLE, zipfile.BadZipFile, lzma.LZMAError, EOFError) as error:
         raise unreadable(path, error) from error
 
 
@@ -205,6 +173,22 @@ def _of_parquet(path: Path, wanted: list[str]) -> Iterator[pa.Table]:
 
 
 def _of_text(path: Path, form: LogFormat, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+    done = 0
+    for size in _BLOCKS:
+        try:
+            left = done
+            for table in _blocks(path, form, types, size):
+                if left < len(table):
+                    done += len(table) - left
+                    yield table.slice(left)
+                left = max(0, left - len(table))
+            return
+        except ValueError as error:
+            if "straddling" not in str(error) or size == _BLOCKS[-1]:
+                raise
+
+
+def _blocks(path: Path, form: LogFormat, types: dict[str, pa.DataType], size: int) -> Iterator[pa.Table]:
     # Types are given: one that Arrow finds in the first megabyte would not fit what comes later.
     with opened(path, form) as stream:
         yield from map(
@@ -214,6 +198,7 @@ def _of_text(path: Path, form: LogFormat, types: dict[str, pa.DataType]) -> Iter
                 read_options=pyarrow.csv.ReadOptions(
                     column_names=form.header and [name or f"empty{i}" for i, name in enumerate(form.header)],
                     encoding=form.encoding,
+                    block_size=size,
                 ),
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter=form.delimiter, quote_char='"' if form.quoted else False, newlines_in_values=form.quoted

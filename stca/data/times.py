@@ -1,6 +1,7 @@
 """Times of a log's events, in whatever form a file has them, to seconds."""
 
 from contextlib import suppress
+from datetime import datetime
 from fractions import Fraction
 from typing import Any
 
@@ -11,9 +12,8 @@ from numpy.typing import NDArray
 
 from stca.data.cells import BROKEN, as_integers, cells, converted, finite, good_part, integers_of_text, parsed
 from stca.data.formats import UNITS, LogFormat
+from stca.data.git import YEAR_1, YEAR_10000
 from stca.data.source import Piece
-
-_YEAR_1, _YEAR_10000 = -62_135_596_800, 253_402_300_800  # seconds
 
 
 def times(piece: Piece, theirs: str, form: LogFormat) -> tuple[NDArray[Any], int | None]:
@@ -28,8 +28,9 @@ def times(piece: Piece, theirs: str, form: LogFormat) -> tuple[NDArray[Any], int
     if form.time_format is not None:
         text = column.cast(pa.string())
         expected = f"be times like {form.time_format}"
-        parse = parsed(piece, theirs, text, lambda part: pc.strptime(part, form.time_format, "s"), expected)
-        return parse.cast(pa.int64()).to_numpy(), 1
+        found = parsed(piece, theirs, text, lambda part: pc.strptime(part, form.time_format, "s"), expected)
+        _check_days(piece, theirs, text, found, form.time_format)
+        return found.cast(pa.int64()).to_numpy(), 1
     if column.type == pa.string():
         column = _times_of_text(piece, theirs, column)
     if pa.types.is_date(column.type):
@@ -41,6 +42,17 @@ def times(piece: Piece, theirs: str, form: LogFormat) -> tuple[NDArray[Any], int
     if pa.types.is_float64(column.type) or pa.types.is_decimal(column.type):
         return finite(piece, theirs, column.cast(pa.float64())).to_numpy(), None
     raise ValueError(f"{piece.path}: column {theirs} must be numbers or times, got {column.type}")
+
+
+def _check_days(piece: Piece, theirs: str, text: pa.Array, found: pa.Array, time_format: str) -> None:
+    """Refuses days such as the 31st of June, of which Arrow makes one of the first three of the next month."""
+    doubtful = text.filter(pc.less_equal(pc.day(found), 3)).unique()
+    for each in doubtful.to_pylist():
+        try:
+            datetime.strptime(each, time_format)
+        except ValueError as error:
+            at = pc.index(text, each).as_py()
+            raise piece.error(theirs, f"be times like {time_format}", at, each) from error
 
 
 def _times_of_text(piece: Piece, theirs: str, column: pa.Array) -> pa.Array:
@@ -78,13 +90,11 @@ def seconds(piece: Piece, theirs: str, form: LogFormat, per_second: float) -> pa
     """
     values, own = times(piece, theirs, form)
     rate = Fraction(own or per_second).limit_denominator(1_000_000)
-    if values.dtype == np.int64:
-        far = abs(values.astype(np.float64)) / float(rate) > _YEAR_10000
-        result = np.where(far, 0, values) * rate.denominator // rate.numerator
-    else:
-        result = np.floor(values / float(rate))
-        far = abs(result) > _YEAR_10000
-    if (far | (result < _YEAR_1) | (result >= _YEAR_10000)).any():
-        at = int((far | (result < _YEAR_1) | (result >= _YEAR_10000)).argmax())
-        raise piece.error(theirs, "be a time in the years 1 to 9999", at, piece.table[theirs][at].as_py())
-    return pa.array(result.astype(np.int64))
+    real = np.floor(values / float(rate))
+    wrong = (real < YEAR_1) | (real >= YEAR_10000)
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise piece.error(theirs, "be a time in the years 1 to 9999", at, values[at].item())
+    if values.dtype == np.int64:  # exactly
+        return pa.array(values * rate.denominator // rate.numerator)
+    return pa.array(real.astype(np.int64))

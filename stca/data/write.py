@@ -1,6 +1,6 @@
 """Request-level batches to Parquet."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -28,6 +28,7 @@ def write_requests(
     *,
     tokens: int = 1_000_000,
     nbytes: int = 64 << 20,
+    metadata: Callable[[], Mapping[str, str]] = dict,
 ) -> int:
     """Writes batches as one Parquet file (zstd, checksums) that any reader of Parquet understands.
 
@@ -44,6 +45,7 @@ def write_requests(
             meanwhile.
         tokens: history rows of a row group at most, and targets at most.
         nbytes: bytes of a row group in memory at most.
+        metadata: gives what else the file keeps, once all batches are written.
 
     Returns:
         Histories written.
@@ -78,6 +80,7 @@ def write_requests(
             written += len(table)
         if writer is None:
             raise ValueError("write_requests: batches must hold at least one batch, got none")
+        writer.add_key_value_metadata(metadata())
     return written
 
 
