@@ -61,3 +61,11 @@ def mesh() -> Iterator[DeviceMesh]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def keyed() -> Callable[..., Any]:
+    """torchrec's own KeyedJaggedTensor."""
+    module = pytest.importorskip("torchrec.sparse.jagged_tensor", exc_type=ImportError)
+    constructor: Callable[..., Any] = module.KeyedJaggedTensor
+    return constructor

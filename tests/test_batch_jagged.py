@@ -61,14 +61,6 @@ def test_bad_nested_tensors(arguments: Any, message: str) -> None:
         from_nested(*arguments)
 
 
-@pytest.fixture
-def keyed() -> Callable[..., Any]:
-    """torchrec's own constructor."""
-    module = pytest.importorskip("torchrec.sparse.jagged_tensor", exc_type=ImportError)
-    constructor: Callable[..., Any] = module.KeyedJaggedTensor
-    return constructor
-
-
 @pytest.mark.peers
 def test_keyed_jagged_tensors(keyed: Callable[..., Any]) -> None:
     batch = _batch()

@@ -10,14 +10,6 @@ from cases import offsets
 from stca.batch import RequestBatch, Sample, from_keyed, from_nested, from_pointwise, to_keyed
 
 
-@pytest.fixture
-def keyed() -> Callable[..., Any]:
-    """torchrec's own constructor."""
-    module = pytest.importorskip("torchrec.sparse.jagged_tensor", exc_type=ImportError)
-    constructor: Callable[..., Any] = module.KeyedJaggedTensor
-    return constructor
-
-
 @pytest.mark.peers
 def test_f7_keyed_tensors_of_other_forms(keyed: Callable[..., Any]) -> None:
     ones, values = torch.tensor([1, 1, 1, 1]), torch.tensor([5, 20, 21, 22])

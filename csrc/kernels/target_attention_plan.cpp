@@ -79,6 +79,7 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
     plan.partial_count = merge.partial_end;
     plan.merges.push_back(merge);
   }
+  // Stable, so that of the pieces of a history none is taken before an earlier one: they add up in their order.
   std::stable_sort(plan.items.begin(), plan.items.end(),
                    [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
 }

@@ -44,13 +44,15 @@ at::ScalarType accumulation_type(const at::Tensor& tensor);
 at::Tensor with_contiguous_rows(const at::Tensor& tensor);
 
 // Calls work(item, scratch) once for each item in [0, count) on the threads of at::parallel_for, each thread with
-// `scratch_bytes` of its own. A free thread takes the next item, so items are best sorted by falling cost.
+// `scratch_bytes` of its own. A free thread takes the next item, so items are best sorted by falling cost. Calls one
+// after the other may share memory in `kept`, so that its pages are brought in once.
 template <class Work>
-void for_each_item(int64_t count, int64_t scratch_bytes, const Work& work) {
+void for_each_item(int64_t count, int64_t scratch_bytes, const Work& work, at::Tensor* kept = nullptr) {
   if (count == 0) return;
   const int64_t threads = std::min<int64_t>(count, at::get_num_threads());
   const int64_t stride = (scratch_bytes + 63) / 64 * 64;
-  const at::Tensor scratch = at::empty({threads * stride}, at::kByte);
+  at::Tensor own, &scratch = kept == nullptr ? own : *kept;
+  if (!scratch.defined() || scratch.numel() < threads * stride) scratch = at::empty({threads * stride}, at::kByte);
   char* memory = static_cast<char*>(scratch.mutable_data_ptr());
   std::atomic<int64_t> next{0};
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {

@@ -28,26 +28,21 @@ void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan
 }
 
 // Pieces of one history add up their dq in order. Whoever is done too early waits for a piece that another thread took
-// before, so that nobody waits for ever, and a thread holds one dq, however many pieces there are. Ranges of rows share
-// `scratch`, so that its pages are brought in once.
+// before, so that nobody waits for ever, and a thread holds one dq, however many pieces there are.
 void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionPlan& plan, at::Tensor& scratch) {
   const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_item);
   const auto add_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_add);
   std::vector<std::atomic<int64_t>> next(plan.merges.size());  // the partial result that each merge takes next
   for (size_t m = 0; m < next.size(); ++m) next[m] = plan.merges[m].partial_begin;
-  const int64_t bytes = (plan.scratch_size * accumulator_size(p.forward.dtype) + 63) / 64 * 64;
-  const int64_t threads = std::min<int64_t>(plan.items.size(), at::get_num_threads());
-  if (!scratch.defined() || scratch.numel() < threads * bytes) scratch = at::empty({threads * bytes}, at::kByte);
-  char* memory = static_cast<char*>(scratch.mutable_data_ptr());
-  for_each_item(plan.items.size(), 0, [&](int64_t i, void*) {
+  auto work = [&](int64_t i, void* own) {
     const TargetAttentionItem& item = plan.items[i];
-    void* own = memory + at::get_thread_num() * bytes;
     item_kernel(p, plan.tiling, item, own);
     if (item.merge < 0) return add_kernel(p, item, own);
     while (next[item.merge].load(std::memory_order_acquire) != item.partial) std::this_thread::yield();
     add_kernel(p, item, own);
     next[item.merge].store(item.partial + 1, std::memory_order_release);
-  });
+  };
+  for_each_item(plan.items.size(), plan.scratch_size * accumulator_size(p.forward.dtype), work, &scratch);
 }
 
 #if defined(STCA_WITH_CUDA)

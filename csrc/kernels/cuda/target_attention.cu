@@ -251,7 +251,6 @@ const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, vo
 }  // namespace cuda
 
 const char* target_attention_cuda_refusal(const TargetAttentionParams& p, const CudaDevice& device, bool backward) {
-  if (p.dtype == Dtype::kFloat64) return "float32, bfloat16 or float16";
   if (p.shared && p.key_dim > 1024) return "a width of at most 1024 when v is None";
   if (!p.shared && cuda::max(p.key_dim, p.value_dim) > 256) return "widths of at most 256 when v is given";
   if (backward && p.dtype == Dtype::kFloat32 && p.key_dim > 512 && device.shared_bytes < cuda::kLargeSharedBytes) {

@@ -133,9 +133,7 @@ auto visit_case(const TargetAttentionParams& p, F f) {
     if (width <= 128) return f(type, std::integral_constant<int, 128>(), kShared);
     return f(type, std::integral_constant<int, 256>(), kShared);
   };
-  if (p.dtype == Dtype::kFloat32) return with_type(Element<float>());
-  if (p.dtype == Dtype::kBFloat16) return with_type(Element<bfloat16>());
-  return with_type(Element<float16>());
+  return visit_cuda_dtype(p.dtype, with_type);
 }
 
 }  // namespace cuda
