@@ -59,6 +59,7 @@ inline bool any_in_warp(bool value) {
   return false;
 }
 
+inline float rounded_product(float a, float b) { return a * b; }
 inline float exp2(float x) { return std::exp2(x); }
 inline float log2(float x) { return std::log2(x); }
 
@@ -170,6 +171,9 @@ STCA_DEVICE V shuffle_up(V value, int by) {
 
 STCA_DEVICE bool any_in_warp(bool value) { return __any_sync(0xffffffffu, value); }
 
+// a * b, rounded before something is added: nvcc would make one instruction of both in one kernel and not in another,
+// and the forward and the backward pass must turn the same score into the same weight.
+STCA_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 STCA_DEVICE float exp2(float x) { return exp2f(x); }
 STCA_DEVICE float log2(float x) { return log2f(x); }
 

@@ -128,7 +128,8 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
       for (int i = 0; i < F::kColumns / F::kRowThreads; ++i) {
         const int n = own_column + i * F::kRowThreads;
         const bool seen = sees.begin <= from + n && from + n < sees.end;
-        own[i] = seen ? scale * sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, own_row, n) : -infinity();
+        const float score = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, own_row, n);
+        own[i] = seen ? rounded_product(scale, score) : -infinity();
         largest = own[i] > largest ? own[i] : largest;
       }
       for (int by = 1; by < F::kRowThreads; by *= 2) {

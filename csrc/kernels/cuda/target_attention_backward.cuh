@@ -36,7 +36,7 @@ struct Weights {
 // p and scale * ds of a query row and history row n of its request; 0 where it does not see n, or n is not below `end`.
 STCA_DEVICE Weights weights_of(const Row& row, int n, int end, float scale, float score, float dp) {
   if (n < row.from || n >= min(row.to, end) || row.inverse == 0) return {0, 0};
-  const float weight = exp2(scale * kLog2E * score - row.most) * row.inverse;
+  const float weight = exp2(rounded_product(scale * kLog2E, score) - row.most) * row.inverse;
   return {weight, weight * (dp - row.delta) * scale};
 }
 
