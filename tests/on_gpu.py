@@ -64,8 +64,9 @@ def build(seconds: float) -> str:
 
 
 def pytest(seconds: float, log: str, *arguments: str, before: tuple[str, ...] = (), **env: str) -> str:
-    """The tests on the GPU; -P leaves out the folder they start from, whose stca has no built part."""
-    command = [*before, sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", *arguments, *TESTS]
+    """The tests on the GPU; neither -P nor a conftest.py puts the root first, whose stca has no built part."""
+    settings = ["-P", "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir=tests"]
+    command = [*before, sys.executable, *settings, *arguments, *TESTS]
     return run(command, seconds, log, **env)
 
 
