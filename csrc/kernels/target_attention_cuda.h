@@ -10,6 +10,7 @@ namespace stca {
 struct CudaDevice {
   int multiprocessors;
   int shared_bytes;  // of one block, at most
+  int capability;    // 90 for sm_90
 };
 
 // nullptr, or what the CUDA kernels support where they do not support this call.

@@ -3,6 +3,9 @@
 // A block holds a tile of query rows in shared memory and streams its split of the history through it: scores of a tile
 // of history rows, online softmax, weights times values. Scores never leave the block. When v is k, one tile serves
 // both products. Two tiles are in flight: the next is copied while this one is used.
+#if defined(STCA_SM90)
+#include "sm90/target_attention.h"
+#endif
 #include "target_attention.cuh"
 
 namespace stca {
@@ -44,21 +47,6 @@ struct Forward : Columns<T, kCap> {
   static_assert(kBytes <= kSharedBytes);
   static_assert(kRowThreads <= kColumns && kWarp % kRowThreads == 0);
 };
-
-struct Partials {
-  float* sums;     // [partials, rows of a tile, Dv]
-  float* softmax;  // [partials, rows of a tile, 2]
-};
-
-// softmax and lse of a query row from its largest score (in units of log 2) and its sum of weights.
-STCA_DEVICE void write_softmax(const TargetAttentionParams& p, QueryRow at, float most, float weights) {
-  const int64_t row = at.target * p.heads + at.head;
-  static_cast<float*>(p.softmax)[2 * row] = most;
-  static_cast<float*>(p.softmax)[2 * row + 1] = weights;
-  static_cast<float*>(p.lse)[row] = weights == 0 ? -infinity() : kLn2 * (most + log2(weights));
-}
-
-STCA_DEVICE float inverse(float weights) { return weights == 0 ? 0.0f : 1 / weights; }
 
 template <class T, int kCap, bool kShared>
 __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
@@ -244,11 +232,20 @@ const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, vo
   const char* error = launch("target_attention", &attend<T, kCap, kShared>, min(int64_t(cut.slots), most_items(p, cut)),
                              F::kThreads, F::kBytes, stream, p, cut, work, partials, aligned_tensors(p, nullptr));
   if (error != nullptr) return error;
-  return launch("target_attention merge", &merge<T>, divide_up(p.num_targets * p.heads, kMergeWarps),
-                kMergeWarps * kWarp, 0, stream, p, cut, work, partials);
+  return launch_merge(p, cut, work, partials, stream);
 }
 
 }  // namespace
+
+const char* launch_merge(const TargetAttentionParams& p, const Cut& cut, const Work& work, const Partials& partials,
+                         Stream stream) {
+  return visit_cuda_dtype(p.dtype, [&](auto type) {
+    return launch("target_attention merge", &merge<typename decltype(type)::element>,
+                  divide_up(p.num_targets * p.heads, kMergeWarps), kMergeWarps * kWarp, 0, stream, p, cut, work,
+                  partials);
+  });
+}
+
 }  // namespace cuda
 
 const char* target_attention_cuda_refusal(const TargetAttentionParams& p, const CudaDevice& device, bool backward) {
@@ -261,6 +258,9 @@ const char* target_attention_cuda_refusal(const TargetAttentionParams& p, const 
 }
 
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
+#if defined(STCA_SM90)
+  if (cuda::sm90::takes(params, device)) return cuda::sm90::workspace(params, device);
+#endif
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
     return cuda::workspace_of<cuda::Forward<T, decltype(width)::value, decltype(shared)::value>>(params, device);
@@ -270,6 +270,11 @@ int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, con
 const char* target_attention_cuda(const TargetAttentionParams& params, const CudaDevice& device, void* workspace,
                                   void* stream) {
   if (params.num_targets == 0) return nullptr;
+#if defined(STCA_SM90)
+  if (cuda::sm90::takes(params, device)) {
+    return cuda::sm90::launch_forward(params, device, workspace, static_cast<cuda::Stream>(stream));
+  }
+#endif
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
     return cuda::enqueue<T, decltype(width)::value, decltype(shared)::value>(params, device, workspace,

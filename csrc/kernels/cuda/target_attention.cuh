@@ -49,6 +49,26 @@ STCA_DEVICE void clip_to_visible(const TargetAttentionParams& p, int64_t target,
   end = int(min(int64_t(end), p.visible[2 * target + 1]));
 }
 
+// What splits of a history give for the query rows of a tile.
+struct Partials {
+  float* sums;     // [partials, rows of a tile, Dv]
+  float* softmax;  // [partials, rows of a tile, 2]
+};
+
+// Adds up the partial results of requests that were split, in order of splits.
+const char* launch_merge(const TargetAttentionParams& p, const Cut& cut, const Work& work, const Partials& partials,
+                         Stream stream);
+
+// softmax and lse of a query row from its largest score (in units of log 2) and its sum of weights.
+STCA_DEVICE void write_softmax(const TargetAttentionParams& p, QueryRow at, float most, float weights) {
+  const int64_t row = at.target * p.heads + at.head;
+  static_cast<float*>(p.softmax)[2 * row] = most;
+  static_cast<float*>(p.softmax)[2 * row + 1] = weights;
+  static_cast<float*>(p.lse)[row] = weights == 0 ? -infinity() : kLn2 * (most + log2(weights));
+}
+
+STCA_DEVICE float inverse(float weights) { return weights == 0 ? 0.0f : 1 / weights; }
+
 // kRows query rows of a tile of q, or of a contiguous [T, H, width] tensor, to shared memory.
 template <int kCap, int kRows, int kThreads, class T>
 STCA_DEVICE void load_query_rows(T* to, const TargetAttentionParams& p, const Item& item, int first, const void* tensor,

@@ -41,7 +41,7 @@ struct BackwardRows : Columns<T, kCap> {
 
 template <class T, int kCap, bool kShared>
 __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
-    differentiate_rows(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* delta,
+    differentiate_rows(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const Weighing* weighing,
                        const Aligned aligned) {
   using F = BackwardRows<T, kCap, kShared>;
   const TargetAttentionParams& p = b.forward;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
       load_query_rows<kCap, F::kRows, F::kThreads>(douts, p, item, first, b.dout, p.heads * p.value_dim, p.value_dim,
                                                    p.value_dim, aligned.dout);
       commit_copies();
-      load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, delta);
+      load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, weighing, int(threadIdx.x));
       wait_copies<0>();
       sync_block();
 
@@ -153,7 +153,7 @@ const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& de
   if (const char* error = launch_work(p, cut, work, stream)) return error;
   return launch("target_attention backward of history", &differentiate_rows<T, kCap, kShared>,
                 min(int64_t(cut.slots), most_items(p, cut)), F::kThreads, F::kBytes, stream, b, cut, work,
-                delta_at(workspace, p), aligned_tensors(p, b.dout));
+                weighing_at(workspace, p), aligned_tensors(p, b.dout));
 }
 
 }  // namespace

@@ -6,23 +6,28 @@
 namespace stca {
 namespace cuda {
 
-// What turns the scores of a query row into weights and their gradients; sees no row where it is none.
-struct Row {
-  float most, inverse, delta;  // p = 2^(score in units of log 2 - most) * inverse
-  int from, to;                // history rows that it sees, from the request's first
+// What turns the scores of a query row into weights and their gradients, [T, H]: p = 2^(score in units of log 2 - most)
+// * inverse, and delta = dout . out - dlse.
+struct alignas(16) Weighing {
+  float most, inverse, delta, unused;
 };
 
-// kRows of them from query row `first` of the item on, to shared memory.
+// The same in shared memory, with the history rows that the query row sees, from the request's first.
+struct Row {
+  float most, inverse, delta;
+  int from, to;
+};
+
+// kRows of them from query row `first` of the item on, to shared memory, by kThreads of which this is the `thread`th.
 template <int kRows, int kThreads>
 STCA_DEVICE void load_rows_info(Row* to, const TargetAttentionParams& p, const Item& item, int first,
-                                const float* delta) {
-  for (int row = int(threadIdx.x); row < kRows; row += kThreads) {
+                                const Weighing* weighing, int thread) {
+  for (int row = thread; row < kRows; row += kThreads) {
     Row info{0, 0, 0, 0, 0};
     if (first + row < item.query_rows) {
       const QueryRow at = query_row(p, item, first + row);
-      const int64_t index = at.target * p.heads + at.head;
-      const float* softmax = static_cast<const float*>(p.softmax) + 2 * index;
-      info = {softmax[0], softmax[1] == 0 ? 0.0f : 1 / softmax[1], delta[index], 0, item.history_rows};
+      const Weighing of = weighing[at.target * p.heads + at.head];
+      info = {of.most, of.inverse, of.delta, 0, item.history_rows};
       clip_to_visible(p, at.target, info.from, info.to);
     }
     to[row] = info;
@@ -40,15 +45,17 @@ STCA_DEVICE Weights weights_of(const Row& row, int n, int end, float scale, floa
   return {weight, weight * (dp - row.delta) * scale};
 }
 
-// Workspace: how the call is cut, delta [T, H], then what the gradients of q need.
-inline float* delta_at(void* workspace, const TargetAttentionParams& p) {
-  return reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests)));
+// Workspace: how the call is cut, the weighing of query rows, then what the gradients of q need.
+inline Weighing* weighing_at(void* workspace, const TargetAttentionParams& p) {
+  return reinterpret_cast<Weighing*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests)));
 }
-inline int64_t delta_bytes(const TargetAttentionParams& p) {
-  return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(float)));
+inline int64_t weighing_bytes(const TargetAttentionParams& p) {
+  return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(Weighing)));
 }
 
-// Gradients of k and v, from delta; and delta, then the gradients of q.
+// Gradients of k and v. The gradients of q are before and after: the weighing, then dq, then the merge of its parts.
+const char* launch_merge_of_q(const TargetAttentionBackwardParams& b, const Cut& cut, const Work& work,
+                              const float* partials, Stream stream);
 const char* launch_backward_of_history(const TargetAttentionBackwardParams& params, const CudaDevice& device,
                                        void* workspace, Stream stream);
 

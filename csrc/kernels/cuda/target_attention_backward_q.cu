@@ -2,6 +2,9 @@
 //
 // As in the forward pass a block holds a tile of query rows, with dout, and streams its split of the history through:
 // scores and dp, from them ds, then dq += ds k in registers. Splits write partial sums, added up in order.
+#if defined(STCA_SM90)
+#include "sm90/target_attention.h"
+#endif
 #include "target_attention_backward.cuh"
 
 namespace stca {
@@ -40,8 +43,8 @@ struct BackwardQueries : Columns<T, kCap> {
 
 template <class T, int kCap, bool kShared>
 __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1)
-    differentiate_queries(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* delta,
-                          float* partials, const Aligned aligned) {
+    differentiate_queries(const TargetAttentionBackwardParams b, const Cut cut, const Work work,
+                          const Weighing* weighing, float* partials, const Aligned aligned) {
   using F = BackwardQueries<T, kCap, kShared>;
   const TargetAttentionParams& p = b.forward;
   char* memory = shared_memory();
@@ -64,7 +67,7 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
     const int first = item.tile * F::kRows;
     const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
     const int begin = seen.begin, end = seen.end;
-    load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, delta);
+    load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, weighing, int(threadIdx.x));
     const int tiles = (end - begin + F::kColumns - 1) / F::kColumns;
 
     auto load_tile = [&](int tile) {
@@ -143,9 +146,9 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
 
 constexpr int kWarps = 4;
 
-// delta[t, h] = dout . out - dlse, one warp each.
+// One warp for each (target, head).
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp) dot_with_output(const TargetAttentionBackwardParams b, float* delta) {
+__global__ void __launch_bounds__(kWarps* kWarp) weigh(const TargetAttentionBackwardParams b, Weighing* weighing) {
   const TargetAttentionParams& p = b.forward;
   const int lane = int(threadIdx.x) % kWarp;
   const int64_t at = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
@@ -156,7 +159,10 @@ __global__ void __launch_bounds__(kWarps* kWarp) dot_with_output(const TargetAtt
     sum += widen(static_cast<const T*>(b.dout)[i]) * widen(static_cast<const T*>(p.out)[i]);
   }
   for (int by = 1; by < kWarp; by *= 2) sum += shuffle_xor(sum, by);
-  if (lane == 0) delta[at] = sum - (b.dlse == nullptr ? 0.0f : static_cast<const float*>(b.dlse)[at]);
+  if (lane != 0) return;
+  const float* softmax = static_cast<const float*>(p.softmax) + 2 * at;
+  const float dlse = b.dlse == nullptr ? 0.0f : static_cast<const float*>(b.dlse)[at];
+  weighing[at] = {softmax[0], inverse(softmax[1]), sum - dlse, 0};
 }
 
 // One warp for each (target, head) whose request was split: its partial dq in order of splits.
@@ -186,29 +192,46 @@ const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& de
   const TargetAttentionParams& p = b.forward;
   const Cut cut = cut_of<F>(device);
   const Work work = work_at(workspace, p.num_requests);
-  float* delta = delta_at(workspace, p);
-  float* partials = delta + delta_bytes(p) / int64_t(sizeof(float));
+  Weighing* weighing = weighing_at(workspace, p);
+  float* partials = reinterpret_cast<float*>(reinterpret_cast<char*>(weighing) + weighing_bytes(p));
   const int64_t blocks = divide_up(p.num_targets * p.heads, kWarps);
-  const char* error =
-      launch("target_attention delta", &dot_with_output<T>, blocks, kWarps * kWarp, 0, stream, b, delta);
+  const char* error = launch("target_attention weighing", &weigh<T>, blocks, kWarps * kWarp, 0, stream, b, weighing);
+#if defined(STCA_SM90)
+  if (error == nullptr && sm90::takes_backward(b, device)) {
+    return sm90::launch_backward(b, device, workspace, weighing, partials, stream);
+  }
+#endif
   if (error == nullptr) error = launch_backward_of_history(b, device, workspace, stream);
   if (error == nullptr) error = launch_work(p, cut, work, stream);  // in the place of the one before, which is done
   if (error == nullptr) {
     error = launch("target_attention backward of q", &differentiate_queries<T, kCap, kShared>,
-                   min(int64_t(cut.slots), most_items(p, cut)), F::kThreads, F::kBytes, stream, b, cut, work, delta,
+                   min(int64_t(cut.slots), most_items(p, cut)), F::kThreads, F::kBytes, stream, b, cut, work, weighing,
                    partials, aligned_tensors(p, b.dout));
   }
   if (error != nullptr) return error;
-  return launch("target_attention merge of dq", &merge<T>, blocks, kWarps * kWarp, 0, stream, b, cut, work, partials);
+  return launch_merge_of_q(b, cut, work, partials, stream);
 }
 
 template <class F>
 int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
-  const int64_t rows = most_partials(cut_of<F>(device).slots) * F::kRows;
-  return aligned_bytes(work_bytes(p.num_requests)) + delta_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
+  int64_t rows = most_partials(cut_of<F>(device).slots) * F::kRows;
+#if defined(STCA_SM90)
+  if (sm90::takes(p, device)) rows = max(rows, sm90::partial_rows(device));
+#endif
+  return aligned_bytes(work_bytes(p.num_requests)) + weighing_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
 }
 
 }  // namespace
+
+const char* launch_merge_of_q(const TargetAttentionBackwardParams& b, const Cut& cut, const Work& work,
+                              const float* partials, Stream stream) {
+  return visit_cuda_dtype(b.forward.dtype, [&](auto type) {
+    return launch("target_attention merge of dq", &merge<typename decltype(type)::element>,
+                  divide_up(b.forward.num_targets * b.forward.heads, kWarps), kWarps * kWarp, 0, stream, b, cut, work,
+                  partials);
+  });
+}
+
 }  // namespace cuda
 
 int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {

@@ -1,0 +1,27 @@
+// target_attention on Hopper, for what its kernels take; the common kernels take everything else.
+#pragma once
+
+#include "../target_attention_backward.cuh"
+
+namespace stca {
+namespace cuda {
+namespace sm90 {
+
+// v is k, 16 bits, rows of up to 1,024 at multiples of 16 bytes, no index; backward one history head and q contiguous.
+bool takes(const TargetAttentionParams& p, const CudaDevice& device);
+bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device);
+
+// Bytes of workspace of the forward pass; rows of partial sums of the backward pass, at most.
+int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device);
+int64_t partial_rows(const CudaDevice& device);
+
+// Enqueue the passes. The workspace is laid out like that of the common kernels; backward, `weighing` has been computed
+// and `sums` is where partial sums go.
+const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream);
+const char* launch_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
+                            const Weighing* weighing, float* sums, Stream stream);
+
+}  // namespace sm90
+
+}  // namespace cuda
+}  // namespace stca

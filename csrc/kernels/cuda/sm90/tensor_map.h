@@ -1,0 +1,19 @@
+// Tensor maps, by which the copy engine of sm_90 finds tiles in a tensor.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace stca {
+namespace cuda {
+namespace sm90 {
+
+// Of a tensor [rows, heads, width] of 16-bit elements, strides in elements, in boxes of 64 columns by `box_rows` rows
+// of one head, rows of 128 bytes swizzled. nullptr, or what went wrong.
+const char* make_tensor_map(CUtensorMap& map, bool bfloat16, const void* data, int64_t rows, int64_t heads,
+                            int64_t width, int64_t row_stride, int64_t head_stride, int box_rows);
+
+}  // namespace sm90
+}  // namespace cuda
+}  // namespace stca

@@ -1,0 +1,218 @@
+// Hopper's own instructions (sm_90a), each as one function: barriers that count bytes, copies of tiles, products of a
+// warpgroup, and what blocks of a cluster send each other.
+//
+// Tiles in shared memory are slabs of 64 columns of 16 bits: rows of 128 bytes, whose 16-byte chunks are permuted by
+// the row (chunk ^ row % 8: the 128-byte swizzle), so that a column of chunks lies in different banks. Slabs start at
+// multiples of 1,024 bytes. Addresses are those of the shared window, 32 bits.
+#pragma once
+
+#include <cuda.h>
+
+#include "../ptx.cuh"
+
+namespace stca {
+namespace cuda {
+namespace sm90 {
+
+constexpr int kWarpgroup = 128;
+constexpr int kSlabRow = 128;  // bytes of a row of a slab
+
+// Where 16-byte chunk `chunk` of row `row` lies in a slab.
+STCA_DEVICE uint32_t swizzled(int row, int chunk) { return uint32_t(row * kSlabRow + ((chunk ^ (row & 7)) << 4)); }
+
+// ---- Barriers in shared memory. Phases alternate: a wait for `parity` passes when the phase of that parity is over;
+// a wait for 1 passes at once on a new barrier.
+
+STCA_DEVICE void init_barrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+STCA_DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+STCA_DEVICE void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Arrives, and lets the phase wait for that many bytes of copies besides.
+STCA_DEVICE void arrive_expecting(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+STCA_DEVICE void arrive_remote(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+STCA_DEVICE bool passed(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, "
+      "p;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+STCA_DEVICE void wait(uint32_t barrier, uint32_t parity) {
+  while (!passed(barrier, parity)) {
+  }
+}
+
+// Makes this thread's ordinary writes to shared memory visible to copies and products.
+STCA_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// All threads of one warpgroup; `name` is one of the 16 hardware barriers, 0 is sync_block's.
+STCA_DEVICE void sync_warpgroup(int name) { asm volatile("bar.sync %0, %1;" ::"r"(name), "n"(kWarpgroup) : "memory"); }
+
+// ---- Clusters.
+
+STCA_DEVICE uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+STCA_DEVICE void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The same place in the shared memory of another block of the cluster.
+STCA_DEVICE uint32_t remote(uint32_t address, uint32_t rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+// 16 bytes to another block, which count towards its barrier.
+STCA_DEVICE void send(uint32_t to, float a, float b, float c, float d, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "r"(__float_as_uint(a)), "r"(__float_as_uint(b)), "r"(__float_as_uint(c)), "r"(__float_as_uint(d)),
+               "r"(barrier)
+               : "memory");
+}
+
+// ---- Copies of tiles.
+
+// A box of a tensor map to shared memory; its bytes, zeros outside of the tensor included, count towards the barrier.
+STCA_DEVICE void copy_tile(uint32_t to, const CUtensorMap& map, int x, int y, int z, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+      "[%5];" ::"r"(to),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+
+// ---- Registers.
+
+// x, of which the compiler knows nothing: what is computed from it is not computed before a loop and held meanwhile.
+STCA_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+template <int kCount>
+STCA_DEVICE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+template <int kCount>
+STCA_DEVICE void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+}
+
+// ---- Products of a warpgroup. Row r of an accumulator of N columns lies in warp r / 16: with g = lane / 4 and
+// c = lane % 4, d[4 j + i] is at (16 warp + g + i / 2 * 8, 8 j + 2 c + i % 2).
+
+// A slab, or one 16-wide step of it, as an operand. Contracted over its columns (`kColumns`), a step is 32 bytes along
+// the rows, and groups of 8 rows follow 1,024 bytes apart. Contracted over its rows, a step is 16 rows, and the next 64
+// columns follow `slab` bytes apart.
+STCA_DEVICE uint64_t operand(uint32_t address, int leading, int stride) {
+  // In a cluster the bits above name the block.
+  const uint32_t low = (address & 0x3ffff) >> 4 | uint32_t(leading >> 4) << 16, high = uint32_t(stride >> 4) | 1u << 30;
+  uint64_t both;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(low), "r"(high));
+  return both;
+}
+// The operand `bytes` further on, a multiple of 16.
+STCA_DEVICE constexpr uint64_t step(int bytes) { return uint64_t(bytes >> 4); }
+STCA_DEVICE uint64_t by_columns(uint32_t address) { return operand(address, 16, 1024); }
+STCA_DEVICE uint64_t by_rows(uint32_t address, int slab) { return operand(address, slab, 1024); }
+
+// Before the first product of a group: registers written before are seen by it.
+STCA_DEVICE void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+STCA_DEVICE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int kGroupsLeft>
+STCA_DEVICE void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroupsLeft) : "memory");
+}
+// The compiler may not move reads or writes of `d` across this point.
+template <int N>
+STCA_DEVICE void pin(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+#define STCA_INOUT_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define STCA_INOUT_16(d, i) STCA_INOUT_4(d, i), STCA_INOUT_4(d, i + 4), STCA_INOUT_4(d, i + 8), STCA_INOUT_4(d, i + 12)
+#define STCA_INOUT_32(d, i) STCA_INOUT_16(d, i), STCA_INOUT_16(d, i + 16)
+#define STCA_INOUT_128(d, i) \
+  STCA_INOUT_32(d, i), STCA_INOUT_32(d, i + 32), STCA_INOUT_32(d, i + 64), STCA_INOUT_32(d, i + 96)
+#define STCA_REGISTERS_32                                                  \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define STCA_REGISTERS_128                                                                       \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+
+// d [64, 64] = a [64, 16] b [16, 64], added to d where `add`; a from registers, as mma's (ptx.cuh), or a slab.
+template <class T>
+STCA_DEVICE void product_64(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add);
+template <class T>
+STCA_DEVICE void product_64(float (&d)[32], uint64_t a, uint64_t b, bool add);
+// d [64, 256] += a [64, 16] b [16, 256], b contracted over its rows.
+template <class T>
+STCA_DEVICE void product_256(float (&d)[128], uint64_t a, uint64_t b);
+
+#define STCA_WGMMA(type, name)                                                                                         \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void product_64<type>(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add) {     \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name \
+                 " {" STCA_REGISTERS_32 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"                                 \
+                 : STCA_INOUT_32(d, 0)                                                                                 \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));                                 \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void product_64<type>(float (&d)[32], uint64_t a, uint64_t b, bool add) {                 \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name \
+                 " {" STCA_REGISTERS_32 "}, %32, %33, p, 1, 1, 0, 0;\n}"                                               \
+                 : STCA_INOUT_32(d, 0)                                                                                 \
+                 : "l"(a), "l"(b), "r"(int(add)));                                                                     \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  __device__ __forceinline__ void product_256<type>(float (&d)[128], uint64_t a, uint64_t b) {                         \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." name "." name " {" STCA_REGISTERS_128                  \
+                 "}, %128, %129, 1, 1, 1, 0, 1;"                                                                       \
+                 : STCA_INOUT_128(d, 0)                                                                                \
+                 : "l"(a), "l"(b));                                                                                    \
+  }
+STCA_WGMMA(bfloat16, "bf16")
+STCA_WGMMA(float16, "f16")
+#undef STCA_WGMMA
+
+// Two values as a pair of 16 bits, the first in the lower half.
+STCA_DEVICE uint32_t narrow_pair(float low, float high, bfloat16) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+STCA_DEVICE uint32_t narrow_pair(float low, float high, float16) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+// Four 8 x 8 matrices to shared memory, a row each where the lanes say.
+STCA_DEVICE void store_matrices(uint32_t row, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+}  // namespace sm90
+}  // namespace cuda
+}  // namespace stca
