@@ -2,6 +2,7 @@
 //
 // As in the forward pass a block holds a tile of query rows, with dout, and streams its split of the history through:
 // scores and dp, from them ds, then dq += ds k in registers. Splits write partial sums, added up in order.
+#include "merge.cuh"
 #include "target_attention_backward.cuh"
 
 namespace stca {
@@ -58,9 +59,9 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
   const int key_width = max(0, min(F::kWarpColumns, int(p.key_dim) - column));
   const int value_width = max(0, min(F::kWarpColumns, int(p.value_dim) - column));
 
-  const int64_t items = work.item_begin[p.num_requests];
-  for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
-    load_item(&item, p, cut, work, number);
+  if (!start_range(&item, work)) return;
+  do {
+    load_item(&item, p, cut, work);
     const int first = item.tile * F::kRows;
     const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
     const int begin = seen.begin, end = seen.end;
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
         partials[(item.partial * F::kRows + first_row + row) * p.key_dim + column + d] = value;
       }
     });
-  }
+  } while (item.more);
 }
 
 constexpr int kWarps = 4;
@@ -159,34 +160,34 @@ __global__ void __launch_bounds__(kWarps* kWarp) dot_with_output(const TargetAtt
   if (lane == 0) delta[at] = sum - (b.dlse == nullptr ? 0.0f : static_cast<const float*>(b.dlse)[at]);
 }
 
-// One warp for each (target, head) whose request was split: its partial dq in order of splits.
+// Adds up the partial dq of a query row whose tile several ranges share, in order of splits.
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp)
-    merge(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* partials) {
+__global__ void __launch_bounds__(kMergeThreads) merge(const TargetAttentionBackwardParams b, const Cut cut,
+                                                       const Work work, const float* partials, const Merge merge) {
   const TargetAttentionParams& p = b.forward;
-  const int64_t at = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
-  if (at >= p.num_targets * p.heads) return;
-  const SplitRow row = split_row(p, cut, work, at);
-  if (row.splits == 1) return;
-  for (int64_t d = int(threadIdx.x) % kWarp; d < p.key_dim; d += kWarp) {
-    float sum = 0;
-    for (int64_t s = 0; s < row.splits; ++s) sum += partials[(row.first + s * cut.tile_rows) * p.key_dim + d];
-    narrow(sum, static_cast<T*>(b.dq)[at * p.key_dim + d]);
-  }
+  const int64_t number = blockIdx.x / merge.parts;
+  if (number >= work.merge_begin[cut.slots]) return;
+  const SplitRow row = split_row(p, cut, work, number);
+  T* dq = static_cast<T*>(b.dq) + (row.at.target * p.heads + row.at.head) * p.key_dim;
+  add_splits(
+      row, partials, p.key_dim, merge, int(blockIdx.x % merge.parts), [](int64_t) { return 1.0f; },
+      [&](int d, float sum) { narrow(sum, dq[d]); });
 }
 
-template <class F>
+template <class T, int kCap, bool kShared>
 Cut cut_of(const CudaDevice& device) {
-  return {F::kRows, F::kColumns, slots_of(device, F::kBytes), false};
+  using F = BackwardQueries<T, kCap, kShared>;
+  const int slots = slots_of(device, &differentiate_queries<T, kCap, kShared>, F::kThreads, F::kBytes);
+  return {F::kRows, F::kColumns, slots, false};
 }
 
 template <class T, int kCap, bool kShared>
 const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace, Stream stream) {
   using F = BackwardQueries<T, kCap, kShared>;
   const TargetAttentionParams& p = b.forward;
-  const Cut cut = cut_of<F>(device);
-  const Work work = work_at(workspace, p.num_requests);
-  float* delta = delta_at(workspace, p);
+  const Cut cut = cut_of<T, kCap, kShared>(device);
+  const Work work = work_at(workspace, p.num_requests, cut.slots);
+  float* delta = delta_at(workspace, p, device);
   float* partials = delta + delta_bytes(p) / int64_t(sizeof(float));
   const int64_t blocks = divide_up(p.num_targets * p.heads, kWarps);
   const char* error =
@@ -194,18 +195,20 @@ const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& de
   if (error == nullptr) error = launch_backward_of_history(b, device, workspace, stream);
   if (error == nullptr) error = launch_work(p, cut, work, stream);  // in the place of the one before, which is done
   if (error == nullptr) {
-    error = launch("target_attention backward of q", &differentiate_queries<T, kCap, kShared>,
-                   min(int64_t(cut.slots), most_items(p, cut)), F::kThreads, F::kBytes, stream, b, cut, work, delta,
-                   partials, aligned_tensors(p, b.dout));
+    error = launch("target_attention backward of q", &differentiate_queries<T, kCap, kShared>, cut.slots, F::kThreads,
+                   F::kBytes, stream, b, cut, work, delta, partials, aligned_tensors(p, b.dout));
   }
   if (error != nullptr) return error;
-  return launch("target_attention merge of dq", &merge<T>, blocks, kWarps * kWarp, 0, stream, b, cut, work, partials);
+  const Merge rows = merge_of(p, cut, p.key_dim);
+  return launch("target_attention merge of dq", &merge<T>, rows.grid(), kMergeThreads, kMergeBytes, stream, b, cut,
+                work, partials, rows);
 }
 
-template <class F>
+template <class T, int kCap, bool kShared>
 int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
-  const int64_t rows = most_partials(cut_of<F>(device).slots) * F::kRows;
-  return aligned_bytes(work_bytes(p.num_requests)) + delta_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
+  const Cut cut = cut_of<T, kCap, kShared>(device);
+  const int64_t rows = most_partials(cut.slots) * cut.tile_rows;
+  return most_work_bytes(p, device) + delta_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
 }
 
 }  // namespace
@@ -214,8 +217,7 @@ int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
 int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
-    return cuda::workspace_of<cuda::BackwardQueries<T, decltype(width)::value, decltype(shared)::value>>(params,
-                                                                                                         device);
+    return cuda::workspace_of<T, decltype(width)::value, decltype(shared)::value>(params, device);
   });
 }
 
