@@ -39,18 +39,18 @@ STCA_DEVICE void prefix_sums(int64_t* to, int64_t count, int64_t* sums, F value_
   }
 }
 
-// The place of a unit. Half of kTileCost stands before the tile's blocks and half behind: either side of a cut pays as
-// much again.
+// The place of a unit. Half of kTileCost stands before the tile's blocks and half behind, for either side of a cut pays
+// as much again. A cut in there moves to the tile's end: a range takes up to kTileCost / 2 units more, and needs no
+// part of the tile for them. Tiles of history are cut nowhere, so the nearer end is taken.
 STCA_DEVICE Point point_at(const TargetAttentionParams& p, const Cut& cut, const Work& work, int64_t unit) {
   const int64_t request = find(work.unit_begin, p.num_requests + 1, unit);
   if (request == p.num_requests) return {request, 0, 0, 0};
   const Shape s = shape_of(p, cut, request);
   const int64_t local = unit - work.unit_begin[request];
   const int tile = int(local / (s.blocks + kTileCost)), place = int(local % (s.blocks + kTileCost));
-  const int block = place - kTileCost / 2, half = s.blocks / 2 + 1;
-  const int least = cut.history ? half : min(half, kLeastBlocks);
-  if (block < least) return {request, tile, 0, 0};
-  if (block <= s.blocks - least) return {request, tile, block, 0};
+  const int block = place - kTileCost / 2;
+  if (cut.history ? 2 * block < s.blocks : block <= 0) return {request, tile, 0, 0};
+  if (!cut.history && block < s.blocks) return {request, tile, block, 0};
   return next_tile(p, work, s, {request, tile, 0, 0});
 }
 

@@ -38,9 +38,7 @@ struct Cut {
 };
 
 constexpr int kTileCost = 4;      // blocks that take as long as loading a tile's queries and writing its results
-constexpr int kLeastBlocks = 2;   // of a cut tile's parts: a shorter one goes to the neighbour
 constexpr int kMinimalRange = 4;  // units: shorter ranges cost more to add up than they gain
-static_assert(kMinimalRange >= kLeastBlocks + kTileCost / 2, "two cuts of a tile must not be one");
 
 constexpr int64_t work_bytes(int64_t requests, int slots) {
   return (requests + 1 + slots + 1) * int64_t(sizeof(int64_t)) + (slots + 1) * int64_t(sizeof(Point));
