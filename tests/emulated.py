@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cases import TargetAttentionInputs
@@ -20,7 +20,7 @@ def _library() -> ctypes.CDLL:
         raise FileNotFoundError(f"{_LIBRARY} is missing: run `make simt`, or `make test`, which does")
     torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
     library = ctypes.CDLL(str(_LIBRARY))
-    library.simt_fault.restype = ctypes.c_char_p
+    library.simt_fault.restype = library.simt_items.restype = ctypes.c_char_p
     return library
 
 
@@ -43,6 +43,49 @@ def emulated_fault(name: str) -> tuple[str, Tensor]:
     message = _library().simt_fault(name.encode(), ctypes.c_void_p(memory.data_ptr()))
     assert message is not None, f"{name} is not in faults.cpp"
     return message.decode(), memory
+
+
+class Cut(NamedTuple):
+    """As in csrc/kernels/cuda/work.cuh."""
+
+    tile_rows: int
+    column_rows: int
+    slots: int
+    history: bool = False
+
+
+class Item(NamedTuple):
+    """One tile of query rows against consecutive rows of its history; where its partial result goes, or -1."""
+
+    target_begin: int
+    row_begin: int
+    kv_head: int
+    tile: int
+    split_begin: int
+    split_end: int
+    partial: int
+
+
+def emulated_items(
+    target_offsets: Tensor, history_offsets: Tensor, heads: int, kv_heads: int, cut: Cut
+) -> list[list[Item]]:
+    """The items of each of the `cut.slots` ranges that the kernels give a call."""
+    rows = int(history_offsets[-1] * kv_heads if cut.history else target_offsets[-1] * heads)
+    most = rows // cut.tile_rows + len(target_offsets) * kv_heads
+    with emulated_device():
+        offsets = [target_offsets.clone(), history_offsets.clone()]
+        items = torch.empty(cut.slots, most, len(Item._fields), dtype=torch.int64)  # -1: new memory is 0xff
+        message = _library().simt_items(
+            ctypes.c_int64(len(target_offsets) - 1),
+            *(ctypes.c_void_p(x.data_ptr()) for x in offsets),
+            ctypes.c_int64(heads),
+            ctypes.c_int64(kv_heads),
+            (ctypes.c_int * 4)(*cut),
+            ctypes.c_void_p(items.data_ptr()),
+            ctypes.c_int64(most),
+        )
+        assert not message, message.decode()
+        return [[Item(*fields) for fields in one[one[:, 0] >= 0].tolist()] for one in items]
 
 
 def emulated_target_attention(inputs: TargetAttentionInputs, seed: int = 1) -> dict[str, Tensor]:

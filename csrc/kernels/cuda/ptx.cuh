@@ -9,13 +9,15 @@
 
 #include <cmath>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 
 #include "../dtype.h"
 
 #if defined(STCA_SIMT)
-#include <tuple>
-
 #include "simt.h"
 #define STCA_DEVICE inline
 #else
@@ -147,6 +149,13 @@ const char* launch(const char* name, void (*kernel)(Parameters...), int64_t grid
   return kNoError;
 }
 
+// Blocks of a kernel that a multiprocessor holds, with as much shared memory as one block may have.
+template <class Kernel>
+int resident_blocks(Kernel, int, int shared_bytes, int most_shared_bytes) {
+  const int blocks = most_shared_bytes / shared_bytes;
+  return blocks < 4 ? blocks : 4;
+}
+
 #else  // nvcc
 
 using Stream = cudaStream_t;
@@ -231,6 +240,33 @@ STCA_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 }
 
+// What a kernel has on the current device, for as many threads and as much shared memory as it is always launched with.
+struct Residence {
+  cudaError_t error;  // of allowing it the shared memory
+  int blocks;         // that a multiprocessor holds
+};
+inline Residence residence(const void* kernel, int threads, int shared_bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, Residence> known;  // asking takes as long as a launch
+  int device = 0;
+  cudaGetDevice(&device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [at, is_new] = known.try_emplace({device, kernel}, Residence{cudaSuccess, 0});
+  Residence& own = at->second;
+  if (!is_new) return own;
+  own.error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (own.error == cudaSuccess) {
+    own.error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&own.blocks, kernel, threads, size_t(shared_bytes));
+  }
+  if (own.error != cudaSuccess) cudaGetLastError();  // forgets it: the launch reports it
+  return own;
+}
+
+template <class Kernel>
+int resident_blocks(Kernel kernel, int threads, int shared_bytes, int) {
+  return residence(reinterpret_cast<const void*>(kernel), threads, shared_bytes).blocks;
+}
+
 // nullptr, or what went wrong.
 template <class... Parameters, class... Arguments>
 const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int block, int shared_bytes, Stream stream,
@@ -239,7 +275,7 @@ const char* launch(const char*, void (*kernel)(Parameters...), int64_t grid, int
   if (grid > 0x7fffffff) return "more blocks than a grid holds";
   cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 * 1024) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    error = residence(reinterpret_cast<const void*>(kernel), block, shared_bytes).error;
   }
   if (error == cudaSuccess) {
     cudaLaunchConfig_t config{};

@@ -6,7 +6,7 @@
 #if defined(STCA_SM90)
 #include "sm90/target_attention.h"
 #endif
-#include "target_attention.cuh"
+#include "merge.cuh"
 
 namespace stca {
 namespace cuda {
@@ -68,9 +68,9 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
   const int own_row = int(threadIdx.x) / F::kRowThreads, own_column = int(threadIdx.x) % F::kRowThreads;
   const float scale = float(p.scale) * kLog2E;
 
-  const int64_t items = work.item_begin[p.num_requests];
-  for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
-    load_item(&item, p, cut, work, number);
+  if (!start_range(&item, work, int(blockIdx.x))) return;
+  do {
+    load_item(&item, p, cut, work, int(blockIdx.x));
     const int first = item.tile * F::kRows;
     const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
     const int begin = seen.begin, end = seen.end;
@@ -178,59 +178,58 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
         partials.sums[(item.partial * F::kRows + first_row + row) * p.value_dim + column + d] = value;
       }
     });
-  }
+  } while (item.more);
 }
 
-constexpr int kMergeWarps = 4;
-
-// One warp for each (target, head) whose request was split: its partial results, weighted, in order of splits.
+// Adds up the partial results of a query row whose tile several ranges share, weighted, in order of splits. Each warp
+// finds the weights for itself: that is less than a barrier.
 template <class T>
-__global__ void __launch_bounds__(kMergeWarps* kWarp)
-    merge(const TargetAttentionParams p, const Cut cut, const Work work, const Partials partials) {
-  const int lane = int(threadIdx.x) % kWarp;
-  const int64_t at = int64_t(blockIdx.x) * kMergeWarps + int(threadIdx.x) / kWarp;
-  if (at >= p.num_targets * p.heads) return;
-  const SplitRow row = split_row(p, cut, work, at);
-  if (row.splits == 1) return;
+__global__ void __launch_bounds__(kMergeThreads)
+    merge(const TargetAttentionParams p, const Cut cut, const Work work, const Partials partials, const Merge merge) {
+  const int part = int(blockIdx.x % merge.parts), lane = int(threadIdx.x) % kWarp;
+  const int64_t number = blockIdx.x / merge.parts;
+  if (number >= work.merge_begin[cut.slots]) return;
+  const SplitRow row = split_row(p, cut, work, number);
+  const auto softmax = [&](int s) { return partials.softmax + 2 * row.partial(s); };
   float most = -infinity(), weight = 0;
-  for (int64_t s = 0; s < row.splits; ++s) most = max(most, partials.softmax[2 * (row.first + s * cut.tile_rows)]);
+  for (int s = lane; s < row.splits; s += kWarp) most = max(most, softmax(s)[0]);
+  for (int by = 1; by < kWarp; by *= 2) most = max(most, shuffle_xor(most, by));
   const float shift = most == -infinity() ? 0.0f : most;
-  for (int64_t s = 0; s < row.splits; ++s) {
-    const float* softmax = partials.softmax + 2 * (row.first + s * cut.tile_rows);
-    weight += softmax[1] * exp2(softmax[0] - shift);
-  }
-  for (int64_t d = lane; d < p.value_dim; d += kWarp) {
-    float sum = 0;
-    for (int64_t s = 0; s < row.splits; ++s) {
-      const int64_t partial = row.first + s * cut.tile_rows;
-      sum += partials.sums[partial * p.value_dim + d] * exp2(partials.softmax[2 * partial] - shift);
-    }
-    narrow(sum * inverse(weight), static_cast<T*>(p.out)[at * p.value_dim + d]);
-  }
-  if (lane == 0) write_softmax(p, {at / p.heads, at % p.heads}, most, weight);
+  for (int s = lane; s < row.splits; s += kWarp) weight += softmax(s)[1] * exp2(softmax(s)[0] - shift);
+  for (int by = 1; by < kWarp; by *= 2) weight += shuffle_xor(weight, by);
+
+  T* out = static_cast<T*>(p.out) + (row.at.target * p.heads + row.at.head) * p.value_dim;
+  add_splits(
+      row, partials.sums, p.value_dim, merge, part,
+      [&](int64_t partial) { return exp2(partials.softmax[2 * partial] - shift); },
+      [&](int d, float sum) { narrow(sum * inverse(weight), out[d]); });
+  if (part == 0 && threadIdx.x == 0) write_softmax(p, row.at, most, weight);
 }
 
-template <class F>
+template <class T, int kCap, bool kShared>
 Cut cut_of(const CudaDevice& device) {
-  return {F::kRows, F::kColumns, slots_of(device, F::kBytes), false};
+  using F = Forward<T, kCap, kShared>;
+  return {F::kRows, F::kColumns, slots_of(device, &attend<T, kCap, kShared>, F::kThreads, F::kBytes), false};
 }
 
-template <class F>
+template <class T, int kCap, bool kShared>
 int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
-  const int64_t rows = most_partials(cut_of<F>(device).slots) * F::kRows;
-  return aligned_bytes(work_bytes(p.num_requests)) + rows * (p.value_dim + 2) * int64_t(sizeof(float));
+  const Cut cut = cut_of<T, kCap, kShared>(device);
+  const int64_t rows = most_partials(cut.slots) * cut.tile_rows;
+  return aligned_bytes(work_bytes(p.num_requests, cut.slots)) + rows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
 
 template <class T, int kCap, bool kShared>
 const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
   using F = Forward<T, kCap, kShared>;
-  const Cut cut = cut_of<F>(device);
-  const Work work = work_at(workspace, p.num_requests);
-  float* sums = reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests)));
+  const Cut cut = cut_of<T, kCap, kShared>(device);
+  const Work work = work_at(workspace, p.num_requests, cut.slots);
+  float* sums =
+      reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests, cut.slots)));
   const Partials partials{sums, sums + most_partials(cut.slots) * F::kRows * p.value_dim};
   if (const char* error = launch_work(p, cut, work, stream)) return error;
-  const char* error = launch("target_attention", &attend<T, kCap, kShared>, min(int64_t(cut.slots), most_items(p, cut)),
-                             F::kThreads, F::kBytes, stream, p, cut, work, partials, aligned_tensors(p, nullptr));
+  const char* error = launch("target_attention", &attend<T, kCap, kShared>, cut.slots, F::kThreads, F::kBytes, stream,
+                             p, cut, work, partials, aligned_tensors(p, nullptr));
   if (error != nullptr) return error;
   return launch_merge(p, cut, work, partials, stream);
 }
@@ -239,10 +238,10 @@ const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, vo
 
 const char* launch_merge(const TargetAttentionParams& p, const Cut& cut, const Work& work, const Partials& partials,
                          Stream stream) {
+  const Merge rows = merge_of(p, cut, p.value_dim);
   return visit_cuda_dtype(p.dtype, [&](auto type) {
-    return launch("target_attention merge", &merge<typename decltype(type)::element>,
-                  divide_up(p.num_targets * p.heads, kMergeWarps), kMergeWarps * kWarp, 0, stream, p, cut, work,
-                  partials);
+    return launch("target_attention merge", &merge<typename decltype(type)::element>, rows.grid(), kMergeThreads,
+                  kMergeBytes, stream, p, cut, work, partials, rows);
   });
 }
 
@@ -263,7 +262,7 @@ int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, con
 #endif
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
-    return cuda::workspace_of<cuda::Forward<T, decltype(width)::value, decltype(shared)::value>>(params, device);
+    return cuda::workspace_of<T, decltype(width)::value, decltype(shared)::value>(params, device);
   });
 }
 

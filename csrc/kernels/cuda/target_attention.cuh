@@ -131,9 +131,13 @@ STCA_DEVICE float sum_of_slices(const float* sums, int row, int column) {
 
 constexpr int64_t aligned_bytes(int64_t bytes) { return divide_up(bytes, 256) * 256; }
 
-// Blocks of `shared_bytes` each that run at once.
-inline int slots_of(const CudaDevice& device, int shared_bytes) {
-  return device.multiprocessors * max(1, min(4, device.shared_bytes / shared_bytes));
+constexpr int kMostBlocks = 8;  // of a kernel on a multiprocessor, counted
+
+// Blocks of a kernel that run at once.
+template <class Kernel>
+int slots_of(const CudaDevice& device, Kernel kernel, int threads, int shared_bytes) {
+  const int blocks = resident_blocks(kernel, threads, shared_bytes, device.shared_bytes);
+  return device.multiprocessors * max(1, min(kMostBlocks, blocks));
 }
 
 // Calls f(Element<T>(), capacity, shared), the last two as types with a value, for the call's element type and widths.

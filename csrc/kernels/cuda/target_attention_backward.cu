@@ -60,9 +60,9 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
   const int key_width = max(0, min(F::kWarpColumns, int(p.key_dim) - column));
   const int value_width = max(0, min(F::kWarpColumns, int(p.value_dim) - column));
 
-  const int64_t items = work.item_begin[p.num_requests];
-  for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
-    load_item(&item, p, cut, work, number);
+  if (!start_range(&item, work, int(blockIdx.x))) return;
+  do {
+    load_item(&item, p, cut, work, int(blockIdx.x));
     load_history_rows<kCap, F::kColumns, F::kThreads>(keys, p, item, item.split_begin, item.split_end, p.k,
                                                       p.k_row_stride, p.k_head_stride, p.key_dim, aligned.k);
     if constexpr (!kShared) {
@@ -141,19 +141,19 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
     };
     write(dk, b.dk, p.key_dim, key_width);
     if constexpr (!kShared) write(dv, b.dv, p.value_dim, value_width);
-  }
+  } while (item.more);
 }
 
 template <class T, int kCap, bool kShared>
 const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace, Stream stream) {
   using F = BackwardRows<T, kCap, kShared>;
   const TargetAttentionParams& p = b.forward;
-  const Cut cut{F::kColumns, F::kColumns, slots_of(device, F::kBytes), true};
-  const Work work = work_at(workspace, p.num_requests);
+  const int slots = slots_of(device, &differentiate_rows<T, kCap, kShared>, F::kThreads, F::kBytes);
+  const Cut cut{F::kColumns, F::kRows, slots, true};
+  const Work work = work_at(workspace, p.num_requests, cut.slots);
   if (const char* error = launch_work(p, cut, work, stream)) return error;
-  return launch("target_attention backward of history", &differentiate_rows<T, kCap, kShared>,
-                min(int64_t(cut.slots), most_items(p, cut)), F::kThreads, F::kBytes, stream, b, cut, work,
-                weighing_at(workspace, p), aligned_tensors(p, b.dout));
+  return launch("target_attention backward of history", &differentiate_rows<T, kCap, kShared>, cut.slots, F::kThreads,
+                F::kBytes, stream, b, cut, work, weighing_at(workspace, p, device), aligned_tensors(p, b.dout));
 }
 
 }  // namespace

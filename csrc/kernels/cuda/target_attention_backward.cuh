@@ -45,9 +45,12 @@ STCA_DEVICE Weights weights_of(const Row& row, int n, int end, float scale, floa
   return {weight, weight * (dp - row.delta) * scale};
 }
 
-// Workspace: how the call is cut, the weighing of query rows, then what the gradients of q need.
-inline Weighing* weighing_at(void* workspace, const TargetAttentionParams& p) {
-  return reinterpret_cast<Weighing*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests)));
+// Workspace: how the call is cut, by one kernel after the other, the weighing of query rows, then what dq needs.
+inline int64_t most_work_bytes(const TargetAttentionParams& p, const CudaDevice& device) {
+  return aligned_bytes(work_bytes(p.num_requests, kMostBlocks * device.multiprocessors));
+}
+inline Weighing* weighing_at(void* workspace, const TargetAttentionParams& p, const CudaDevice& device) {
+  return reinterpret_cast<Weighing*>(static_cast<char*>(workspace) + most_work_bytes(p, device));
 }
 inline int64_t weighing_bytes(const TargetAttentionParams& p) {
   return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(Weighing)));

@@ -5,6 +5,7 @@
 #if defined(STCA_SM90)
 #include "sm90/target_attention.h"
 #endif
+#include "merge.cuh"
 #include "target_attention_backward.cuh"
 
 namespace stca {
@@ -61,9 +62,9 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
   const int key_width = max(0, min(F::kWarpColumns, int(p.key_dim) - column));
   const int value_width = max(0, min(F::kWarpColumns, int(p.value_dim) - column));
 
-  const int64_t items = work.item_begin[p.num_requests];
-  for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
-    load_item(&item, p, cut, work, number);
+  if (!start_range(&item, work, int(blockIdx.x))) return;
+  do {
+    load_item(&item, p, cut, work, int(blockIdx.x));
     const int first = item.tile * F::kRows;
     const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
     const int begin = seen.begin, end = seen.end;
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
         partials[(item.partial * F::kRows + first_row + row) * p.key_dim + column + d] = value;
       }
     });
-  }
+  } while (item.more);
 }
 
 constexpr int kWarps = 4;
@@ -165,34 +166,34 @@ __global__ void __launch_bounds__(kWarps* kWarp) weigh(const TargetAttentionBack
   weighing[at] = {softmax[0], inverse(softmax[1]), sum - dlse, 0};
 }
 
-// One warp for each (target, head) whose request was split: its partial dq in order of splits.
+// Adds up the partial dq of a query row whose tile several ranges share, in order of splits.
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp)
-    merge(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* partials) {
+__global__ void __launch_bounds__(kMergeThreads) merge(const TargetAttentionBackwardParams b, const Cut cut,
+                                                       const Work work, const float* partials, const Merge merge) {
   const TargetAttentionParams& p = b.forward;
-  const int64_t at = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
-  if (at >= p.num_targets * p.heads) return;
-  const SplitRow row = split_row(p, cut, work, at);
-  if (row.splits == 1) return;
-  for (int64_t d = int(threadIdx.x) % kWarp; d < p.key_dim; d += kWarp) {
-    float sum = 0;
-    for (int64_t s = 0; s < row.splits; ++s) sum += partials[(row.first + s * cut.tile_rows) * p.key_dim + d];
-    narrow(sum, static_cast<T*>(b.dq)[at * p.key_dim + d]);
-  }
+  const int64_t number = blockIdx.x / merge.parts;
+  if (number >= work.merge_begin[cut.slots]) return;
+  const SplitRow row = split_row(p, cut, work, number);
+  T* dq = static_cast<T*>(b.dq) + (row.at.target * p.heads + row.at.head) * p.key_dim;
+  add_splits(
+      row, partials, p.key_dim, merge, int(blockIdx.x % merge.parts), [](int64_t) { return 1.0f; },
+      [&](int d, float sum) { narrow(sum, dq[d]); });
 }
 
-template <class F>
+template <class T, int kCap, bool kShared>
 Cut cut_of(const CudaDevice& device) {
-  return {F::kRows, F::kColumns, slots_of(device, F::kBytes), false};
+  using F = BackwardQueries<T, kCap, kShared>;
+  const int slots = slots_of(device, &differentiate_queries<T, kCap, kShared>, F::kThreads, F::kBytes);
+  return {F::kRows, F::kColumns, slots, false};
 }
 
 template <class T, int kCap, bool kShared>
 const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace, Stream stream) {
   using F = BackwardQueries<T, kCap, kShared>;
   const TargetAttentionParams& p = b.forward;
-  const Cut cut = cut_of<F>(device);
-  const Work work = work_at(workspace, p.num_requests);
-  Weighing* weighing = weighing_at(workspace, p);
+  const Cut cut = cut_of<T, kCap, kShared>(device);
+  const Work work = work_at(workspace, p.num_requests, cut.slots);
+  Weighing* weighing = weighing_at(workspace, p, device);
   float* partials = reinterpret_cast<float*>(reinterpret_cast<char*>(weighing) + weighing_bytes(p));
   const int64_t blocks = divide_up(p.num_targets * p.heads, kWarps);
   const char* error = launch("target_attention weighing", &weigh<T>, blocks, kWarps * kWarp, 0, stream, b, weighing);
@@ -204,31 +205,31 @@ const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& de
   if (error == nullptr) error = launch_backward_of_history(b, device, workspace, stream);
   if (error == nullptr) error = launch_work(p, cut, work, stream);  // in the place of the one before, which is done
   if (error == nullptr) {
-    error = launch("target_attention backward of q", &differentiate_queries<T, kCap, kShared>,
-                   min(int64_t(cut.slots), most_items(p, cut)), F::kThreads, F::kBytes, stream, b, cut, work, weighing,
-                   partials, aligned_tensors(p, b.dout));
+    error = launch("target_attention backward of q", &differentiate_queries<T, kCap, kShared>, cut.slots, F::kThreads,
+                   F::kBytes, stream, b, cut, work, weighing, partials, aligned_tensors(p, b.dout));
   }
   if (error != nullptr) return error;
   return launch_merge_of_q(b, cut, work, partials, stream);
 }
 
-template <class F>
+template <class T, int kCap, bool kShared>
 int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
-  int64_t rows = most_partials(cut_of<F>(device).slots) * F::kRows;
+  const Cut cut = cut_of<T, kCap, kShared>(device);
+  int64_t rows = most_partials(cut.slots) * cut.tile_rows;
 #if defined(STCA_SM90)
   if (sm90::takes(p, device)) rows = max(rows, sm90::partial_rows(device));
 #endif
-  return aligned_bytes(work_bytes(p.num_requests)) + weighing_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
+  return most_work_bytes(p, device) + weighing_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
 }
 
 }  // namespace
 
 const char* launch_merge_of_q(const TargetAttentionBackwardParams& b, const Cut& cut, const Work& work,
                               const float* partials, Stream stream) {
+  const Merge rows = merge_of(b.forward, cut, b.forward.key_dim);
   return visit_cuda_dtype(b.forward.dtype, [&](auto type) {
-    return launch("target_attention merge of dq", &merge<typename decltype(type)::element>,
-                  divide_up(b.forward.num_targets * b.forward.heads, kWarps), kWarps * kWarp, 0, stream, b, cut, work,
-                  partials);
+    return launch("target_attention merge of dq", &merge<typename decltype(type)::element>, rows.grid(), kMergeThreads,
+                  kMergeBytes, stream, b, cut, work, partials, rows);
   });
 }
 
@@ -237,8 +238,7 @@ const char* launch_merge_of_q(const TargetAttentionBackwardParams& b, const Cut&
 int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
-    return cuda::workspace_of<cuda::BackwardQueries<T, decltype(width)::value, decltype(shared)::value>>(params,
-                                                                                                         device);
+    return cuda::workspace_of<T, decltype(width)::value, decltype(shared)::value>(params, device);
   });
 }
 

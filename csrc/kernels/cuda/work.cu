@@ -1,11 +1,11 @@
-// The kernel that cuts a call into items (see work.cuh): one block, every thread counts a run of requests.
+// The kernel that cuts a call into ranges (see work.cuh), in one block.
 #include "work.cuh"
 
 namespace stca {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 512;
 
 // The sum of `value` over all threads before this one; `total` of all. `sums` is shared memory, one number a warp.
 STCA_DEVICE int64_t scan(int64_t value, int64_t* sums, int64_t& total) {
@@ -28,43 +28,60 @@ STCA_DEVICE int64_t scan(int64_t value, int64_t* sums, int64_t& total) {
   return before + up_to - value;
 }
 
+// to[i] = value_of(0) + ... + value_of(i - 1) for i up to `count`.
+template <class F>
+STCA_DEVICE void prefix_sums(int64_t* to, int64_t count, int64_t* sums, F value_of) {
+  int64_t before = 0, total;
+  for (int64_t first = 0; first <= count; first += kThreads) {
+    const int64_t i = first + threadIdx.x, own = scan(i < count ? value_of(i) : 0, sums, total);
+    if (i <= count) to[i] = before + own;
+    before += total;
+  }
+}
+
+// The place of a unit. Half of kTileCost stands before the tile's blocks and half behind, for either side of a cut pays
+// as much again. A cut in there moves to the tile's end: a range takes up to kTileCost / 2 units more, and needs no
+// part of the tile for them. Tiles of history are cut nowhere, so the nearer end is taken.
+STCA_DEVICE Point point_at(const TargetAttentionParams& p, const Cut& cut, const Work& work, int64_t unit) {
+  const int64_t request = find(work.unit_begin, p.num_requests + 1, unit);
+  if (request == p.num_requests) return {request, 0, 0, 0};
+  const Shape s = shape_of(p, cut, request);
+  const int64_t local = unit - work.unit_begin[request];
+  const int tile = int(local / (s.blocks + kTileCost)), place = int(local % (s.blocks + kTileCost));
+  const int block = place - kTileCost / 2;
+  if (cut.history ? 2 * block < s.blocks : block <= 0) return {request, tile, 0, 0};
+  if (!cut.history && block < s.blocks) return {request, tile, block, 0};
+  return next_tile(p, work, s, {request, tile, 0, 0});
+}
+
 __global__ void __launch_bounds__(kThreads) cut_work(const TargetAttentionParams p, const Cut cut, const Work work) {
   int64_t* sums = reinterpret_cast<int64_t*>(shared_memory());
-  const int64_t run = (p.num_requests + kThreads - 1) / kThreads;
-  const int64_t begin = min(p.num_requests, int64_t(threadIdx.x) * run), end = min(p.num_requests, begin + run);
-  const int64_t group = p.heads / p.kv_heads;
-  auto tiles = [&](int64_t r) {
-    const int64_t rows = cut.history ? p.history_offsets[r + 1] - p.history_offsets[r]
-                                     : (p.target_offsets[r + 1] - p.target_offsets[r]) * group;
-    return (rows + cut.tile_rows - 1) / cut.tile_rows * p.kv_heads;
-  };
-  auto length = [&](int64_t r) { return p.history_offsets[r + 1] - p.history_offsets[r]; };
+  prefix_sums(work.unit_begin, p.num_requests, sums, [&](int64_t r) {
+    const Shape s = shape_of(p, cut, r);
+    return p.kv_heads * s.tiles * (s.blocks + kTileCost);
+  });
+  sync_block();
 
-  int64_t blocks = 0, all_blocks;
-  for (int64_t r = begin; r < end; ++r) blocks += tiles(r) * ((length(r) + cut.column_rows - 1) / cut.column_rows);
-  scan(blocks, sums, all_blocks);
-  const int64_t share = (all_blocks + cut.slots - 1) / cut.slots;
-  const int64_t chunk = max(int64_t(kMinimalSplit), share) * cut.column_rows;
+  const int64_t units = work.unit_begin[p.num_requests];
+  const int64_t ranges = max(int64_t(1), min(int64_t(cut.slots), units / kMinimalRange));
+  for (int64_t b = threadIdx.x; b <= cut.slots; b += kThreads) {
+    work.points[b] = point_at(p, cut, work, units * min(b, ranges) / ranges);
+  }
+  sync_block();
 
-  int64_t items = 0, partials = 0, all_items, all_partials;
-  auto count = [&](int64_t r) {
-    const int64_t splits = cut.history ? 1 : splits_of(length(r), chunk);
-    items += tiles(r) * splits;
-    if (splits > 1) partials += tiles(r) * splits;
-  };
-  for (int64_t r = begin; r < end; ++r) count(r);
-  items = scan(items, sums, all_items);
-  partials = scan(partials, sums, all_partials);
-  for (int64_t r = begin; r < end; ++r) {
-    work.item_begin[r] = items;
-    work.partial_begin[r] = partials;
-    count(r);
-  }
-  if (threadIdx.x == 0) {
-    *work.chunk = chunk;
-    work.item_begin[p.num_requests] = all_items;
-    work.partial_begin[p.num_requests] = all_partials;
-  }
+  prefix_sums(work.merge_begin, cut.slots, sums, [&](int64_t b) -> int64_t {
+    Point& at = work.points[b];
+    if (at.block == 0 || same_tile(at, work.points[b + 1])) return 0;
+    const Point begin{at.request, at.tile, 0, 0};
+    int64_t first = 0;
+    for (int64_t high = b; high - first > 1;) {
+      const int64_t middle = (first + high) / 2;
+      (before(begin, work.points[middle]) ? high : first) = middle;
+    }
+    at.first_range = int(first);
+    const Shape s = shape_of(p, cut, at.request);
+    return min(cut.tile_rows, s.query_rows - at.tile % s.tiles * cut.tile_rows);
+  });
 }
 
 }  // namespace

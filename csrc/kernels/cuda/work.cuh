@@ -1,9 +1,11 @@
-// How a call is cut into items, by a small kernel that reads the offsets on the device.
+// How a call is cut over the machine, by a small kernel that reads the offsets on the device.
 //
-// Query rows of a request and history head, m * G of them, are cut into tiles; the history into splits of `chunk` rows,
-// so long that all items together just fill the machine. An item is one tile against one split. Requests of one split
-// write results; the others write partial results, which a second kernel adds up in order of splits. Everything depends
-// on the offsets and the machine's size alone: the same bits on every run.
+// Query rows of a request and history head, m * G of them, are cut into tiles, and each tile meets the history block by
+// block. All (request, kv head, tile, history block) in this order are one sequence, in which every tile also counts
+// kTileCost blocks for loading queries and writing results. Each of the thread blocks that run at once takes an equal,
+// contiguous range of it: items, each one tile against consecutive history blocks. Tiles that lie in one range write
+// results; the others write partial results, at most two a range, its first and its last, which a second kernel adds up
+// in order. Everything depends on the offsets and the number of ranges alone: the same bits on every run.
 #pragma once
 
 #include "../target_attention.h"
@@ -12,93 +14,123 @@
 namespace stca {
 namespace cuda {
 
-struct Work {
-  int64_t* chunk;          // [1] history rows of a split
-  int64_t* item_begin;     // [R + 1] items of earlier requests
-  int64_t* partial_begin;  // [R + 1] partial results of earlier requests
+// A place in the sequence.
+struct Point {
+  int64_t request;
+  int tile;         // of the request: kv head times tiles, plus tile of query rows
+  int block;        // history block of the tile
+  int first_range;  // in cut tiles, where set: the range that begins with the tile's first block
 };
 
-// What is cut: query rows by history splits, or history rows alone (each item then meets all query rows).
+struct Work {
+  int64_t* unit_begin;   // [R + 1] units of earlier requests: history blocks, and kTileCost for each tile
+  int64_t* merge_begin;  // [slots + 1] query rows whose last of several partial results earlier ranges write
+  Point* points;         // [slots + 1] where ranges begin
+};
+
+// What is cut: query rows by history blocks, or history rows by blocks of query rows. The latter stay whole: every
+// history row's gradient has one owner.
 struct Cut {
   int tile_rows;    // query rows of a tile; history rows where `history`
-  int column_rows;  // history rows that an item takes at a time
-  int slots;        // items that run at once
+  int column_rows;  // rows of a block, which an item takes at a time: of the history; query rows where `history`
+  int slots;        // ranges: thread blocks that run at once
   bool history;
 };
 
-constexpr int kMinimalSplit = 4;  // times column_rows: shorter splits cost more to add up than they gain
+constexpr int kTileCost = 4;      // blocks that take as long as loading a tile's queries and writing its results
+constexpr int kMinimalRange = 4;  // units: shorter ranges cost more to add up than they gain
 
-constexpr int64_t work_bytes(int64_t requests) { return (1 + 2 * (requests + 1)) * int64_t(sizeof(int64_t)); }
-
-// Partial results of all splits, at most: splits are longer than all work divided by the slots.
-constexpr int64_t most_partials(int slots) { return 2 * int64_t(slots); }
-
-// Items, at most, that a host which does not know the offsets can count.
-inline int64_t most_items(const TargetAttentionParams& p, const Cut& cut) {
-  const int64_t rows = cut.history ? p.num_rows : p.num_targets * (p.heads / p.kv_heads);
-  const int64_t tiles = (divide_up(rows, cut.tile_rows) + p.num_requests) * p.kv_heads;
-  return cut.history ? tiles : tiles + most_partials(cut.slots);
+constexpr int64_t work_bytes(int64_t requests, int slots) {
+  return (requests + 1 + slots + 1) * int64_t(sizeof(int64_t)) + (slots + 1) * int64_t(sizeof(Point));
 }
 
-inline Work work_at(void* memory, int64_t requests) {
+constexpr int64_t most_partials(int slots) { return 2 * int64_t(slots); }
+
+inline Work work_at(void* memory, int64_t requests, int slots) {
   int64_t* at = static_cast<int64_t*>(memory);
-  return {at, at + 1, at + 1 + requests + 1};
+  return {at, at + requests + 1, reinterpret_cast<Point*>(at + requests + 1 + slots + 1)};
 }
 
 const char* launch_work(const TargetAttentionParams& params, const Cut& cut, const Work& work, void* stream);
 
-// In shared memory: registers are scarce. Rows of one request are counted by int, rows of all requests by int64_t.
-struct Item {
+// Rows of one request are counted by int, rows of all requests by int64_t.
+struct Shape {
   int64_t target_begin, row_begin;  // the request's first target and history row
-  int64_t partial;                  // where its partial result goes; -1: results
+  int query_rows, history_rows;     // m * G and L
+  int tiles;                        // of one kv head
+  int blocks;                       // of one tile, one at least
+};
+STCA_DEVICE Shape shape_of(const TargetAttentionParams& p, const Cut& cut, int64_t request) {
+  Shape s;
+  s.target_begin = p.target_offsets[request];
+  s.row_begin = p.history_offsets[request];
+  s.query_rows = max(0, int(p.target_offsets[request + 1] - s.target_begin) * (int(p.heads) / int(p.kv_heads)));
+  s.history_rows = max(0, int(p.history_offsets[request + 1] - s.row_begin));
+  const int rows = cut.history ? s.history_rows : s.query_rows, columns = cut.history ? s.query_rows : s.history_rows;
+  s.tiles = (rows + cut.tile_rows - 1) / cut.tile_rows;
+  s.blocks = max(1, (columns + cut.column_rows - 1) / cut.column_rows);
+  return s;
+}
+
+STCA_DEVICE bool same_tile(const Point& a, const Point& b) { return a.request == b.request && a.tile == b.tile; }
+
+STCA_DEVICE bool before(const Point& a, const Point& b) {
+  return a.request != b.request ? a.request < b.request : a.tile != b.tile ? a.tile < b.tile : a.block < b.block;
+}
+
+// Where the tile after that of `at` begins; `s` is the shape of its request.
+STCA_DEVICE Point next_tile(const TargetAttentionParams& p, const Work& work, const Shape& s, const Point& at) {
+  if (at.tile + 1 < s.tiles * int(p.kv_heads)) return {at.request, at.tile + 1, 0, 0};
+  int64_t next = at.request + 1;
+  const int64_t* begin = work.unit_begin;
+  if (next < p.num_requests && begin[next] == begin[next + 1]) next = find(begin, p.num_requests + 1, begin[next]);
+  return {next, 0, 0, 0};
+}
+
+// In shared memory: registers are scarce.
+struct Item {
+  Point next;                       // where the item after this one begins
+  int64_t target_begin, row_begin;  // the request's first target and history row
+  int partial;                      // where its partial result goes; -1: results
   int query_rows;                   // m * G
   int history_rows;                 // L
   int kv_head, tile;
   int split_begin, split_end;  // history rows, from the request's first
+  bool more;                   // items of the range come after this one
 };
 
-STCA_DEVICE int64_t splits_of(int64_t rows, int64_t chunk) { return max(int64_t(1), (rows + chunk - 1) / chunk); }
-
-// Item `number` to shared memory, when all threads are done with the one before.
-STCA_DEVICE void load_item(Item* item, const TargetAttentionParams& p, const Cut& cut, const Work& work,
-                           int64_t number) {
-  sync_block();
-  if (threadIdx.x == 0) {
-    const int64_t r = find(work.item_begin, p.num_requests, number), local = number - work.item_begin[r];
-    const int64_t targets = p.target_offsets[r + 1] - p.target_offsets[r];
-    const int64_t rows = p.history_offsets[r + 1] - p.history_offsets[r];
-    const int64_t query_rows = targets * (p.heads / p.kv_heads);
-    const int64_t chunk = cut.history ? cut.tile_rows : *work.chunk;
-    const int64_t splits = cut.history ? 1 : splits_of(rows, chunk);
-    const int64_t tiles = ((cut.history ? rows : query_rows) + cut.tile_rows - 1) / cut.tile_rows;
-    const int64_t tile = local / splits % tiles;
-    const int64_t begin = (cut.history ? tile : local % splits) * chunk;
-    item->target_begin = p.target_offsets[r];
-    item->row_begin = p.history_offsets[r];
-    item->partial = splits > 1 ? work.partial_begin[r] + local : -1;
-    item->query_rows = int(query_rows);
-    item->history_rows = int(rows);
-    item->kv_head = int(local / splits / tiles);
-    item->tile = int(tile);
-    item->split_begin = int(begin);
-    item->split_end = int(min(rows, begin + chunk));
-  }
-  sync_block();
+// Where a range begins; false where it holds no item. A range is a thread block's, or, where rows take several blocks, a
+// cluster's.
+STCA_DEVICE bool start_range(Item* item, const Work& work, int range) {
+  const Point begin = work.points[range], end = work.points[range + 1];
+  if (threadIdx.x == 0) item->next = begin;
+  return before(begin, end);
 }
 
-// Of query row `at` = target * H + head: in how many splits its history was cut, and which row of the partial results,
-// [partials * tile_rows], the first split wrote; later ones follow tile_rows apart.
-struct SplitRow {
-  int64_t splits, first;
-};
-STCA_DEVICE SplitRow split_row(const TargetAttentionParams& p, const Cut& cut, const Work& work, int64_t at) {
-  const int64_t target = at / p.heads, head = at % p.heads, group = p.heads / p.kv_heads;
-  const int64_t r = find(p.target_offsets, p.num_requests, target);
-  const int64_t splits = splits_of(p.history_offsets[r + 1] - p.history_offsets[r], *work.chunk);
-  const int64_t query = (target - p.target_offsets[r]) * group + head % group;
-  const int64_t tiles = ((p.target_offsets[r + 1] - p.target_offsets[r]) * group + cut.tile_rows - 1) / cut.tile_rows;
-  const int64_t tile = head / group * tiles + query / cut.tile_rows;
-  return {splits, (work.partial_begin[r] + tile * splits) * cut.tile_rows + query % cut.tile_rows};
+// The range's next item to shared memory, when all threads are done with the one before.
+STCA_DEVICE void load_item(Item* item, const TargetAttentionParams& p, const Cut& cut, const Work& work, int range) {
+  sync_block();
+  if (threadIdx.x == 0) {
+    const Point at = item->next, end = work.points[range + 1];
+    const Shape s = shape_of(p, cut, at.request);
+    const bool last = same_tile(at, end);
+    const int until = last ? end.block : s.blocks, tile = at.tile % s.tiles;
+    const int64_t begin = int64_t(cut.history ? tile : at.block) * (cut.history ? cut.tile_rows : cut.column_rows);
+    const int64_t rows = cut.history ? cut.tile_rows : int64_t(until - at.block) * cut.column_rows;
+    const bool whole = at.block == 0 && until == s.blocks;
+    item->next = last ? end : next_tile(p, work, s, at);
+    item->more = before(item->next, end);
+    item->target_begin = s.target_begin;
+    item->row_begin = s.row_begin;
+    item->partial = whole ? -1 : 2 * range + (at.block == 0 ? 1 : 0);
+    item->query_rows = s.query_rows;
+    item->history_rows = s.history_rows;
+    item->kv_head = at.tile / s.tiles;
+    item->tile = tile;
+    item->split_begin = int(begin);
+    item->split_end = int(min(int64_t(s.history_rows), begin + rows));
+  }
+  sync_block();
 }
 
 }  // namespace cuda

@@ -1,0 +1,110 @@
+"""How a call is cut over a GPU: every tile meets its whole history once, and all ranges take about equally long."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pytest
+from cases import offsets
+from emulated import Cut, Item, emulated_items
+
+TILE_COST = 4  # history blocks that loading a tile's queries and writing its results takes, as in work.cuh
+WIDE = Cut(tile_rows=32, column_rows=16, slots=132)  # one history of width 1024, 16 bits, on an H100
+PROJECTED = Cut(tile_rows=64, column_rows=32, slots=4 * 132)  # 16 heads of width 64
+
+Batch = Sequence[tuple[int, int]]  # targets and history rows of each request
+
+
+def _items(batch: Batch, heads: int, kv_heads: int, cut: Cut) -> list[list[Item]]:
+    target_offsets, history_offsets = (offsets(lengths) for lengths in zip(*batch, strict=True))
+    return emulated_items(target_offsets, history_offsets, heads, kv_heads, cut)
+
+
+def _blocks(item: Item, cut: Cut) -> int:
+    return max(1, -(-(item.split_end - item.split_begin) // cut.column_rows))
+
+
+def _times(ranges: list[list[Item]], cut: Cut) -> tuple[float, int]:
+    """How many blocks' time the average range takes, and the longest."""
+    times = [sum(TILE_COST + _blocks(item, cut) for item in items) for items in ranges]
+    return sum(times) / cut.slots, max(times)
+
+
+def _random_batch(seed: int) -> Batch:
+    """A few requests or many, with few or many targets and rows."""
+    rng = random.Random(seed)
+    requests = round(10 ** rng.uniform(1, 2.5))
+    most_targets, most_rows = 10 ** rng.uniform(0, 2), 10 ** rng.uniform(2.5, 4)
+    return [(round(rng.uniform(1, most_targets)), round(rng.betavariate(2, 3) * most_rows)) for _ in range(requests)]
+
+
+FULL = {f"m {m}": [(m, 10_000)] * 64 for m in (1, 2, 4, 8, 16, 64)}
+SERVING = {f"R {r}": [(1, 10_000)] * r for r in (1, 2, 4, 8, 20, 50, 100)}
+TRAINING = {"training": [(8, round(10_000 * random.Random(r).betavariate(2, 3))) for r in range(32)]}
+GIVEN = {f"projected, m {m}": [(m, 5_000 + 5_000 * r // 15) for r in range(16)] for m in (1, 8, 64, 300)}
+CASES = [(name, batch, 1, WIDE) for name, batch in (FULL | SERVING | TRAINING).items()]
+CASES += [(name, batch, 16, PROJECTED) for name, batch in GIVEN.items()]
+
+
+@pytest.mark.parametrize(("batch", "kv_heads", "cut"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_the_machine_is_busy(batch: Batch, kv_heads: int, cut: Cut) -> None:
+    """But for one block, where a range has few of them."""
+    average, longest = _times(_items(batch, 16, kv_heads, cut), cut)
+    assert average >= 0.97 * (longest - (longest < 30))
+
+
+def test_the_machine_is_busy_with_random_batches() -> None:
+    busy = []
+    for seed in range(300):
+        ranges = _items(_random_batch(seed), 16, 1, WIDE)
+        average, longest = _times(ranges, WIDE)
+        uncut = sum(_blocks(i, WIDE) + TILE_COST * (i.split_begin == 0) for items in ranges for i in items)
+        share = uncut / WIDE.slots
+        assert longest <= max(share, 8) + TILE_COST + 1
+        busy += [average / longest] if share >= 16 else []
+    assert len(busy) > 200
+    assert min(busy) >= 0.9
+
+
+EDGES: list[Batch] = [
+    [(0, 0)],
+    [(1, 0)],
+    [(0, 5), (3, 0), (0, 0), (2, 1), (0, 9)],
+    [(1, 1)] * 700,
+    [(0, 3)] * 600 + [(5, 999), (0, 0), (0, 0), (70, 33)],
+    [(90, 2000), (1, 16), (1, 17)],
+]
+
+
+@pytest.mark.parametrize("batch", [*EDGES, *map(_random_batch, range(4))])
+@pytest.mark.parametrize("cut", [WIDE, Cut(16, 32, 7), Cut(16, 16, 2), Cut(64, 32, 1)], ids=str)
+def test_every_tile_meets_its_history_once(batch: Batch, cut: Cut) -> None:
+    heads, kv_heads = 4, 2
+    met: dict[tuple[int, int, int, int], list[Item]] = defaultdict(list)
+    ranges = _items(batch, heads, kv_heads, cut)
+    for number, items in enumerate(ranges):
+        for item in items:
+            met[item.target_begin, item.row_begin, item.kv_head, item.tile].append(item)
+            assert item.partial in (-1, 2 * number, 2 * number + 1)
+    expected, targets, rows = {}, 0, 0
+    for m, length in batch:
+        for kv_head in range(kv_heads):
+            for tile in range(-(-m * heads // kv_heads // cut.tile_rows)):
+                expected[targets, rows, kv_head, tile] = length
+        targets, rows = targets + m, rows + length
+    assert list(met) == list(expected)
+    for at, items in met.items():
+        assert [item.split_begin for item in items] == [0, *(item.split_end for item in items[:-1])]
+        assert items[-1].split_end == expected[at]
+        firsts = [item.partial // 2 for item in items]
+        split = [2 * firsts[0] + 1, *(2 * (firsts[0] + s) for s in range(1, len(items)))]
+        assert [item.partial for item in items] == ([-1] if len(items) == 1 else split)
+
+
+@pytest.mark.parametrize("batch", [*EDGES, _random_batch(0)])
+def test_tiles_of_history_stay_whole(batch: Batch) -> None:
+    cut = Cut(tile_rows=32, column_rows=16, slots=13, history=True)
+    items = [item for items in _items(batch, 4, 2, cut) for item in items]
+    owned = [(i.row_begin + n, i.kv_head) for i in items for n in range(i.split_begin, i.split_end)]
+    assert all(item.partial == -1 for item in items)
+    assert sorted(owned) == [(n, head) for n in range(sum(length for _, length in batch)) for head in range(2)]
