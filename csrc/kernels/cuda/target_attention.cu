@@ -37,8 +37,8 @@ struct Forward : Columns<T, kCap> {
   static constexpr int kValues = kKeys + kStages * kTile;
   static constexpr int kSums = kValues + (kShared ? 0 : kStages * kTile);
   static constexpr int kWeights = kSums + kSlices * kRows * kSumPitch * 4;
-  static constexpr int kRanges = kWeights + kRows * kWeightPitch * int(sizeof(T));
-  static constexpr int kStates = kRanges + kRows * int(sizeof(Range));
+  static constexpr int kInfo = kWeights + kRows * kWeightPitch * int(sizeof(T));
+  static constexpr int kStates = kInfo + kRows * int(sizeof(QueryRow));
   static constexpr int kItem = kStates + kRows * int(sizeof(Softmax));
   static constexpr int kBytes = kItem + int(sizeof(Item));
   static_assert(kBytes <= kSharedBytes);
@@ -50,9 +50,8 @@ struct Partials {
   float* softmax;  // [partials, rows of a tile, 2]
 };
 
-// softmax and lse of a query row from its largest score (in units of log 2) and its sum of weights.
-STCA_DEVICE void write_softmax(const TargetAttentionParams& p, QueryRow at, float most, float weights) {
-  const int64_t row = at.target * p.heads + at.head;
+// softmax and lse of query row target * H + head from its largest score (in units of log 2) and its sum of weights.
+STCA_DEVICE void write_softmax(const TargetAttentionParams& p, int64_t row, float most, float weights) {
   static_cast<float*>(p.softmax)[2 * row] = most;
   static_cast<float*>(p.softmax)[2 * row + 1] = weights;
   static_cast<float*>(p.lse)[row] = weights == 0 ? -infinity() : kLn2 * (most + log2(weights));
@@ -69,7 +68,7 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
   T* queries = reinterpret_cast<T*>(memory);
   float* sums = reinterpret_cast<float*>(memory + F::kSums);
   T* weights = reinterpret_cast<T*>(memory + F::kWeights);
-  Range* ranges = reinterpret_cast<Range*>(memory + F::kRanges);
+  QueryRow* rows = reinterpret_cast<QueryRow*>(memory + F::kInfo);
   Softmax* states = reinterpret_cast<Softmax*>(memory + F::kStates);
   Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
   auto stage = [&](int start, int tile) { return reinterpret_cast<T*>(memory + start + tile % F::kStages * F::kTile); };
@@ -84,22 +83,24 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
   for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
     load_item(&item, p, cut, work, number);
     const int first = item.tile * F::kRows;
-    const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
+    const Range seen =
+        seen_by_tile<F::kRows, F::kThreads>(p, item, rows, [&](int row) { return query_row(p, item, first + row); });
     const int begin = seen.begin, end = seen.end;
     const int tiles = (end - begin + F::kColumns - 1) / F::kColumns;
 
+    const History<T> keys = history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride);
+    const History<T> values = history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride);
     auto load_tile = [&](int tile) {
       const int from = begin + tile * F::kColumns;
-      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), p, item, from, end, p.k, p.k_row_stride,
-                                                        p.k_head_stride, p.key_dim, aligned.k);
+      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), keys, from, end, p.key_dim, aligned.k);
       if constexpr (!kShared) {
-        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), p, item, from, end, p.v,
-                                                          p.v_row_stride, p.v_head_stride, p.value_dim, aligned.v);
+        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), values, from, end, p.value_dim,
+                                                          aligned.v);
       }
       commit_copies();
     };
-    load_query_rows<kCap, F::kRows, F::kThreads>(queries, p, item, first, p.q, p.q_target_stride, p.q_head_stride,
-                                                 p.key_dim, aligned.q);
+    load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
+                                           [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
     commit_copies();
     if (tiles > 0) load_tile(0);
 
@@ -121,13 +122,13 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
       sync_block();
 
       const int from = begin + tile * F::kColumns;
-      const Range sees = ranges[own_row];
+      const int sees_begin = rows[own_row].begin, sees_end = rows[own_row].end;
       float own[F::kColumns / F::kRowThreads];
       float largest = -infinity();
 #pragma unroll
       for (int i = 0; i < F::kColumns / F::kRowThreads; ++i) {
         const int n = own_column + i * F::kRowThreads;
-        const bool seen = sees.begin <= from + n && from + n < sees.end;
+        const bool seen = sees_begin <= from + n && from + n < sees_end;
         const float score = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, own_row, n);
         own[i] = seen ? rounded_product(scale, score) : -infinity();
         largest = own[i] > largest ? own[i] : largest;
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
       own.factor = item.partial < 0 ? inverse(own.weight) : 1.0f;
       if (first + own_row < item.query_rows) {
         if (item.partial < 0) {
-          write_softmax(p, query_row(p, item, first + own_row), own.most, own.weight);
+          write_softmax(p, rows[own_row].index, own.most, own.weight);
         } else {
           float* softmax = partials.softmax + 2 * (item.partial * F::kRows + own_row);
           softmax[0] = own.most;
@@ -179,17 +180,16 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
       }
     }
     sync_block();
-    for_each_element(out, [&](int row, int d, float value) {
-      const int query = first + first_row + row;
-      if (query >= item.query_rows || d >= width) return;
-      value *= states[first_row + row].factor;
-      if (item.partial < 0) {
-        const QueryRow at = query_row(p, item, query);
-        narrow(value, static_cast<T*>(p.out)[(at.target * p.heads + at.head) * p.value_dim + column + d]);
-      } else {
-        partials.sums[(item.partial * F::kRows + first_row + row) * p.value_dim + column + d] = value;
-      }
-    });
+    for_each_element(out, [&](int row, int, float& value) { value *= states[first_row + row].factor; });
+    const int query_rows = item.query_rows - first - first_row;
+    if (item.partial < 0) {
+      store_rows<T>(out, width, [&](int row) {
+        return row < query_rows ? static_cast<T*>(p.out) + rows[first_row + row].index * p.value_dim + column : nullptr;
+      });
+    } else {
+      float* to = partials.sums + (item.partial * F::kRows + first_row) * p.value_dim + column;
+      store_rows<float>(out, width, [&](int row) { return row < query_rows ? to + row * p.value_dim : nullptr; });
+    }
   }
 }
 
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kMergeWarps* kWarp)
     }
     narrow(sum * inverse(weight), static_cast<T*>(p.out)[at * p.value_dim + d]);
   }
-  if (lane == 0) write_softmax(p, {at / p.heads, at % p.heads}, most, weight);
+  if (lane == 0) write_softmax(p, at, most, weight);
 }
 
 template <class F>

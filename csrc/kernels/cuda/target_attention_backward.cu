@@ -63,11 +63,13 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
   const int64_t items = work.item_begin[p.num_requests];
   for (int64_t number = blockIdx.x; number < items; number += gridDim.x) {
     load_item(&item, p, cut, work, number);
-    load_history_rows<kCap, F::kColumns, F::kThreads>(keys, p, item, item.split_begin, item.split_end, p.k,
-                                                      p.k_row_stride, p.k_head_stride, p.key_dim, aligned.k);
+    load_history_rows<kCap, F::kColumns, F::kThreads>(keys,
+                                                      history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride),
+                                                      item.split_begin, item.split_end, p.key_dim, aligned.k);
     if constexpr (!kShared) {
-      load_history_rows<kCap, F::kColumns, F::kThreads>(values, p, item, item.split_begin, item.split_end, p.v,
-                                                        p.v_row_stride, p.v_head_stride, p.value_dim, aligned.v);
+      load_history_rows<kCap, F::kColumns, F::kThreads>(values,
+                                                        history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride),
+                                                        item.split_begin, item.split_end, p.value_dim, aligned.v);
     }
     commit_copies();
 
@@ -76,12 +78,16 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
     clear(dk);
     clear(dv);
     for (int first = 0; first < item.query_rows; first += F::kRows) {
-      load_query_rows<kCap, F::kRows, F::kThreads>(queries, p, item, first, p.q, p.q_target_stride, p.q_head_stride,
-                                                   p.key_dim, aligned.q);
-      load_query_rows<kCap, F::kRows, F::kThreads>(douts, p, item, first, b.dout, p.heads * p.value_dim, p.value_dim,
-                                                   p.value_dim, aligned.dout);
+      sync_block();  // all threads are done with the tile before
+      const Range seen = seen_by_tile<F::kRows, F::kThreads>(
+          p, item, rows, [&](int row) { return backward_row(p, item, first + row, delta); });
+      if (seen.begin == seen.end) continue;
+      load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
+                                             [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
+      load_rows<kCap, F::kRows, F::kThreads>(
+          douts, item.query_rows - first, int(p.value_dim), aligned.dout,
+          [&](int row) { return static_cast<const T*>(b.dout) + rows[row].index * p.value_dim; });
       commit_copies();
-      load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, delta);
       wait_copies<0>();
       sync_block();
 
@@ -110,7 +116,7 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
       for (int i = 0; i < F::kElements; ++i) {
         const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kColumns, n = at % F::kColumns;
         const float dp = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, row, n);
-        const Weights w = weights_of(rows[row], item.split_begin + n, item.split_end, float(p.scale), score[i], dp);
+        const Weights w = weights_of(rows[row], item.split_begin + n, float(p.scale), score[i], dp);
         narrow(w.p, weights[row * F::kWeightPitch + n]);
         narrow(w.ds, ds[row * F::kWeightPitch + n]);
       }
@@ -123,24 +129,25 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
         warp_product<true, true>(dv, weights + first_row, F::kWeightPitch, douts + column, F::kPitch, F::kRows,
                                  value_width);
       }
-      sync_block();
     }
     wait_copies<0>();
 
-    auto write = [&](auto& c, void* to, int64_t dim, int width) {
-      for_each_element(c, [&](int row, int d, float value) {
-        const int n = item.split_begin + first_row + row;
-        if (n >= item.split_end || d >= width) return;
-        const int64_t at = ((item.row_begin + n) * p.kv_heads + item.kv_head) * dim + column + d;
-        if (b.wide) {
-          static_cast<float*>(to)[at] = value;
-        } else {
-          narrow(value, static_cast<T*>(to)[at]);
-        }
-      });
+    auto write = [&](auto& c, auto* to, int64_t dim, int width) {
+      const int history_rows = item.split_end - item.split_begin - first_row;
+      const int64_t first = item.row_begin + item.split_begin + first_row;
+      to += (first * p.kv_heads + item.kv_head) * dim + column;
+      store_rows<std::remove_reference_t<decltype(*to)>>(
+          c, width, [&](int row) { return row < history_rows ? to + row * p.kv_heads * dim : nullptr; });
     };
-    write(dk, b.dk, p.key_dim, key_width);
-    if constexpr (!kShared) write(dv, b.dv, p.value_dim, value_width);
+    auto write_as_asked = [&](auto& c, void* to, int64_t dim, int width) {
+      if (b.wide) {
+        write(c, static_cast<float*>(to), dim, width);
+      } else {
+        write(c, static_cast<T*>(to), dim, width);
+      }
+    };
+    write_as_asked(dk, b.dk, p.key_dim, key_width);
+    if constexpr (!kShared) write_as_asked(dv, b.dv, p.value_dim, value_width);
   }
 }
 

@@ -6,36 +6,29 @@
 namespace stca {
 namespace cuda {
 
-// What turns the scores of a query row into weights and their gradients; sees no row where it is none.
-struct Row {
+// Of a query row, what turns its scores into weights and their gradients too; nothing where it sees no row.
+struct Row : QueryRow {
   float most, inverse, delta;  // p = 2^(score in units of log 2 - most) * inverse
-  int from, to;                // history rows that it sees, from the request's first
 };
 
-// kRows of them from query row `first` of the item on, to shared memory.
-template <int kRows, int kThreads>
-STCA_DEVICE void load_rows_info(Row* to, const TargetAttentionParams& p, const Item& item, int first,
-                                const float* delta) {
-  for (int row = int(threadIdx.x); row < kRows; row += kThreads) {
-    Row info{0, 0, 0, 0, 0};
-    if (first + row < item.query_rows) {
-      const QueryRow at = query_row(p, item, first + row);
-      const int64_t index = at.target * p.heads + at.head;
-      const float* softmax = static_cast<const float*>(p.softmax) + 2 * index;
-      info = {softmax[0], softmax[1] == 0 ? 0.0f : 1 / softmax[1], delta[index], 0, item.history_rows};
-      clip_to_visible(p, at.target, info.from, info.to);
-    }
-    to[row] = info;
+STCA_DEVICE Row backward_row(const TargetAttentionParams& p, const Item& item, int row, const float* delta) {
+  Row own{query_row(p, item, row), 0, 0, 0};
+  if (own.begin < own.end) {
+    const float* softmax = static_cast<const float*>(p.softmax) + 2 * own.index;
+    own.most = softmax[0];
+    own.inverse = softmax[1] == 0 ? 0.0f : 1 / softmax[1];
+    own.delta = delta[own.index];
   }
+  return own;
 }
 
 struct Weights {
   float p, ds;
 };
 
-// p and scale * ds of a query row and history row n of its request; 0 where it does not see n, or n is not below `end`.
-STCA_DEVICE Weights weights_of(const Row& row, int n, int end, float scale, float score, float dp) {
-  if (n < row.from || n >= min(row.to, end) || row.inverse == 0) return {0, 0};
+// p and scale * ds of a query row and history row n of its request; 0 where it does not see n within the item's split.
+STCA_DEVICE Weights weights_of(const Row& row, int n, float scale, float score, float dp) {
+  if (n < row.begin || n >= row.end || row.inverse == 0) return {0, 0};
   const float weight = exp2(rounded_product(scale * kLog2E, score) - row.most) * row.inverse;
   return {weight, weight * (dp - row.delta) * scale};
 }

@@ -164,26 +164,79 @@ STCA_DEVICE void clear(float (&c)[M][N][4]) {
 }
 
 // Copies kRows rows to shared memory, rows `valid` and up as zeros, columns `width` and up as zeros to a multiple
-// of 16. row_of(i) is where row i starts. Asynchronous where all rows start at multiples of 16 bytes (`aligned`).
+// of 16. row_of(i) is where row i starts; it is also asked for rows past `valid`, which are not read. Asynchronous
+// where all rows start at multiples of 16 bytes (`aligned`). A thread keeps one chunk of columns and walks down the
+// rows, for then all that is left to do for each copy is to add a stride; neighbours copy neighbouring chunks of a row.
 template <int kCap, int kRows, int kThreads, class T, class RowOf>
 STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of) {
   using C = Columns<T, kCap>;
-  constexpr int kChunks = kCap / C::kChunk;
-#pragma unroll 1  // more would hold more addresses than there are registers
-  for (int i = int(threadIdx.x); i < kRows * kChunks; i += kThreads) {
-    const int row = i / kChunks, column = i % kChunks * C::kChunk;
-    if (column >= round_up(width, 16)) continue;
-    T* target = to + row * C::kPitch + column;
-    const int count = row < valid ? max(0, min(C::kChunk, width - column)) : 0;
-    const T* source = count > 0 ? row_of(row) + column : nullptr;
-    if (aligned) {
-      copy_async(target, count > 0 ? source : row_of(0), count * int(sizeof(T)));
-    } else {
+  constexpr int kChunks = kCap / C::kChunk, kStep = kThreads / kChunks, kOwn = kRows / kStep;
+  constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
+  static_assert(kThreads % kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
+  const int first = int(threadIdx.x) / kChunks, column = int(threadIdx.x) % kChunks * C::kChunk;
+  if (column >= round_up(width, 16)) return;
+  const int count = max(0, min(C::kChunk, width - column));
+  const int own = count > 0 ? valid - first : 0;  // as far as this rows 0, kStep, ... of this thread are copied
+  T* target = to + first * C::kPitch + column;
+  if (aligned && count % C::kChunk == 0) {
+#pragma unroll
+    for (int i = 0; i < kOwn; i += kBatch) {
+      const T* source[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) source[j] = row_of(first + (i + j) * kStep) + column;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int row = (i + j) * kStep;
+        copy_async(target + row * C::kPitch, source[j], row < own ? 16 : 0);
+      }
+    }
+  } else {
+#pragma unroll 1
+    for (int row = 0; row < kRows; row += kStep, target += kStep * C::kPitch) {
+      const T* source = row_of(first + row) + column;
+      if (aligned) {
+        copy_async(target, source, row < own ? count * int(sizeof(T)) : 0);
+        continue;
+      }
       for (int e = 0; e < C::kChunk; ++e) {
-        if (e < count) {
+        if (row < own && e < count) {
           target[e] = source[e];
         } else {
           narrow(0.0f, target[e]);
+        }
+      }
+    }
+  }
+}
+
+// Writes the rows of a fragment array, columns below `width`: row_of(i) is where row i goes, nullptr: nowhere.
+// Neighbours in pairs where the row's memory allows it.
+template <class T, int M, int N, class RowOf>
+STCA_DEVICE void store_rows(const float (&c)[M][N][4], int width, RowOf row_of) {
+  struct alignas(2 * sizeof(T)) Pair {
+    T elements[2];
+  };
+  const int lane = int(threadIdx.x) % kWarp, column = 2 * (lane % 4);
+#pragma unroll
+  for (int i = 0; i < 2 * M; ++i) {
+    T* to = row_of(16 * (i / 2) + 8 * (i % 2) + lane / 4);
+    if (to == nullptr) continue;
+    to += column;
+    if (width % 2 == 0 && reinterpret_cast<uintptr_t>(to) % sizeof(Pair) == 0) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if (8 * n + column >= width) continue;
+        Pair pair;
+        narrow(c[i / 2][n][i % 2 * 2], pair.elements[0]);
+        narrow(c[i / 2][n][i % 2 * 2 + 1], pair.elements[1]);
+        *reinterpret_cast<Pair*>(to + 8 * n) = pair;
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (8 * n + column + e < width) narrow(c[i / 2][n][i % 2 * 2 + e], to[8 * n + e]);
         }
       }
     }
