@@ -93,9 +93,14 @@ STCA_DEVICE History<T> history_of(const TargetAttentionParams& p, const Item& it
 template <int kCap, int kRows, int kThreads, class T>
 STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, int end, int64_t width, bool aligned) {
   if (history.index == nullptr) {
-    const T* from = history.rows + first * history.stride;
-    load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned,
-                                     [&](int row) { return from + row * history.stride; });
+    constexpr int kChunks = Columns<T, kCap>::kChunks;
+    const int64_t step = kThreads / kChunks * history.stride;
+    const T* next = history.rows + (first + int(threadIdx.x) / kChunks) * history.stride;
+    load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned, [&](int) {
+      const T* row = next;
+      next += step;
+      return row;
+    });
   } else {
     load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned, [&](int row) {
       return history.rows + history.index[min(first + row, end - 1)] * history.stride;

@@ -84,9 +84,8 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
       if (seen.begin == seen.end) continue;
       load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
                                              [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
-      load_rows<kCap, F::kRows, F::kThreads>(
-          douts, item.query_rows - first, int(p.value_dim), aligned.dout,
-          [&](int row) { return static_cast<const T*>(b.dout) + rows[row].index * p.value_dim; });
+      load_rows<kCap, F::kRows, F::kThreads>(douts, item.query_rows - first, int(p.value_dim), aligned.dout,
+                                             [&](int row) { return static_cast<const T*>(b.dout) + rows[row].dout; });
       commit_copies();
       wait_copies<0>();
       sync_block();

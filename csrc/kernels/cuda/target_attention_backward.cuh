@@ -8,11 +8,13 @@ namespace cuda {
 
 // Of a query row, what turns its scores into weights and their gradients too; nothing where it sees no row.
 struct Row : QueryRow {
+  int64_t dout;                // where it starts in dout, in elements
   float most, inverse, delta;  // p = 2^(score in units of log 2 - most) * inverse
 };
 
 STCA_DEVICE Row backward_row(const TargetAttentionParams& p, const Item& item, int row, const float* delta) {
-  Row own{query_row(p, item, row), 0, 0, 0};
+  Row own{query_row(p, item, row), 0, 0, 0, 0};
+  own.dout = own.index * p.value_dim;
   if (own.begin < own.end) {
     const float* softmax = static_cast<const float*>(p.softmax) + 2 * own.index;
     own.most = softmax[0];

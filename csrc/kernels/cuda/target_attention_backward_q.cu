@@ -78,9 +78,8 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
     };
     load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
                                            [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
-    load_rows<kCap, F::kRows, F::kThreads>(
-        douts, item.query_rows - first, int(p.value_dim), aligned.dout,
-        [&](int row) { return static_cast<const T*>(b.dout) + rows[row].index * p.value_dim; });
+    load_rows<kCap, F::kRows, F::kThreads>(douts, item.query_rows - first, int(p.value_dim), aligned.dout,
+                                           [&](int row) { return static_cast<const T*>(b.dout) + rows[row].dout; });
     commit_copies();
     if (tiles > 0) load_tile(0);
 

@@ -80,6 +80,7 @@ struct Columns {
   static constexpr int kSlices = kCap / kWarpColumns;
   static constexpr int kPitch = kCap + 16 / int(sizeof(T));  // rows start 16 bytes apart among the banks
   static constexpr int kChunk = 16 / int(sizeof(T));         // elements of a 16-byte copy
+  static constexpr int kChunks = kCap / kChunk;              // copies of a row
 };
 
 // c [16 M, 8 N] += a [16 M, depth] b [depth, 8 N] by one warp, from shared memory; depth is a multiple of 16. Element
@@ -164,16 +165,17 @@ STCA_DEVICE void clear(float (&c)[M][N][4]) {
 }
 
 // Copies kRows rows to shared memory, rows `valid` and up as zeros, columns `width` and up as zeros to a multiple
-// of 16. row_of(i) is where row i starts; it is also asked for rows past `valid`, which are not read. Asynchronous
-// where all rows start at multiples of 16 bytes (`aligned`). A thread keeps one chunk of columns and walks down the
-// rows, for then all that is left to do for each copy is to add a stride; neighbours copy neighbouring chunks of a row.
+// of 16. Asynchronous where all rows start at multiples of 16 bytes (`aligned`). A thread keeps one chunk of columns
+// and walks down the rows threadIdx.x / kChunks, that + kThreads / kChunks, ..., for then nothing but a row's address
+// is left to be found for each copy; neighbours copy neighbouring chunks of a row. row_of(i) is where row i starts; it
+// is asked for all of the thread's rows in order, also for those past `valid`, which are not read.
 template <int kCap, int kRows, int kThreads, class T, class RowOf>
 STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of) {
   using C = Columns<T, kCap>;
-  constexpr int kChunks = kCap / C::kChunk, kStep = kThreads / kChunks, kOwn = kRows / kStep;
+  constexpr int kStep = kThreads / C::kChunks, kOwn = kRows / kStep;
   constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
-  static_assert(kThreads % kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
-  const int first = int(threadIdx.x) / kChunks, column = int(threadIdx.x) % kChunks * C::kChunk;
+  static_assert(kThreads % C::kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
+  const int first = int(threadIdx.x) / C::kChunks, column = int(threadIdx.x) % C::kChunks * C::kChunk;
   if (column >= round_up(width, 16)) return;
   const int count = max(0, min(C::kChunk, width - column));
   const int own = count > 0 ? valid - first : 0;  // as far as this rows 0, kStep, ... of this thread are copied
