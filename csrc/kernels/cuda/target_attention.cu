@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
 
       float scores[F::kM][F::kColumns / 8][4];
       clear(scores);
-      warp_product<false, false>(scores, queries + first_row * F::kPitch + column, F::kPitch,
-                                 stage(F::kKeys, tile) + column, F::kPitch, depth);
+      warp_product<false, false, F::kWarpColumns>(scores, queries + first_row * F::kPitch + column, F::kPitch,
+                                                  stage(F::kKeys, tile) + column, F::kPitch, depth);
       for_each_element(scores, [&](int row, int n, float value) {
         sums[(slice * F::kRows + first_row + row) * F::kSumPitch + n] = value;
       });
@@ -156,8 +156,9 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
       sync_block();
 
       for_each_element(out, [&](int row, int, float& value) { value *= states[first_row + row].factor; });
-      warp_product<false, true>(out, weights + first_row * F::kWeightPitch, F::kWeightPitch,
-                                stage(kShared ? F::kKeys : F::kValues, tile) + column, F::kPitch, F::kColumns, width);
+      warp_product<false, true, F::kColumns>(out, weights + first_row * F::kWeightPitch, F::kWeightPitch,
+                                             stage(kShared ? F::kKeys : F::kValues, tile) + column, F::kPitch,
+                                             F::kColumns, width);
       if (F::kStages == 1 && tile + 1 < tiles) {
         sync_block();
         load_tile(tile + 1);

@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
       auto contract = [&](const T* left, const T* right, int width) {
         float c[F::kRows / 16][2 * F::kM][4];
         clear(c);
-        warp_product<false, false>(c, left + column, F::kPitch, right + first_row * F::kPitch + column, F::kPitch,
-                                   round_up(width, 16));
+        warp_product<false, false, F::kWarpColumns>(c, left + column, F::kPitch, right + first_row * F::kPitch + column,
+                                                    F::kPitch, round_up(width, 16));
         for_each_element(c, [&](int row, int n, float value) {
           sums[(slice * F::kRows + row) * F::kSumPitch + first_row + n] = value;
         });
@@ -120,13 +120,14 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
         narrow(w.ds, ds[row * F::kWeightPitch + n]);
       }
       sync_block();
-      warp_product<true, true>(dk, ds + first_row, F::kWeightPitch, queries + column, F::kPitch, F::kRows, key_width);
+      warp_product<true, true, F::kRows>(dk, ds + first_row, F::kWeightPitch, queries + column, F::kPitch, F::kRows,
+                                         key_width);
       if constexpr (kShared) {
-        warp_product<true, true>(dk, weights + first_row, F::kWeightPitch, douts + column, F::kPitch, F::kRows,
-                                 value_width);
+        warp_product<true, true, F::kRows>(dk, weights + first_row, F::kWeightPitch, douts + column, F::kPitch,
+                                           F::kRows, value_width);
       } else {
-        warp_product<true, true>(dv, weights + first_row, F::kWeightPitch, douts + column, F::kPitch, F::kRows,
-                                 value_width);
+        warp_product<true, true, F::kRows>(dv, weights + first_row, F::kWeightPitch, douts + column, F::kPitch,
+                                           F::kRows, value_width);
       }
     }
     wait_copies<0>();

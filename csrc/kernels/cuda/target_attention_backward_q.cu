@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
       auto contract = [&](const T* left, const T* right, int width) {
         float c[1][F::kColumns / 8][4];
         clear(c);
-        warp_product<false, false>(c, left + first_row * F::kPitch + column, F::kPitch, right + column, F::kPitch,
-                                   round_up(width, 16));
+        warp_product<false, false, F::kWarpColumns>(c, left + first_row * F::kPitch + column, F::kPitch, right + column,
+                                                    F::kPitch, round_up(width, 16));
         for_each_element(c, [&](int row, int n, float value) {
           sums[(slice * F::kRows + first_row + row) * F::kSumPitch + n] = value;
         });
@@ -118,8 +118,8 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
         narrow(weights_of(rows[row], history_row, float(p.scale), score[i], dp).ds, ds[row * F::kDsPitch + n]);
       }
       sync_block();
-      warp_product<false, true>(dq, ds + first_row * F::kDsPitch, F::kDsPitch, stage(F::kKeys, tile) + column,
-                                F::kPitch, F::kColumns, key_width);
+      warp_product<false, true, F::kColumns>(dq, ds + first_row * F::kDsPitch, F::kDsPitch,
+                                             stage(F::kKeys, tile) + column, F::kPitch, F::kColumns, key_width);
       if (F::kStages == 1 && tile + 1 < tiles) {
         sync_block();
         load_tile(tile + 1);

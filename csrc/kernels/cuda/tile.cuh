@@ -83,35 +83,61 @@ struct Columns {
   static constexpr int kChunks = kCap / kChunk;              // copies of a row
 };
 
-// c [16 M, 8 N] += a [16 M, depth] b [depth, 8 N] by one warp, from shared memory; depth is a multiple of 16. Element
-// (m, k) of a is a[m * lda + k], or a[k * lda + m] where transposed; (k, n) of b is b[n * ldb + k], or b[k * ldb + n].
-// Columns from `columns` on are left out, 16 at a time. c[m][n] is a fragment of mma (see ptx.cuh), for float too.
-template <bool kTransposedA, bool kTransposedB, class T, int M, int N>
+// c [16 M, 8 N] += a [16 M, depth] b [depth, 8 N] by one warp, from shared memory; depth is a multiple of 16, at most
+// kDepth. Element (m, k) of a is a[m * lda + k], or a[k * lda + m] where transposed; (k, n) of b is b[n * ldb + k], or
+// b[k * ldb + n]. Columns from `columns` on are left out, 16 at a time. c[m][n] is a fragment of mma (see ptx.cuh), for
+// float too.
+template <bool kTransposedA, bool kTransposedB, int kDepth, class T, int M, int N>
 STCA_DEVICE void warp_product(float (&c)[M][N][4], const T* a, int lda, const T* b, int ldb, int depth,
                               int columns = 8 * N) {
   const int lane = int(threadIdx.x) % kWarp;
   if constexpr (sizeof(T) == 2) {
     static_assert(N % 2 == 0);
     const int half = lane / 16, odd = lane / 8 % 2, in8 = lane % 8;
-    for (int k = 0; k < depth; k += 16) {
-      uint32_t left[M][4];
+    a += kTransposedA ? (in8 + 8 * half) * lda + 8 * odd : lane % 16 * lda + 8 * half;
+    b += kTransposedB ? (in8 + 8 * odd) * ldb + 8 * half : (in8 + 8 * half) * ldb + 8 * odd;
+    auto load_left = [&](uint32_t (&left)[M][4], int k) {
 #pragma unroll
       for (int m = 0; m < M; ++m) {
-        load_matrices<kTransposedA>(left[m], kTransposedA ? a + (k + in8 + 8 * half) * lda + 16 * m + 8 * odd
-                                                          : a + (16 * m + lane % 16) * lda + k + 8 * half);
+        load_matrices<kTransposedA>(left[m], kTransposedA ? a + k * lda + 16 * m : a + 16 * m * lda + k);
       }
+    };
+    auto load_right = [&](uint32_t (&right)[4], int k, int n) {
+      load_matrices<kTransposedB>(right, kTransposedB ? b + k * ldb + 8 * n : b + 8 * n * ldb + k);
+    };
+    auto multiply = [&](const uint32_t (&left)[M][4], const uint32_t (&right)[4], int n) {
+      const uint32_t first[2] = {right[0], right[1]}, second[2] = {right[2], right[3]};
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        mma<T>(c[m][n], left[m], first);
+        mma<T>(c[m][n + 1], left[m], second);
+      }
+    };
+    if (depth == kDepth && columns >= 8 * N) {  // the next step's matrices are on their way while these are multiplied
+      constexpr int kSteps = kDepth / 16 * (N / 2);
+      uint32_t left[2][M][4], right[2][4];
+      load_left(left[0], 0);
+      load_right(right[0], 0, 0);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const int k = step / (N / 2), next = step + 1, next_k = next / (N / 2);
+        if (next < kSteps) {
+          if (next_k != k) load_left(left[next_k % 2], 16 * next_k);
+          load_right(right[next % 2], 16 * next_k, next % (N / 2) * 2);
+        }
+        multiply(left[k % 2], right[step % 2], step % (N / 2) * 2);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int k = 0; k < depth; k += 16) {
+      uint32_t left[M][4], right[4];
+      load_left(left, k);
 #pragma unroll
       for (int n = 0; n < N; n += 2) {
         if (8 * n >= columns) continue;
-        uint32_t right[4];
-        load_matrices<kTransposedB>(right, kTransposedB ? b + (k + in8 + 8 * odd) * ldb + 8 * n + 8 * half
-                                                        : b + (8 * n + in8 + 8 * half) * ldb + k + 8 * odd);
-        const uint32_t first[2] = {right[0], right[1]}, second[2] = {right[2], right[3]};
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-          mma<T>(c[m][n], left[m], first);
-          mma<T>(c[m][n + 1], left[m], second);
-        }
+        load_right(right, k, n);
+        multiply(left, right, n);
       }
     }
   } else {
