@@ -27,6 +27,8 @@ struct Forward : Columns<T, kCap> {
   static constexpr int kColumns = kHalf && kCap < 1024 ? 32 : 16;  // history rows of a tile
   static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
+  // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
+  static constexpr int kBlocks = kThreads == 128 ? (kCap == 64 ? 4 : 3) : kHalf && kShared && kCap == 256 ? 2 : 1;
   static constexpr int kRowThreads = kThreads / kRows;  // that share the softmax of a row
   static constexpr int kSumPitch = kColumns + 4;
   static constexpr int kWeightPitch = kColumns + 16 / int(sizeof(T));
@@ -60,7 +62,7 @@ STCA_DEVICE void write_softmax(const TargetAttentionParams& p, int64_t row, floa
 STCA_DEVICE float inverse(float weights) { return weights == 0 ? 0.0f : 1 / weights; }
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
+__global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, Forward<T, kCap, kShared>::kBlocks)
     attend(const TargetAttentionParams p, const Cut cut, const Work work, const Partials partials,
            const Aligned aligned) {
   using F = Forward<T, kCap, kShared>;

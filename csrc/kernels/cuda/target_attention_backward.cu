@@ -20,6 +20,8 @@ struct BackwardRows : Columns<T, kCap> {
   static constexpr int kColumns = 16 * kM * kRowWarps;                          // history rows of a tile
   static constexpr int kRows = kHalf && (kCap < 256 || kCap == 512) ? 32 : 16;  // query rows of a tile
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
+  // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
+  static constexpr int kBlocks = kThreads == 128 || (kHalf && kShared && kCap == 256) ? 2 : 1;
   static constexpr int kElements = kRows * kColumns / kThreads;  // scores of a tile that a thread turns into p and ds
   static constexpr int kSumPitch = kColumns + 4;
   static constexpr int kWeightPitch = kColumns + 16 / int(sizeof(T));
@@ -40,7 +42,7 @@ struct BackwardRows : Columns<T, kCap> {
 };
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
+__global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, BackwardRows<T, kCap, kShared>::kBlocks)
     differentiate_rows(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* delta,
                        const Aligned aligned) {
   using F = BackwardRows<T, kCap, kShared>;

@@ -20,6 +20,8 @@ struct BackwardQueries : Columns<T, kCap> {
   static constexpr int kColumns = kHalf && kCap < 512 ? 32 : 16;  // history rows of a tile
   static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
+  // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
+  static constexpr int kBlocks = kHalf && kCap == 64 ? 3 : kHalf && (kCap == 128 || kCap == 512) ? 2 : 1;
   static constexpr int kElements = kRows * kColumns / kThreads;  // scores of a tile that a thread turns into ds
   static constexpr int kSumPitch = kColumns + 4;
   static constexpr int kDsPitch = kColumns + 16 / int(sizeof(T));
@@ -38,7 +40,8 @@ struct BackwardQueries : Columns<T, kCap> {
 };
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1)
+__global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads,
+                                  BackwardQueries<T, kCap, kShared>::kBlocks)
     differentiate_queries(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const float* delta,
                           float* partials, const Aligned aligned) {
   using F = BackwardQueries<T, kCap, kShared>;
