@@ -3,6 +3,8 @@
 // Nothing here waits for the device or reads its memory: the work is cut on the device, from the offsets.
 #pragma once
 
+#include <string>
+
 #include "target_attention.h"
 
 namespace stca {
@@ -12,8 +14,9 @@ struct CudaDevice {
   int shared_bytes;  // of one block, at most
 };
 
-// nullptr, or what the CUDA kernels support where they do not support this call.
-const char* target_attention_cuda_refusal(const TargetAttentionParams& params, const CudaDevice& device, bool backward);
+// What the CUDA kernels support where they do not support this call, with its gradients where `backward`; empty: they
+// do. What it does not refuse has shared memory for all its kernels: none of them fails after others ran.
+std::string target_attention_cuda_refusal(const TargetAttentionParams& params, const CudaDevice& device, bool backward);
 
 // Bytes of device memory that a call needs besides its inputs and outputs; 256-byte aligned.
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device);

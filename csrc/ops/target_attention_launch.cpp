@@ -49,19 +49,20 @@ void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionP
 constexpr const char* kOp = "target_attention";
 
 void check_supported(const TargetAttentionParams& p, const CudaDevice& device, bool backward) {
-  const char* supported = target_attention_cuda_refusal(p, device, backward);
-  STCA_CHECK(supported == nullptr, kOp, "on CUDA must be given ", supported, ", got ", dtype_name(p.dtype),
+  const std::string supported = target_attention_cuda_refusal(p, device, backward);
+  STCA_CHECK(supported.empty(), kOp, "on CUDA must be given ", supported, ", got ", dtype_name(p.dtype),
              " with Dk = ", p.key_dim, ", Dv = ", p.value_dim, p.shared ? " and v None" : "");
 }
 #endif
 
 }  // namespace
 
-void launch_target_attention(const TargetAttentionParams& p, [[maybe_unused]] const at::Tensor& like) {
+void launch_target_attention(const TargetAttentionParams& p, [[maybe_unused]] const at::Tensor& like,
+                             [[maybe_unused]] bool backward) {
 #if defined(STCA_WITH_CUDA)
   if (runs_on_cuda(like)) {
     const CudaCall call(like);
-    check_supported(p, call.device(), false);
+    check_supported(p, call.device(), backward);
     const at::Tensor workspace = call.workspace(target_attention_cuda_workspace(p, call.device()));
     call.check(kOp, target_attention_cuda(p, call.device(), workspace.mutable_data_ptr(), call.stream()));
     return;

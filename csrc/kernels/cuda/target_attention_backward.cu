@@ -167,6 +167,13 @@ const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& de
 
 }  // namespace
 
+int backward_shared_bytes_of_history(const TargetAttentionParams& params) {
+  return visit_case(params, [](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return BackwardRows<T, decltype(width)::value, decltype(shared)::value>::kBytes;
+  });
+}
+
 const char* launch_backward_of_history(const TargetAttentionBackwardParams& params, const CudaDevice& device,
                                        void* workspace, Stream stream) {
   return visit_case(params.forward, [&](auto type, auto width, auto shared) {

@@ -43,7 +43,11 @@ inline int64_t delta_bytes(const TargetAttentionParams& p) {
   return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(float)));
 }
 
-// Gradients of k and v, from delta; and delta, then the gradients of q.
+// Shared memory of one block, at most, of the kernels for the gradients of k and v, and of all backward kernels.
+int backward_shared_bytes_of_history(const TargetAttentionParams& params);
+int backward_shared_bytes(const TargetAttentionParams& params);
+
+// Gradients of k and v, from delta.
 const char* launch_backward_of_history(const TargetAttentionBackwardParams& params, const CudaDevice& device,
                                        void* workspace, Stream stream);
 
