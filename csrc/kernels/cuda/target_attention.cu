@@ -28,7 +28,10 @@ struct Forward : Columns<T, kCap> {
   static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
-  static constexpr int kBlocks = kThreads == 128 ? (kCap == 64 ? 4 : 3) : kHalf && kShared && kCap == 256 ? 2 : 1;
+  static constexpr int kBlocks = kCap == 64                        ? 4
+                                 : kHalf && kShared && kCap <= 256 ? 512 / kThreads
+                                 : kThreads == 128                 ? 3
+                                                                   : 1;
   static constexpr int kRowThreads = kThreads / kRows;  // that share the softmax of a row
   static constexpr int kSumPitch = kColumns + 4;
   static constexpr int kWeightPitch = kColumns + 16 / int(sizeof(T));
