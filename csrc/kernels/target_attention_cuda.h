@@ -3,8 +3,6 @@
 // Nothing here waits for the device or reads its memory: the work is cut on the device, from the offsets.
 #pragma once
 
-#include <string>
-
 #include "target_attention.h"
 
 namespace stca {
@@ -14,9 +12,13 @@ struct CudaDevice {
   int shared_bytes;  // of one block, at most
 };
 
-// What the CUDA kernels support where they do not support this call, with its gradients where `backward`; empty: they
-// do. What it does not refuse has shared memory for all its kernels: none of them fails after others ran.
-std::string target_attention_cuda_refusal(const TargetAttentionParams& params, const CudaDevice& device, bool backward);
+// nullptr, or the widths that the CUDA kernels support where they do not support this call's.
+const char* target_attention_cuda_refusal(const TargetAttentionParams& params);
+
+// Shared memory of one block, at most, of the forward and of the backward kernels of a call that is supported. Where
+// the device has less no kernel must run, for others may have written results before one fails.
+int target_attention_cuda_shared_bytes(const TargetAttentionParams& params);
+int target_attention_backward_cuda_shared_bytes(const TargetAttentionParams& params);
 
 // Bytes of device memory that a call needs besides its inputs and outputs; 256-byte aligned.
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device);

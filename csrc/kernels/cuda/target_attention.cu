@@ -3,7 +3,7 @@
 // A block holds a tile of query rows in shared memory and streams its split of the history through it: scores of a tile
 // of history rows, online softmax, weights times values. Scores never leave the block. When v is k, one tile serves
 // both products. Two tiles are in flight: the next is copied while this one is used.
-#include "target_attention_backward.cuh"
+#include "target_attention.cuh"
 
 namespace stca {
 namespace cuda {
@@ -257,18 +257,17 @@ const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, vo
 }  // namespace
 }  // namespace cuda
 
-std::string target_attention_cuda_refusal(const TargetAttentionParams& p, const CudaDevice& device, bool backward) {
+const char* target_attention_cuda_refusal(const TargetAttentionParams& p) {
   if (p.shared && p.key_dim > 1024) return "a width of at most 1024 when v is None";
   if (!p.shared && cuda::max(p.key_dim, p.value_dim) > 256) return "widths of at most 256 when v is given";
-  const int forward = cuda::visit_case(p, [](auto type, auto width, auto shared) {
+  return nullptr;
+}
+
+int target_attention_cuda_shared_bytes(const TargetAttentionParams& params) {
+  return cuda::visit_case(params, [](auto type, auto width, auto shared) {
     using T = typename decltype(type)::element;
     return cuda::Forward<T, decltype(width)::value, decltype(shared)::value>::kBytes;
   });
-  const int gradients = backward ? cuda::backward_shared_bytes(p) : 0;
-  if (cuda::max(forward, gradients) <= device.shared_bytes) return "";
-  return "widths that fit the " + std::to_string(device.shared_bytes) +
-         " bytes of shared memory of a block on this GPU (these take " + std::to_string(forward) +
-         (backward ? ", their gradients " + std::to_string(gradients) : "") + ")";
 }
 
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {

@@ -43,11 +43,8 @@ inline int64_t delta_bytes(const TargetAttentionParams& p) {
   return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(float)));
 }
 
-// Shared memory of one block, at most, of the kernels for the gradients of k and v, and of all backward kernels.
+// Gradients of k and v, from delta, and the shared memory that they take.
 int backward_shared_bytes_of_history(const TargetAttentionParams& params);
-int backward_shared_bytes(const TargetAttentionParams& params);
-
-// Gradients of k and v, from delta.
 const char* launch_backward_of_history(const TargetAttentionBackwardParams& params, const CudaDevice& device,
                                        void* workspace, Stream stream);
 

@@ -210,16 +210,15 @@ int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
 }
 
 }  // namespace
-
-int backward_shared_bytes(const TargetAttentionParams& params) {
-  const int queries = visit_case(params, [](auto type, auto width, auto shared) {
-    using T = typename decltype(type)::element;
-    return BackwardQueries<T, decltype(width)::value, decltype(shared)::value>::kBytes;
-  });
-  return max(queries, backward_shared_bytes_of_history(params));
-}
-
 }  // namespace cuda
+
+int target_attention_backward_cuda_shared_bytes(const TargetAttentionParams& params) {
+  const int queries = cuda::visit_case(params, [](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return cuda::BackwardQueries<T, decltype(width)::value, decltype(shared)::value>::kBytes;
+  });
+  return cuda::max(queries, cuda::backward_shared_bytes_of_history(params));
+}
 
 int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
