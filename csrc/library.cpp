@@ -3,10 +3,11 @@
 
 TORCH_LIBRARY(stca, m) {
   // q [T, H, Dk], k [P, Hk, Dk], v [P, Hk, Dv] (None: v is k), offsets [R + 1], visible [T, 2], history_index [N]
-  // -> out [T, H, Dv], lse [T, H], softmax [T, H, 2] (for the backward pass)
+  // -> out [T, H, Dv], lse [T, H], softmax [T, H, 2] (for the backward pass); backward: one is to follow
   m.def(
       "target_attention(Tensor q, Tensor k, Tensor? v, Tensor target_offsets, Tensor history_offsets, "
-      "Tensor? visible, Tensor? history_index, float? scale) -> (Tensor out, Tensor lse, Tensor softmax)");
+      "Tensor? visible, Tensor? history_index, float? scale, bool backward=False) -> (Tensor out, Tensor lse, "
+      "Tensor softmax)");
   // dout [T, H, Dv], dlse [T, H] (None: zero) -> dq, dk, dv like q, k, v; dv is [0] when v is None
   m.def(
       "target_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor? v, Tensor target_offsets, "

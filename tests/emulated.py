@@ -25,12 +25,12 @@ def _library() -> ctypes.CDLL:
 
 
 @contextmanager
-def emulated_device(seed: int = 1) -> Iterator[Any]:
+def emulated_device(seed: int = 1, shared_bytes: int = 227 * 1024) -> Iterator[Any]:
     """Gives the emulated operators. What torch allocates meanwhile is the memory of the emulated device.
 
-    Threads of a block take turns in an order that `seed` chooses.
+    Threads of a block take turns in an order that `seed` chooses. A block has as much shared memory as on sm_90.
     """
-    _library().simt_start(seed)
+    _library().simt_start(seed, shared_bytes)
     try:
         yield torch.ops.stca_simt
     finally:

@@ -13,8 +13,13 @@ struct CudaDevice {
   int capability;    // 90 for sm_90
 };
 
-// nullptr, or what the CUDA kernels support where they do not support this call.
-const char* target_attention_cuda_refusal(const TargetAttentionParams& params, const CudaDevice& device, bool backward);
+// nullptr, or the widths that the CUDA kernels support where they do not support this call's.
+const char* target_attention_cuda_refusal(const TargetAttentionParams& params);
+
+// Shared memory of one block, at most, of the forward and of the backward kernels of a call that is supported. Where
+// the device has less no kernel must run, for others may have written results before one fails.
+int target_attention_cuda_shared_bytes(const TargetAttentionParams& params);
+int target_attention_backward_cuda_shared_bytes(const TargetAttentionParams& params);
 
 // Bytes of device memory that a call needs besides its inputs and outputs; 256-byte aligned.
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device);

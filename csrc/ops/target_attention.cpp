@@ -120,7 +120,8 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
 std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, const optional<Tensor>& v,
                                                     const Tensor& target_offsets, const Tensor& history_offsets,
                                                     const optional<Tensor>& visible,
-                                                    const optional<Tensor>& history_index, optional<double> scale) {
+                                                    const optional<Tensor>& history_index, optional<double> scale,
+                                                    bool backward) {
   Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
   TargetAttentionParams& p = in.params;
   const Tensor out = at::empty({p.num_targets, p.heads, p.value_dim}, q.options());
@@ -130,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tenso
   p.lse = lse.mutable_data_ptr();
   p.softmax = softmax.mutable_data_ptr();
 
-  launch_target_attention(p, q);
+  launch_target_attention(p, q, backward);
   return {out, lse, softmax};
 }
 

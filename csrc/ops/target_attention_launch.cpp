@@ -1,5 +1,7 @@
 #include "target_attention_launch.h"
 
+#include <algorithm>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -49,19 +51,28 @@ void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionP
 constexpr const char* kOp = "target_attention";
 
 void check_supported(const TargetAttentionParams& p, const CudaDevice& device, bool backward) {
-  const char* supported = target_attention_cuda_refusal(p, device, backward);
-  STCA_CHECK(supported == nullptr, kOp, "on CUDA must be given ", supported, ", got ", dtype_name(p.dtype),
-             " with Dk = ", p.key_dim, ", Dv = ", p.value_dim, p.shared ? " and v None" : "");
+  auto check = [&](bool is, const auto&... supported) {
+    STCA_CHECK(is, kOp, "on CUDA must be given ", supported..., ", got ", dtype_name(p.dtype), " with Dk = ", p.key_dim,
+               ", Dv = ", p.value_dim, p.shared ? " and v None" : "");
+  };
+  const char* widths = target_attention_cuda_refusal(p);
+  check(widths == nullptr, widths);
+  const int forward = target_attention_cuda_shared_bytes(p);
+  const int gradients = backward ? target_attention_backward_cuda_shared_bytes(p) : 0;
+  check(std::max(forward, gradients) <= device.shared_bytes, "widths that fit the ", device.shared_bytes,
+        " bytes of shared memory of a block on this GPU (these take ", forward,
+        backward ? ", their gradients " + std::to_string(gradients) : "", ")");
 }
 #endif
 
 }  // namespace
 
-void launch_target_attention(const TargetAttentionParams& p, [[maybe_unused]] const at::Tensor& like) {
+void launch_target_attention(const TargetAttentionParams& p, [[maybe_unused]] const at::Tensor& like,
+                             [[maybe_unused]] bool backward) {
 #if defined(STCA_WITH_CUDA)
   if (runs_on_cuda(like)) {
     const CudaCall call(like);
-    check_supported(p, call.device(), false);
+    check_supported(p, call.device(), backward);
     const at::Tensor workspace = call.workspace(target_attention_cuda_workspace(p, call.device()));
     call.check(kOp, target_attention_cuda(p, call.device(), workspace.mutable_data_ptr(), call.stream()));
     return;

@@ -8,8 +8,9 @@
 
 namespace stca {
 
-// `like` is any tensor of the call; all pointers in `params` are on its device.
-void launch_target_attention(const TargetAttentionParams& params, const at::Tensor& like);
+// `like` is any tensor of the call; all pointers in `params` are on its device. Where a `backward` pass is to follow,
+// what that would refuse is refused.
+void launch_target_attention(const TargetAttentionParams& params, const at::Tensor& like, bool backward);
 
 // On the CPU `rows_at_once` history rows at a time, whose gradients `use` finds in params.dk and dv before the next
 // ones take their place. On CUDA all rows at once.

@@ -94,7 +94,8 @@ def target_attention(
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, offsets that do not start at 0, decrease or do not end
-            at T or N, a visible range outside its request's history, or an index that is no row of k.
+            at T or N, a visible range outside its request's history, an index that is no row of k, or widths that take
+            more shared memory than the GPU has, for the gradients too where one is required.
 
     Under `torch.autocast` q, k and v are first converted to the autocast dtype, unless they are float64.
 
@@ -113,7 +114,8 @@ def target_attention(
         raise ValueError("target_attention: scale must be a float or None, got a Tensor (it would get no gradient)")
     refuse_tangents("target_attention", q=q, k=k, v=v)
     q, k, v = autocast(q), autocast(k), autocast(v)
-    out, lse, _ = _recorded(q, k, v, target_offsets, history_offsets, visible, history_index, scale)
+    backward = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v))
+    out, lse, _ = _recorded(q, k, v, target_offsets, history_offsets, visible, history_index, scale, backward)
     return (out, lse) if return_lse else out
 
 
@@ -127,6 +129,7 @@ def _fake(
     visible: Tensor | None,
     history_index: Tensor | None,
     scale: float | None,
+    backward: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_one_device(
         "target_attention",
@@ -182,7 +185,7 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.scale = inputs
+    *tensors, ctx.scale, _ = inputs
     out, _, softmax = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(softmax)
@@ -192,13 +195,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, out, softmax = ctx.saved_tensors
     if dout is None and dlse is None:
-        return (None,) * 8
+        return (None,) * 9
     if dout is None:
         dout = torch.zeros_like(out)
     history_grads = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     dq, dk, dv = _backward_op(dout, dlse, *inputs, out, softmax, ctx.scale, history_grads)
     own_dv = history_grads and inputs[2] is not None
-    return dq, dk if history_grads else None, dv if own_dv else None, None, None, None, None, None
+    return dq, dk if history_grads else None, dv if own_dv else None, *(None,) * 6
 
 
 torch.library.register_autograd("stca::target_attention", _backward, setup_context=_setup_context)

@@ -33,6 +33,7 @@ struct Allocator final : at::Allocator {
 
 Allocator allocator;
 at::Allocator* before = nullptr;
+int shared_bytes = 0;
 
 }  // namespace
 
@@ -40,15 +41,17 @@ namespace stca {
 
 bool runs_on_cuda(const at::Tensor&) { return true; }
 
-// Small, so that short histories are split too; as much shared memory as sm_90 has.
+// Small, so that short histories are split too.
 CudaCall::CudaCall(const at::Tensor& like)
-    : options_(like.options().dtype(at::kByte)), device_{3, 227 * 1024}, stream_(nullptr) {}
+    : options_(like.options().dtype(at::kByte)), device_{3, shared_bytes}, stream_(nullptr) {}
 
 }  // namespace stca
 
 extern "C" {
-// From now on, until simt_stop: torch's CPU memory is what emulated kernels may touch.
-void simt_start(unsigned seed) {
+// From now on, until simt_stop: torch's CPU memory is what emulated kernels may touch, and a block has so much shared
+// memory.
+void simt_start(unsigned seed, int bytes) {
+  shared_bytes = bytes;
   simt::set_seed(seed);
   before = c10::GetCPUAllocator();
   c10::SetCPUAllocator(&allocator, /*priority=*/255);

@@ -29,7 +29,7 @@ inline Merge merge_of(const TargetAttentionParams& p, const Cut& cut, int64_t di
 
 // A query row of a tile that several ranges share.
 struct SplitRow {
-  QueryRow at;
+  int64_t index;  // target * H + head
   int64_t first;  // the range that holds the tile's first split
   int splits, row, tile_rows;
 
@@ -43,11 +43,8 @@ STCA_DEVICE SplitRow split_row(const TargetAttentionParams& p, const Cut& cut, c
   const Shape s = shape_of(p, cut, at.request);
   const int row = int(number - work.merge_begin[last]), group = int(p.heads) / int(p.kv_heads);
   const int query = at.tile % s.tiles * cut.tile_rows + row;
-  return {{s.target_begin + query / group, int64_t(at.tile / s.tiles) * group + query % group},
-          at.first_range,
-          int(last) - at.first_range + 1,
-          row,
-          cut.tile_rows};
+  return {(s.target_begin + query / group) * p.heads + int64_t(at.tile / s.tiles) * group + query % group,
+          at.first_range, int(last) - at.first_range + 1, row, cut.tile_rows};
 }
 
 // write(column, sum over splits of factor(partial) * sums[partial][column]) for the block's columns of a row.

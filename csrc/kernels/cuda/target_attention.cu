@@ -30,6 +30,8 @@ struct Forward : Columns<T, kCap> {
   static constexpr int kColumns = kHalf && kCap < 1024 ? 32 : 16;  // history rows of a tile
   static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
+  // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
+  static constexpr int kBlocks = kCap == 64 || (kHalf && kShared && kCap == 128) ? 4 : kThreads == 128 ? 3 : 1;
   static constexpr int kRowThreads = kThreads / kRows;  // that share the softmax of a row
   static constexpr int kSumPitch = kColumns + 4;
   static constexpr int kWeightPitch = kColumns + 16 / int(sizeof(T));
@@ -40,8 +42,8 @@ struct Forward : Columns<T, kCap> {
   static constexpr int kValues = kKeys + kStages * kTile;
   static constexpr int kSums = kValues + (kShared ? 0 : kStages * kTile);
   static constexpr int kWeights = kSums + kSlices * kRows * kSumPitch * 4;
-  static constexpr int kRanges = kWeights + kRows * kWeightPitch * int(sizeof(T));
-  static constexpr int kStates = kRanges + kRows * int(sizeof(Range));
+  static constexpr int kInfo = kWeights + kRows * kWeightPitch * int(sizeof(T));
+  static constexpr int kStates = kInfo + kRows * int(sizeof(QueryRow));
   static constexpr int kItem = kStates + kRows * int(sizeof(Softmax));
   static constexpr int kBytes = kItem + int(sizeof(Item));
   static_assert(kBytes <= kSharedBytes);
@@ -49,7 +51,7 @@ struct Forward : Columns<T, kCap> {
 };
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
+__global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, Forward<T, kCap, kShared>::kBlocks)
     attend(const TargetAttentionParams p, const Cut cut, const Work work, const Partials partials,
            const Aligned aligned) {
   using F = Forward<T, kCap, kShared>;
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
   T* queries = reinterpret_cast<T*>(memory);
   float* sums = reinterpret_cast<float*>(memory + F::kSums);
   T* weights = reinterpret_cast<T*>(memory + F::kWeights);
-  Range* ranges = reinterpret_cast<Range*>(memory + F::kRanges);
+  QueryRow* rows = reinterpret_cast<QueryRow*>(memory + F::kInfo);
   Softmax* states = reinterpret_cast<Softmax*>(memory + F::kStates);
   Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
   auto stage = [&](int start, int tile) { return reinterpret_cast<T*>(memory + start + tile % F::kStages * F::kTile); };
@@ -72,22 +74,24 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
   do {
     load_item(&item, p, cut, work, int(blockIdx.x));
     const int first = item.tile * F::kRows;
-    const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
+    const Range seen =
+        seen_by_tile<F::kRows, F::kThreads>(p, item, rows, [&](int row) { return query_row(p, item, first + row); });
     const int begin = seen.begin, end = seen.end;
     const int tiles = (end - begin + F::kColumns - 1) / F::kColumns;
 
+    const History<T> keys = history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride);
+    const History<T> values = history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride);
     auto load_tile = [&](int tile) {
       const int from = begin + tile * F::kColumns;
-      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), p, item, from, end, p.k, p.k_row_stride,
-                                                        p.k_head_stride, p.key_dim, aligned.k);
+      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), keys, from, end, p.key_dim, aligned.k);
       if constexpr (!kShared) {
-        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), p, item, from, end, p.v,
-                                                          p.v_row_stride, p.v_head_stride, p.value_dim, aligned.v);
+        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), values, from, end, p.value_dim,
+                                                          aligned.v);
       }
       commit_copies();
     };
-    load_query_rows<kCap, F::kRows, F::kThreads>(queries, p, item, first, p.q, p.q_target_stride, p.q_head_stride,
-                                                 p.key_dim, aligned.q);
+    load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
+                                           [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
     commit_copies();
     if (tiles > 0) load_tile(0);
 
@@ -101,21 +105,21 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
 
       float scores[F::kM][F::kColumns / 8][4];
       clear(scores);
-      warp_product<false, false>(scores, queries + first_row * F::kPitch + column, F::kPitch,
-                                 stage(F::kKeys, tile) + column, F::kPitch, depth);
+      warp_product<false, false, F::kWarpColumns>(scores, queries + first_row * F::kPitch + column, F::kPitch,
+                                                  stage(F::kKeys, tile) + column, F::kPitch, depth);
       for_each_element(scores, [&](int row, int n, float value) {
         sums[(slice * F::kRows + first_row + row) * F::kSumPitch + n] = value;
       });
       sync_block();
 
       const int from = begin + tile * F::kColumns;
-      const Range sees = ranges[own_row];
+      const int sees_begin = rows[own_row].begin, sees_end = rows[own_row].end;
       float own[F::kColumns / F::kRowThreads];
       float largest = -infinity();
 #pragma unroll
       for (int i = 0; i < F::kColumns / F::kRowThreads; ++i) {
         const int n = own_column + i * F::kRowThreads;
-        const bool seen = sees.begin <= from + n && from + n < sees.end;
+        const bool seen = sees_begin <= from + n && from + n < sees_end;
         const float score = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, own_row, n);
         own[i] = seen ? rounded_product(scale, score) : -infinity();
         largest = own[i] > largest ? own[i] : largest;
@@ -143,8 +147,9 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
       sync_block();
 
       for_each_element(out, [&](int row, int, float& value) { value *= states[first_row + row].factor; });
-      warp_product<false, true>(out, weights + first_row * F::kWeightPitch, F::kWeightPitch,
-                                stage(kShared ? F::kKeys : F::kValues, tile) + column, F::kPitch, F::kColumns, width);
+      warp_product<false, true, F::kColumns>(out, weights + first_row * F::kWeightPitch, F::kWeightPitch,
+                                             stage(kShared ? F::kKeys : F::kValues, tile) + column, F::kPitch,
+                                             F::kColumns, width);
       if (F::kStages == 1 && tile + 1 < tiles) {
         sync_block();
         load_tile(tile + 1);
@@ -158,7 +163,7 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
       own.factor = item.partial < 0 ? inverse(own.weight) : 1.0f;
       if (first + own_row < item.query_rows) {
         if (item.partial < 0) {
-          write_softmax(p, query_row(p, item, first + own_row), own.most, own.weight);
+          write_softmax(p, rows[own_row].index, own.most, own.weight);
         } else {
           float* softmax = partials.softmax + 2 * (item.partial * F::kRows + own_row);
           softmax[0] = own.most;
@@ -167,17 +172,16 @@ __global__ void __launch_bounds__(Forward<T, kCap, kShared>::kThreads, 1)
       }
     }
     sync_block();
-    for_each_element(out, [&](int row, int d, float value) {
-      const int query = first + first_row + row;
-      if (query >= item.query_rows || d >= width) return;
-      value *= states[first_row + row].factor;
-      if (item.partial < 0) {
-        const QueryRow at = query_row(p, item, query);
-        narrow(value, static_cast<T*>(p.out)[(at.target * p.heads + at.head) * p.value_dim + column + d]);
-      } else {
-        partials.sums[(item.partial * F::kRows + first_row + row) * p.value_dim + column + d] = value;
-      }
-    });
+    for_each_element(out, [&](int row, int, float& value) { value *= states[first_row + row].factor; });
+    const int query_rows = item.query_rows - first - first_row;
+    if (item.partial < 0) {
+      store_rows<T>(out, width, [&](int row) {
+        return row < query_rows ? static_cast<T*>(p.out) + rows[first_row + row].index * p.value_dim + column : nullptr;
+      });
+    } else {
+      float* to = partials.sums + (int64_t(item.partial) * F::kRows + first_row) * p.value_dim + column;
+      store_rows<float>(out, width, [&](int row) { return row < query_rows ? to + row * p.value_dim : nullptr; });
+    }
   } while (item.more);
 }
 
@@ -198,12 +202,12 @@ __global__ void __launch_bounds__(kMergeThreads)
   for (int s = lane; s < row.splits; s += kWarp) weight += softmax(s)[1] * exp2(softmax(s)[0] - shift);
   for (int by = 1; by < kWarp; by *= 2) weight += shuffle_xor(weight, by);
 
-  T* out = static_cast<T*>(p.out) + (row.at.target * p.heads + row.at.head) * p.value_dim;
+  T* out = static_cast<T*>(p.out) + row.index * p.value_dim;
   add_splits(
       row, partials.sums, p.value_dim, merge, part,
       [&](int64_t partial) { return exp2(partials.softmax[2 * partial] - shift); },
       [&](int d, float sum) { narrow(sum * inverse(weight), out[d]); });
-  if (part == 0 && threadIdx.x == 0) write_softmax(p, row.at, most, weight);
+  if (part == 0 && threadIdx.x == 0) write_softmax(p, row.index, most, weight);
 }
 
 template <class T, int kCap, bool kShared>
@@ -247,13 +251,17 @@ const char* launch_merge(const TargetAttentionParams& p, const Cut& cut, const W
 
 }  // namespace cuda
 
-const char* target_attention_cuda_refusal(const TargetAttentionParams& p, const CudaDevice& device, bool backward) {
+const char* target_attention_cuda_refusal(const TargetAttentionParams& p) {
   if (p.shared && p.key_dim > 1024) return "a width of at most 1024 when v is None";
   if (!p.shared && cuda::max(p.key_dim, p.value_dim) > 256) return "widths of at most 256 when v is given";
-  if (backward && p.dtype == Dtype::kFloat32 && p.key_dim > 512 && device.shared_bytes < cuda::kLargeSharedBytes) {
-    return "gradients of float32 up to a width of 512 (more needs the shared memory of sm_90)";
-  }
   return nullptr;
+}
+
+int target_attention_cuda_shared_bytes(const TargetAttentionParams& params) {
+  return cuda::visit_case(params, [](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return cuda::Forward<T, decltype(width)::value, decltype(shared)::value>::kBytes;
+  });
 }
 
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {

@@ -33,20 +33,25 @@ inline Aligned aligned_tensors(const TargetAttentionParams& p, const void* dout)
           rows_aligned(dout, size, p.heads * p.value_dim, p.value_dim)};
 }
 
-// Target and head of query row `row` of an item, in [0, m * G).
+// Of a query row of an item, in shared memory, so that it is found once and not at every use of the row.
 struct QueryRow {
-  int64_t target, head;
+  int64_t index;   // target * H + head, its row of contiguous [T, H, ...] tensors
+  int64_t q;       // where it starts in q, in elements
+  int begin, end;  // what it sees of the item's split, history rows from the request's first
 };
-STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item, int row) {
-  const int group = int(p.heads / p.kv_heads);
-  return {item.target_begin + row / group, int64_t(item.kv_head) * group + row % group};
-}
 
-// The part of [begin, end), history rows from the request's first, that a target sees.
-STCA_DEVICE void clip_to_visible(const TargetAttentionParams& p, int64_t target, int& begin, int& end) {
-  if (p.visible == nullptr) return;
-  begin = int(max(int64_t(begin), p.visible[2 * target]));
-  end = int(min(int64_t(end), p.visible[2 * target + 1]));
+// Query row `row` in [0, m * G); one past the last sees nothing.
+STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item, int row) {
+  if (row >= item.query_rows) return {0, 0, item.split_begin, item.split_begin};
+  const int group = int(p.heads / p.kv_heads);
+  const int64_t target = item.target_begin + row / group, head = int64_t(item.kv_head) * group + row % group;
+  QueryRow own{target * p.heads + head, target * p.q_target_stride + head * p.q_head_stride, item.split_begin,
+               item.split_end};
+  if (p.visible != nullptr) {
+    own.begin = int(max(int64_t(own.begin), p.visible[2 * target]));
+    own.end = int(min(int64_t(own.end), p.visible[2 * target + 1]));
+  }
+  return own;
 }
 
 // What splits of a history give for the query rows of a tile.
@@ -55,13 +60,12 @@ struct Partials {
   float* softmax;  // [partials, rows of a tile, 2]
 };
 
-// Adds up the partial results of requests that were split, in order of splits.
+// Adds up the partial results of tiles that several ranges share, in order of splits.
 const char* launch_merge(const TargetAttentionParams& p, const Cut& cut, const Work& work, const Partials& partials,
                          Stream stream);
 
-// softmax and lse of a query row from its largest score (in units of log 2) and its sum of weights.
-STCA_DEVICE void write_softmax(const TargetAttentionParams& p, QueryRow at, float most, float weights) {
-  const int64_t row = at.target * p.heads + at.head;
+// softmax and lse of query row target * H + head from its largest score (in units of log 2) and its sum of weights.
+STCA_DEVICE void write_softmax(const TargetAttentionParams& p, int64_t row, float most, float weights) {
   static_cast<float*>(p.softmax)[2 * row] = most;
   static_cast<float*>(p.softmax)[2 * row + 1] = weights;
   static_cast<float*>(p.lse)[row] = weights == 0 ? -infinity() : kLn2 * (most + log2(weights));
@@ -69,55 +73,58 @@ STCA_DEVICE void write_softmax(const TargetAttentionParams& p, QueryRow at, floa
 
 STCA_DEVICE float inverse(float weights) { return weights == 0 ? 0.0f : 1 / weights; }
 
-// kRows query rows of a tile of q, or of a contiguous [T, H, width] tensor, to shared memory.
-template <int kCap, int kRows, int kThreads, class T>
-STCA_DEVICE void load_query_rows(T* to, const TargetAttentionParams& p, const Item& item, int first, const void* tensor,
-                                 int64_t target_stride, int64_t head_stride, int64_t width, bool aligned) {
-  load_rows<kCap, kRows, kThreads>(to, item.query_rows - first, int(width), aligned, [&](int row) {
-    const QueryRow at = query_row(p, item, first + row);
-    return static_cast<const T*>(tensor) + at.target * target_stride + at.head * head_stride;
-  });
-}
-
-// kRows rows of k or v from row `first` of the request's history, as far as `end`, to shared memory.
-template <int kCap, int kRows, int kThreads, class T>
-STCA_DEVICE void load_history_rows(T* to, const TargetAttentionParams& p, const Item& item, int first, int end,
-                                   const void* tensor, int64_t row_stride, int64_t head_stride, int64_t width,
-                                   bool aligned) {
-  load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned, [&](int row) {
-    const int64_t n = item.row_begin + first + row;
-    const int64_t at = p.history_index == nullptr ? n : p.history_index[n];
-    return static_cast<const T*>(tensor) + at * row_stride + item.kv_head * head_stride;
-  });
-}
-
-// What a query row sees of its item's split.
 struct Range {
   int begin, end;
 };
 
-// The history rows of an item's split that any of its kRows query rows from `first` on sees, and to shared memory what
-// each row sees.
-template <int kRows, int kThreads>
-STCA_DEVICE Range seen_by_tile(const TargetAttentionParams& p, const Item& item, int first, Range* ranges) {
-  for (int row = int(threadIdx.x); row < kRows; row += kThreads) {
-    Range seen{item.split_begin, item.split_end};
-    if (first + row < item.query_rows) {
-      clip_to_visible(p, query_row(p, item, first + row).target, seen.begin, seen.end);
-    } else {
-      seen.end = seen.begin;
-    }
-    ranges[row] = seen;
-  }
+// Describes kRows query rows of an item in shared memory, row i by row_of(i), and gives what any of them sees.
+template <int kRows, int kThreads, class Row, class RowOf>
+STCA_DEVICE Range seen_by_tile(const TargetAttentionParams& p, const Item& item, Row* rows, RowOf row_of) {
+  for (int row = int(threadIdx.x); row < kRows; row += kThreads) rows[row] = row_of(row);
   sync_block();
   if (p.visible == nullptr) return {item.split_begin, item.split_end};
   Range seen{item.split_end, item.split_begin};
   for (int row = 0; row < kRows; ++row) {
-    if (ranges[row].begin >= ranges[row].end) continue;
-    seen.begin = min(seen.begin, ranges[row].begin);
-    seen.end = max(seen.end, ranges[row].end);
+    if (rows[row].begin >= rows[row].end) continue;
+    seen.begin = min(seen.begin, rows[row].begin);
+    seen.end = max(seen.end, rows[row].end);
   }
   return {seen.begin, max(seen.begin, seen.end)};
+}
+
+// Rows of k or v of an item's request and history head.
+template <class T>
+struct History {
+  const T* rows;         // the request's first, or where there is an index the tensor's
+  int64_t stride;        // from a row to the next
+  const int64_t* index;  // of the request's rows; nullptr: none
+};
+
+template <class T>
+STCA_DEVICE History<T> history_of(const TargetAttentionParams& p, const Item& item, const void* tensor,
+                                  int64_t row_stride, int64_t head_stride) {
+  const T* head = static_cast<const T*>(tensor) + item.kv_head * head_stride;
+  if (p.history_index != nullptr) return {head, row_stride, p.history_index + item.row_begin};
+  return {head + item.row_begin * row_stride, row_stride, nullptr};
+}
+
+// kRows rows from row `first` of the request's history, as far as `end`, which is behind it, to shared memory.
+template <int kCap, int kRows, int kThreads, class T>
+STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, int end, int64_t width, bool aligned) {
+  if (history.index == nullptr) {
+    constexpr int kChunks = Columns<T, kCap>::kChunks;
+    const int64_t step = kThreads / kChunks * history.stride;
+    const T* next = history.rows + (first + int(threadIdx.x) / kChunks) * history.stride;
+    load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned, [&](int) {
+      const T* row = next;
+      next += step;
+      return row;
+    });
+  } else {
+    load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned, [&](int row) {
+      return history.rows + history.index[min(first + row, end - 1)] * history.stride;
+    });
+  }
 }
 
 // Adds up the slices' partial sums [kSlices, kRows, kPitch] of one element, in order.

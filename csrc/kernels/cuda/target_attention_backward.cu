@@ -20,6 +20,8 @@ struct BackwardRows : Columns<T, kCap> {
   static constexpr int kColumns = 16 * kM * kRowWarps;                          // history rows of a tile
   static constexpr int kRows = kHalf && (kCap < 256 || kCap == 512) ? 32 : 16;  // query rows of a tile
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
+  // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
+  static constexpr int kBlocks = kThreads == 128 || (kHalf && kShared && kCap == 256) ? 2 : 1;
   static constexpr int kElements = kRows * kColumns / kThreads;  // scores of a tile that a thread turns into p and ds
   static constexpr int kSumPitch = kColumns + 4;
   static constexpr int kWeightPitch = kColumns + 16 / int(sizeof(T));
@@ -40,7 +42,7 @@ struct BackwardRows : Columns<T, kCap> {
 };
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
+__global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, BackwardRows<T, kCap, kShared>::kBlocks)
     differentiate_rows(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const Weighing* weighing,
                        const Aligned aligned) {
   using F = BackwardRows<T, kCap, kShared>;
@@ -63,11 +65,13 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
   if (!start_range(&item, work, int(blockIdx.x))) return;
   do {
     load_item(&item, p, cut, work, int(blockIdx.x));
-    load_history_rows<kCap, F::kColumns, F::kThreads>(keys, p, item, item.split_begin, item.split_end, p.k,
-                                                      p.k_row_stride, p.k_head_stride, p.key_dim, aligned.k);
+    load_history_rows<kCap, F::kColumns, F::kThreads>(keys,
+                                                      history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride),
+                                                      item.split_begin, item.split_end, p.key_dim, aligned.k);
     if constexpr (!kShared) {
-      load_history_rows<kCap, F::kColumns, F::kThreads>(values, p, item, item.split_begin, item.split_end, p.v,
-                                                        p.v_row_stride, p.v_head_stride, p.value_dim, aligned.v);
+      load_history_rows<kCap, F::kColumns, F::kThreads>(values,
+                                                        history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride),
+                                                        item.split_begin, item.split_end, p.value_dim, aligned.v);
     }
     commit_copies();
 
@@ -76,12 +80,15 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
     clear(dk);
     clear(dv);
     for (int first = 0; first < item.query_rows; first += F::kRows) {
-      load_query_rows<kCap, F::kRows, F::kThreads>(queries, p, item, first, p.q, p.q_target_stride, p.q_head_stride,
-                                                   p.key_dim, aligned.q);
-      load_query_rows<kCap, F::kRows, F::kThreads>(douts, p, item, first, b.dout, p.heads * p.value_dim, p.value_dim,
-                                                   p.value_dim, aligned.dout);
+      sync_block();  // all threads are done with the tile before
+      const Range seen = seen_by_tile<F::kRows, F::kThreads>(
+          p, item, rows, [&](int row) { return backward_row(p, item, first + row, weighing); });
+      if (seen.begin == seen.end) continue;
+      load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
+                                             [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
+      load_rows<kCap, F::kRows, F::kThreads>(douts, item.query_rows - first, int(p.value_dim), aligned.dout,
+                                             [&](int row) { return static_cast<const T*>(b.dout) + rows[row].dout; });
       commit_copies();
-      load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, weighing, int(threadIdx.x));
       wait_copies<0>();
       sync_block();
 
@@ -89,8 +96,8 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
       auto contract = [&](const T* left, const T* right, int width) {
         float c[F::kRows / 16][2 * F::kM][4];
         clear(c);
-        warp_product<false, false>(c, left + column, F::kPitch, right + first_row * F::kPitch + column, F::kPitch,
-                                   round_up(width, 16));
+        warp_product<false, false, F::kWarpColumns>(c, left + column, F::kPitch, right + first_row * F::kPitch + column,
+                                                    F::kPitch, round_up(width, 16));
         for_each_element(c, [&](int row, int n, float value) {
           sums[(slice * F::kRows + row) * F::kSumPitch + first_row + n] = value;
         });
@@ -110,37 +117,39 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, 1)
       for (int i = 0; i < F::kElements; ++i) {
         const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kColumns, n = at % F::kColumns;
         const float dp = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, row, n);
-        const Weights w = weights_of(rows[row], item.split_begin + n, item.split_end, float(p.scale), score[i], dp);
+        const Weights w = weights_of(rows[row], item.split_begin + n, float(p.scale), score[i], dp);
         narrow(w.p, weights[row * F::kWeightPitch + n]);
         narrow(w.ds, ds[row * F::kWeightPitch + n]);
       }
       sync_block();
-      warp_product<true, true>(dk, ds + first_row, F::kWeightPitch, queries + column, F::kPitch, F::kRows, key_width);
+      warp_product<true, true, F::kRows>(dk, ds + first_row, F::kWeightPitch, queries + column, F::kPitch, F::kRows,
+                                         key_width);
       if constexpr (kShared) {
-        warp_product<true, true>(dk, weights + first_row, F::kWeightPitch, douts + column, F::kPitch, F::kRows,
-                                 value_width);
+        warp_product<true, true, F::kRows>(dk, weights + first_row, F::kWeightPitch, douts + column, F::kPitch,
+                                           F::kRows, value_width);
       } else {
-        warp_product<true, true>(dv, weights + first_row, F::kWeightPitch, douts + column, F::kPitch, F::kRows,
-                                 value_width);
+        warp_product<true, true, F::kRows>(dv, weights + first_row, F::kWeightPitch, douts + column, F::kPitch,
+                                           F::kRows, value_width);
       }
-      sync_block();
     }
     wait_copies<0>();
 
-    auto write = [&](auto& c, void* to, int64_t dim, int width) {
-      for_each_element(c, [&](int row, int d, float value) {
-        const int n = item.split_begin + first_row + row;
-        if (n >= item.split_end || d >= width) return;
-        const int64_t at = ((item.row_begin + n) * p.kv_heads + item.kv_head) * dim + column + d;
-        if (b.wide) {
-          static_cast<float*>(to)[at] = value;
-        } else {
-          narrow(value, static_cast<T*>(to)[at]);
-        }
-      });
+    auto write = [&](auto& c, auto* to, int64_t dim, int width) {
+      const int history_rows = item.split_end - item.split_begin - first_row;
+      const int64_t first = item.row_begin + item.split_begin + first_row;
+      to += (first * p.kv_heads + item.kv_head) * dim + column;
+      store_rows<std::remove_reference_t<decltype(*to)>>(
+          c, width, [&](int row) { return row < history_rows ? to + row * p.kv_heads * dim : nullptr; });
     };
-    write(dk, b.dk, p.key_dim, key_width);
-    if constexpr (!kShared) write(dv, b.dv, p.value_dim, value_width);
+    auto write_as_asked = [&](auto& c, void* to, int64_t dim, int width) {
+      if (b.wide) {
+        write(c, static_cast<float*>(to), dim, width);
+      } else {
+        write(c, static_cast<T*>(to), dim, width);
+      }
+    };
+    write_as_asked(dk, b.dk, p.key_dim, key_width);
+    if constexpr (!kShared) write_as_asked(dv, b.dv, p.value_dim, value_width);
   } while (item.more);
 }
 
@@ -157,6 +166,13 @@ const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& de
 }
 
 }  // namespace
+
+int backward_shared_bytes_of_history(const TargetAttentionParams& params) {
+  return visit_case(params, [](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return BackwardRows<T, decltype(width)::value, decltype(shared)::value>::kBytes;
+  });
+}
 
 const char* launch_backward_of_history(const TargetAttentionBackwardParams& params, const CudaDevice& device,
                                        void* workspace, Stream stream) {

@@ -12,37 +12,29 @@ struct alignas(16) Weighing {
   float most, inverse, delta, unused;
 };
 
-// The same in shared memory, with the history rows that the query row sees, from the request's first.
-struct Row {
-  float most, inverse, delta;
-  int from, to;
+// The same of a query row of an item, in shared memory; nothing where it sees no row.
+struct Row : QueryRow {
+  int64_t dout;  // where it starts in dout, in elements
+  Weighing weighing;
 };
 
-// kRows of them from query row `first` of the item on, to shared memory, by kThreads of which this is the `thread`th.
-template <int kRows, int kThreads>
-STCA_DEVICE void load_rows_info(Row* to, const TargetAttentionParams& p, const Item& item, int first,
-                                const Weighing* weighing, int thread) {
-  for (int row = thread; row < kRows; row += kThreads) {
-    Row info{0, 0, 0, 0, 0};
-    if (first + row < item.query_rows) {
-      const QueryRow at = query_row(p, item, first + row);
-      const Weighing of = weighing[at.target * p.heads + at.head];
-      info = {of.most, of.inverse, of.delta, 0, item.history_rows};
-      clip_to_visible(p, at.target, info.from, info.to);
-    }
-    to[row] = info;
-  }
+STCA_DEVICE Row backward_row(const TargetAttentionParams& p, const Item& item, int row, const Weighing* weighing) {
+  Row own{query_row(p, item, row), 0, {}};
+  own.dout = own.index * p.value_dim;
+  if (own.begin < own.end) own.weighing = weighing[own.index];
+  return own;
 }
 
 struct Weights {
   float p, ds;
 };
 
-// p and scale * ds of a query row and history row n of its request; 0 where it does not see n, or n is not below `end`.
-STCA_DEVICE Weights weights_of(const Row& row, int n, int end, float scale, float score, float dp) {
-  if (n < row.from || n >= min(row.to, end) || row.inverse == 0) return {0, 0};
-  const float weight = exp2(rounded_product(scale * kLog2E, score) - row.most) * row.inverse;
-  return {weight, weight * (dp - row.delta) * scale};
+// p and scale * ds of a query row and history row n of its request; 0 where it does not see n within the item's split.
+STCA_DEVICE Weights weights_of(const Row& row, int n, float scale, float score, float dp) {
+  const Weighing& of = row.weighing;
+  if (n < row.begin || n >= row.end || of.inverse == 0) return {0, 0};
+  const float weight = exp2(rounded_product(scale * kLog2E, score) - of.most) * of.inverse;
+  return {weight, weight * (dp - of.delta) * scale};
 }
 
 // Workspace: how the call is cut, by one kernel after the other, the weighing of query rows, then what dq needs.
@@ -56,9 +48,11 @@ inline int64_t weighing_bytes(const TargetAttentionParams& p) {
   return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(Weighing)));
 }
 
-// Gradients of k and v. The gradients of q are before and after: the weighing, then dq, then the merge of its parts.
+// The weighing is there before, and the merge of dq's parts comes after.
 const char* launch_merge_of_q(const TargetAttentionBackwardParams& b, const Cut& cut, const Work& work,
                               const float* partials, Stream stream);
+// Gradients of k and v, and the shared memory that they take.
+int backward_shared_bytes_of_history(const TargetAttentionParams& params);
 const char* launch_backward_of_history(const TargetAttentionBackwardParams& params, const CudaDevice& device,
                                        void* workspace, Stream stream);
 

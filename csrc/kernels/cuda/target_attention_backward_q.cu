@@ -24,6 +24,8 @@ struct BackwardQueries : Columns<T, kCap> {
   static constexpr int kColumns = kHalf && kCap < 512 ? 32 : 16;  // history rows of a tile
   static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
+  // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
+  static constexpr int kBlocks = kHalf && kCap == 64 ? 3 : kHalf && (kCap == 128 || kCap == 512) ? 2 : 1;
   static constexpr int kElements = kRows * kColumns / kThreads;  // scores of a tile that a thread turns into ds
   static constexpr int kSumPitch = kColumns + 4;
   static constexpr int kDsPitch = kColumns + 16 / int(sizeof(T));
@@ -34,8 +36,7 @@ struct BackwardQueries : Columns<T, kCap> {
   static constexpr int kValues = kKeys + (kShared ? 0 : kStages * kTile);
   static constexpr int kSums = kValues + kStages * kTile;
   static constexpr int kDs = kSums + kSlices * kRows * kSumPitch * 4;
-  static constexpr int kRanges = kDs + kRows * kDsPitch * int(sizeof(T));
-  static constexpr int kInfo = kRanges + kRows * int(sizeof(Range));
+  static constexpr int kInfo = kDs + kRows * kDsPitch * int(sizeof(T));
   static constexpr int kItem = kInfo + kRows * int(sizeof(Row));
   static constexpr int kBytes = kItem + int(sizeof(Item));
   static_assert(kBytes <= (kHalf || kCap < 1024 ? kSharedBytes : kLargeSharedBytes));
@@ -43,7 +44,8 @@ struct BackwardQueries : Columns<T, kCap> {
 };
 
 template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1)
+__global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads,
+                                  BackwardQueries<T, kCap, kShared>::kBlocks)
     differentiate_queries(const TargetAttentionBackwardParams b, const Cut cut, const Work work,
                           const Weighing* weighing, float* partials, const Aligned aligned) {
   using F = BackwardQueries<T, kCap, kShared>;
@@ -53,7 +55,6 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
   T* douts = reinterpret_cast<T*>(memory + F::kDouts);
   float* sums = reinterpret_cast<float*>(memory + F::kSums);
   T* ds = reinterpret_cast<T*>(memory + F::kDs);
-  Range* ranges = reinterpret_cast<Range*>(memory + F::kRanges);
   Row* rows = reinterpret_cast<Row*>(memory + F::kInfo);
   Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
   auto stage = [&](int start, int tile) { return reinterpret_cast<T*>(memory + start + tile % F::kStages * F::kTile); };
@@ -66,25 +67,26 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
   do {
     load_item(&item, p, cut, work, int(blockIdx.x));
     const int first = item.tile * F::kRows;
-    const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, first, ranges);
+    const Range seen = seen_by_tile<F::kRows, F::kThreads>(
+        p, item, rows, [&](int row) { return backward_row(p, item, first + row, weighing); });
     const int begin = seen.begin, end = seen.end;
-    load_rows_info<F::kRows, F::kThreads>(rows, p, item, first, weighing, int(threadIdx.x));
     const int tiles = (end - begin + F::kColumns - 1) / F::kColumns;
 
+    const History<T> keys = history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride);
+    const History<T> values = history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride);
     auto load_tile = [&](int tile) {
       const int from = begin + tile * F::kColumns;
-      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), p, item, from, end, p.k, p.k_row_stride,
-                                                        p.k_head_stride, p.key_dim, aligned.k);
+      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), keys, from, end, p.key_dim, aligned.k);
       if constexpr (!kShared) {
-        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), p, item, from, end, p.v,
-                                                          p.v_row_stride, p.v_head_stride, p.value_dim, aligned.v);
+        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), values, from, end, p.value_dim,
+                                                          aligned.v);
       }
       commit_copies();
     };
-    load_query_rows<kCap, F::kRows, F::kThreads>(queries, p, item, first, p.q, p.q_target_stride, p.q_head_stride,
-                                                 p.key_dim, aligned.q);
-    load_query_rows<kCap, F::kRows, F::kThreads>(douts, p, item, first, b.dout, p.heads * p.value_dim, p.value_dim,
-                                                 p.value_dim, aligned.dout);
+    load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
+                                           [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
+    load_rows<kCap, F::kRows, F::kThreads>(douts, item.query_rows - first, int(p.value_dim), aligned.dout,
+                                           [&](int row) { return static_cast<const T*>(b.dout) + rows[row].dout; });
     commit_copies();
     if (tiles > 0) load_tile(0);
 
@@ -98,8 +100,8 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
       auto contract = [&](const T* left, const T* right, int width) {
         float c[1][F::kColumns / 8][4];
         clear(c);
-        warp_product<false, false>(c, left + first_row * F::kPitch + column, F::kPitch, right + column, F::kPitch,
-                                   round_up(width, 16));
+        warp_product<false, false, F::kWarpColumns>(c, left + first_row * F::kPitch + column, F::kPitch, right + column,
+                                                    F::kPitch, round_up(width, 16));
         for_each_element(c, [&](int row, int n, float value) {
           sums[(slice * F::kRows + first_row + row) * F::kSumPitch + n] = value;
         });
@@ -120,11 +122,11 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
         const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kColumns, n = at % F::kColumns;
         const float dp = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, row, n);
         const int history_row = begin + tile * F::kColumns + n;
-        narrow(weights_of(rows[row], history_row, end, float(p.scale), score[i], dp).ds, ds[row * F::kDsPitch + n]);
+        narrow(weights_of(rows[row], history_row, float(p.scale), score[i], dp).ds, ds[row * F::kDsPitch + n]);
       }
       sync_block();
-      warp_product<false, true>(dq, ds + first_row * F::kDsPitch, F::kDsPitch, stage(F::kKeys, tile) + column,
-                                F::kPitch, F::kColumns, key_width);
+      warp_product<false, true, F::kColumns>(dq, ds + first_row * F::kDsPitch, F::kDsPitch,
+                                             stage(F::kKeys, tile) + column, F::kPitch, F::kColumns, key_width);
       if (F::kStages == 1 && tile + 1 < tiles) {
         sync_block();
         load_tile(tile + 1);
@@ -132,16 +134,15 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads, 1
     }
     wait_copies<0>();
 
-    for_each_element(dq, [&](int row, int d, float value) {
-      const int query = first + first_row + row;
-      if (query >= item.query_rows || d >= key_width) return;
-      if (item.partial < 0) {
-        const QueryRow at = query_row(p, item, query);
-        narrow(value, static_cast<T*>(b.dq)[(at.target * p.heads + at.head) * p.key_dim + column + d]);
-      } else {
-        partials[(item.partial * F::kRows + first_row + row) * p.key_dim + column + d] = value;
-      }
-    });
+    const int query_rows = item.query_rows - first - first_row;
+    if (item.partial < 0) {
+      store_rows<T>(dq, key_width, [&](int row) {
+        return row < query_rows ? static_cast<T*>(b.dq) + rows[first_row + row].index * p.key_dim + column : nullptr;
+      });
+    } else {
+      float* to = partials + (int64_t(item.partial) * F::kRows + first_row) * p.key_dim + column;
+      store_rows<float>(dq, key_width, [&](int row) { return row < query_rows ? to + row * p.key_dim : nullptr; });
+    }
   } while (item.more);
 }
 
@@ -174,7 +175,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge(const TargetAttentionBack
   const int64_t number = blockIdx.x / merge.parts;
   if (number >= work.merge_begin[cut.slots]) return;
   const SplitRow row = split_row(p, cut, work, number);
-  T* dq = static_cast<T*>(b.dq) + (row.at.target * p.heads + row.at.head) * p.key_dim;
+  T* dq = static_cast<T*>(b.dq) + row.index * p.key_dim;
   add_splits(
       row, partials, p.key_dim, merge, int(blockIdx.x % merge.parts), [](int64_t) { return 1.0f; },
       [&](int d, float sum) { narrow(sum, dq[d]); });
@@ -234,6 +235,14 @@ const char* launch_merge_of_q(const TargetAttentionBackwardParams& b, const Cut&
 }
 
 }  // namespace cuda
+
+int target_attention_backward_cuda_shared_bytes(const TargetAttentionParams& params) {
+  const int queries = cuda::visit_case(params, [](auto type, auto width, auto shared) {
+    using T = typename decltype(type)::element;
+    return cuda::BackwardQueries<T, decltype(width)::value, decltype(shared)::value>::kBytes;
+  });
+  return cuda::max(queries, cuda::backward_shared_bytes_of_history(params));
+}
 
 int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
   return cuda::visit_case(params, [&](auto type, auto width, auto shared) {

@@ -80,37 +80,64 @@ struct Columns {
   static constexpr int kSlices = kCap / kWarpColumns;
   static constexpr int kPitch = kCap + 16 / int(sizeof(T));  // rows start 16 bytes apart among the banks
   static constexpr int kChunk = 16 / int(sizeof(T));         // elements of a 16-byte copy
+  static constexpr int kChunks = kCap / kChunk;              // copies of a row
 };
 
-// c [16 M, 8 N] += a [16 M, depth] b [depth, 8 N] by one warp, from shared memory; depth is a multiple of 16. Element
-// (m, k) of a is a[m * lda + k], or a[k * lda + m] where transposed; (k, n) of b is b[n * ldb + k], or b[k * ldb + n].
-// Columns from `columns` on are left out, 16 at a time. c[m][n] is a fragment of mma (see ptx.cuh), for float too.
-template <bool kTransposedA, bool kTransposedB, class T, int M, int N>
+// c [16 M, 8 N] += a [16 M, depth] b [depth, 8 N] by one warp, from shared memory; depth is a multiple of 16, at most
+// kDepth. Element (m, k) of a is a[m * lda + k], or a[k * lda + m] where transposed; (k, n) of b is b[n * ldb + k], or
+// b[k * ldb + n]. Columns from `columns` on are left out, 16 at a time. c[m][n] is a fragment of mma (see ptx.cuh), for
+// float too.
+template <bool kTransposedA, bool kTransposedB, int kDepth, class T, int M, int N>
 STCA_DEVICE void warp_product(float (&c)[M][N][4], const T* a, int lda, const T* b, int ldb, int depth,
                               int columns = 8 * N) {
   const int lane = int(threadIdx.x) % kWarp;
   if constexpr (sizeof(T) == 2) {
     static_assert(N % 2 == 0);
     const int half = lane / 16, odd = lane / 8 % 2, in8 = lane % 8;
-    for (int k = 0; k < depth; k += 16) {
-      uint32_t left[M][4];
+    a += kTransposedA ? (in8 + 8 * half) * lda + 8 * odd : lane % 16 * lda + 8 * half;
+    b += kTransposedB ? (in8 + 8 * odd) * ldb + 8 * half : (in8 + 8 * half) * ldb + 8 * odd;
+    auto load_left = [&](uint32_t (&left)[M][4], int k) {
 #pragma unroll
       for (int m = 0; m < M; ++m) {
-        load_matrices<kTransposedA>(left[m], kTransposedA ? a + (k + in8 + 8 * half) * lda + 16 * m + 8 * odd
-                                                          : a + (16 * m + lane % 16) * lda + k + 8 * half);
+        load_matrices<kTransposedA>(left[m], kTransposedA ? a + k * lda + 16 * m : a + 16 * m * lda + k);
       }
+    };
+    auto load_right = [&](uint32_t (&right)[4], int k, int n) {
+      load_matrices<kTransposedB>(right, kTransposedB ? b + k * ldb + 8 * n : b + 8 * n * ldb + k);
+    };
+    auto multiply = [&](const uint32_t (&left)[M][4], const uint32_t (&right)[4], int n) {
+      const uint32_t first[2] = {right[0], right[1]}, second[2] = {right[2], right[3]};
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        mma<T>(c[m][n], left[m], first);
+        mma<T>(c[m][n + 1], left[m], second);
+      }
+    };
+    if (depth == kDepth && columns >= 8 * N) {  // the next step's matrices are on their way while these are multiplied
+      constexpr int kSteps = kDepth / 16 * (N / 2);
+      uint32_t left[2][M][4], right[2][4];
+      load_left(left[0], 0);
+      load_right(right[0], 0, 0);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const int k = step / (N / 2), next = step + 1, next_k = next / (N / 2);
+        if (next < kSteps) {
+          if (next_k != k) load_left(left[next_k % 2], 16 * next_k);
+          load_right(right[next % 2], 16 * next_k, next % (N / 2) * 2);
+        }
+        multiply(left[k % 2], right[step % 2], step % (N / 2) * 2);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int k = 0; k < depth; k += 16) {
+      uint32_t left[M][4], right[4];
+      load_left(left, k);
 #pragma unroll
       for (int n = 0; n < N; n += 2) {
         if (8 * n >= columns) continue;
-        uint32_t right[4];
-        load_matrices<kTransposedB>(right, kTransposedB ? b + (k + in8 + 8 * odd) * ldb + 8 * n + 8 * half
-                                                        : b + (8 * n + in8 + 8 * half) * ldb + k + 8 * odd);
-        const uint32_t first[2] = {right[0], right[1]}, second[2] = {right[2], right[3]};
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-          mma<T>(c[m][n], left[m], first);
-          mma<T>(c[m][n + 1], left[m], second);
-        }
+        load_right(right, k, n);
+        multiply(left, right, n);
       }
     }
   } else {
@@ -164,26 +191,80 @@ STCA_DEVICE void clear(float (&c)[M][N][4]) {
 }
 
 // Copies kRows rows to shared memory, rows `valid` and up as zeros, columns `width` and up as zeros to a multiple
-// of 16. row_of(i) is where row i starts. Asynchronous where all rows start at multiples of 16 bytes (`aligned`).
+// of 16. Asynchronous where all rows start at multiples of 16 bytes (`aligned`). A thread keeps one chunk of columns
+// and walks down the rows threadIdx.x / kChunks, that + kThreads / kChunks, ..., for then nothing but a row's address
+// is left to be found for each copy; neighbours copy neighbouring chunks of a row. row_of(i) is where row i starts; it
+// is asked for all of the thread's rows in order, also for those past `valid`, which are not read.
 template <int kCap, int kRows, int kThreads, class T, class RowOf>
 STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of) {
   using C = Columns<T, kCap>;
-  constexpr int kChunks = kCap / C::kChunk;
-#pragma unroll 1  // more would hold more addresses than there are registers
-  for (int i = int(threadIdx.x); i < kRows * kChunks; i += kThreads) {
-    const int row = i / kChunks, column = i % kChunks * C::kChunk;
-    if (column >= round_up(width, 16)) continue;
-    T* target = to + row * C::kPitch + column;
-    const int count = row < valid ? max(0, min(C::kChunk, width - column)) : 0;
-    const T* source = count > 0 ? row_of(row) + column : nullptr;
-    if (aligned) {
-      copy_async(target, count > 0 ? source : row_of(0), count * int(sizeof(T)));
-    } else {
+  constexpr int kStep = kThreads / C::kChunks, kOwn = kRows / kStep;
+  constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
+  static_assert(kThreads % C::kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
+  const int first = int(threadIdx.x) / C::kChunks, column = int(threadIdx.x) % C::kChunks * C::kChunk;
+  if (column >= round_up(width, 16)) return;
+  const int count = max(0, min(C::kChunk, width - column));
+  const int own = count > 0 ? valid - first : 0;  // as far as this rows 0, kStep, ... of this thread are copied
+  T* target = to + first * C::kPitch + column;
+  if (aligned && count % C::kChunk == 0) {
+#pragma unroll
+    for (int i = 0; i < kOwn; i += kBatch) {
+      const T* source[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) source[j] = row_of(first + (i + j) * kStep) + column;
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int row = (i + j) * kStep;
+        copy_async(target + row * C::kPitch, source[j], row < own ? 16 : 0);
+      }
+    }
+  } else {
+#pragma unroll 1
+    for (int row = 0; row < kRows; row += kStep, target += kStep * C::kPitch) {
+      const T* source = row_of(first + row) + column;
+      if (aligned) {
+        copy_async(target, source, row < own ? count * int(sizeof(T)) : 0);
+        continue;
+      }
       for (int e = 0; e < C::kChunk; ++e) {
-        if (e < count) {
+        if (row < own && e < count) {
           target[e] = source[e];
         } else {
           narrow(0.0f, target[e]);
+        }
+      }
+    }
+  }
+}
+
+// Writes the rows of a fragment array, columns below `width`: row_of(i) is where row i goes, nullptr: nowhere.
+// Neighbours in pairs where the row's memory allows it.
+template <class T, int M, int N, class RowOf>
+STCA_DEVICE void store_rows(const float (&c)[M][N][4], int width, RowOf row_of) {
+  struct alignas(2 * sizeof(T)) Pair {
+    T elements[2];
+  };
+  const int lane = int(threadIdx.x) % kWarp, column = 2 * (lane % 4);
+#pragma unroll
+  for (int i = 0; i < 2 * M; ++i) {
+    T* to = row_of(16 * (i / 2) + 8 * (i % 2) + lane / 4);
+    if (to == nullptr) continue;
+    to += column;
+    if (width % 2 == 0 && reinterpret_cast<uintptr_t>(to) % sizeof(Pair) == 0) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if (8 * n + column >= width) continue;
+        Pair pair;
+        narrow(c[i / 2][n][i % 2 * 2], pair.elements[0]);
+        narrow(c[i / 2][n][i % 2 * 2 + 1], pair.elements[1]);
+        *reinterpret_cast<Pair*>(to + 8 * n) = pair;
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (8 * n + column + e < width) narrow(c[i / 2][n][i % 2 * 2 + e], to[8 * n + e]);
         }
       }
     }

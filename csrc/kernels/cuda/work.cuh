@@ -99,8 +99,8 @@ struct Item {
   bool more;                   // items of the range come after this one
 };
 
-// Where a range begins; false where it holds no item. A range is a thread block's, or, where rows take several blocks, a
-// cluster's.
+// Where a range begins; false where it holds no item. A range is a thread block's, or, where rows take several blocks,
+// a cluster's.
 STCA_DEVICE bool start_range(Item* item, const Work& work, int range) {
   const Point begin = work.points[range], end = work.points[range + 1];
   if (threadIdx.x == 0) item->next = begin;

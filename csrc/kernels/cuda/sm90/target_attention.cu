@@ -55,6 +55,11 @@ STCA_DEVICE void request_info(QueryInfo* to, const TargetAttentionParams& p, con
   commit_copies();
 }
 
+// What is known of query rows: of the kept ones, or of the streamed ones of two tiles.
+template <Pass kPass>
+using Info =
+    std::conditional_t<kPass == Pass::kForward, QueryRow, std::conditional_t<kPass == Pass::kHistory, QueryInfo, Row>>;
+
 template <Pass kPass, int kBlocks>
 struct Memory {
   static constexpr bool kReceives = kBlocks > 1 || kPass == Pass::kQueries;
@@ -63,11 +68,8 @@ struct Memory {
   static constexpr int kWeights = kKept + kSlab;                       // slabs
   static constexpr int kReceived = kWeights + kWeightBuffers * kSlab;  // products of the other block, float
   static constexpr int kFactors = kReceived + (kReceives ? kRows * kColumns * 4 : 0);
-  static constexpr int kInfo = kFactors + kWeightBuffers * kRows * 4;
-  static constexpr int kRanges = kInfo + (kPass == Pass::kForward   ? 0
-                                          : kPass == Pass::kHistory ? 2 * 32 * int(sizeof(QueryInfo))
-                                                                    : 32 * int(sizeof(Row)));
-  static constexpr int kItem = kRanges + (kPass == Pass::kHistory ? 0 : kQueryRows<kPass> * int(sizeof(Range)));
+  static constexpr int kInfo = kFactors + kWeightBuffers * kRows * 4;  // of query rows
+  static constexpr int kItem = kInfo + (kPass == Pass::kHistory ? 2 : 1) * kQueryRows<kPass> * int(sizeof(Info<kPass>));
   static constexpr int kBarriers = kItem + int(sizeof(Item));
   static constexpr int kBytes = kBarriers + 12 * 8;
   static_assert(kBytes <= kLargeSharedBytes);
@@ -91,32 +93,32 @@ struct Streams {
 
 // Row `row` of the 64 that an item keeps, or nullptr where there is none.
 template <Pass kPass, class T>
-STCA_DEVICE const T* kept_row(const TargetAttentionBackwardParams& b, const Item& item, int row) {
+STCA_DEVICE const T* kept_row(const TargetAttentionBackwardParams& b, const Item& item, const Info<kPass>* rows,
+                              int row) {
   const TargetAttentionParams& p = b.forward;
   if constexpr (kPass == Pass::kHistory) {
     const int n = item.split_begin + row;
     if (n >= item.history_rows) return nullptr;
     return static_cast<const T*>(p.k) + (item.row_begin + n) * p.k_row_stride + item.kv_head * p.k_head_stride;
   } else {
-    const int query = item.tile * kQueryRows<kPass> + row % kQueryRows<kPass>;
-    if (query >= item.query_rows) return nullptr;
-    const QueryRow at = query_row(p, item, query);
-    if (row >= kQueryRows<kPass>) {
-      return static_cast<const T*>(b.dout) + (at.target * p.heads + at.head) * p.value_dim;
+    const auto& own = rows[row % kQueryRows<kPass>];
+    if (item.tile * kQueryRows<kPass> + row % kQueryRows<kPass> >= item.query_rows) return nullptr;
+    if constexpr (kPass == Pass::kQueries) {
+      if (row >= kQueryRows<kPass>) return static_cast<const T*>(b.dout) + own.dout;
     }
-    return static_cast<const T*>(p.q) + at.target * p.q_target_stride + at.head * p.q_head_stride;
+    return static_cast<const T*>(p.q) + own.q;
   }
 }
 
 // Columns of this block: steps up to kHeldSteps to registers, as the left operand, the others to a slab.
 template <Pass kPass, class T>
 STCA_DEVICE void load_kept(uint32_t (&kept)[kHeldSteps][4], char* slab, const TargetAttentionBackwardParams& b,
-                           const Item& item, int column) {
+                           const Item& item, const Info<kPass>* rows, int column) {
   const int t = opaque(int(threadIdx.x) % kWarpgroup), c = t % 4;
   const int width = int(b.forward.key_dim) - column;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const T* row = kept_row<kPass, T>(b, item, t / kWarp * 16 + t % kWarp / 4 + 8 * i);
+    const T* row = kept_row<kPass, T>(b, item, rows, t / kWarp * 16 + t % kWarp / 4 + 8 * i);
     const int left = opaque(row == nullptr ? 0 : width - 2 * c);  // columns from this lane's first on
     const uint32_t* pairs = reinterpret_cast<const uint32_t*>(row + column + 2 * c);
 #pragma unroll
@@ -130,7 +132,7 @@ STCA_DEVICE void load_kept(uint32_t (&kept)[kHeldSteps][4], char* slab, const Ta
 #pragma unroll 1
   for (int i = t; i < kRows * 8; i += kWarpgroup) {
     const int chunk = i % 8, at = 16 * kHeldSteps + 8 * chunk;
-    const T* row = kept_row<kPass, T>(b, item, i / 8);
+    const T* row = kept_row<kPass, T>(b, item, rows, i / 8);
     Chunk value{};
     if (row != nullptr && at < width) value = *reinterpret_cast<const Chunk*>(row + column + at);
     *reinterpret_cast<Chunk*>(slab + swizzled(i / 8, chunk)) = value;
@@ -150,9 +152,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   char* memory = shared_memory();
   const uint32_t base = shared_address(memory);
   float* factors = reinterpret_cast<float*>(memory + M::kFactors);
-  Row* info = reinterpret_cast<Row*>(memory + M::kInfo);  // of kept rows
-  QueryInfo* streamed_info = reinterpret_cast<QueryInfo*>(memory + M::kInfo);
-  Range* ranges = reinterpret_cast<Range*>(memory + M::kRanges);
+  auto* info = reinterpret_cast<Info<kPass>*>(memory + M::kInfo);
   Item& item = *reinterpret_cast<Item*>(memory + M::kItem);
   const Barriers barriers{base + M::kBarriers};
   const int rank = kBlocks == 1 ? 0 : int(cluster_rank());
@@ -184,35 +184,39 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   // What an item streams: rows from `begin` to `end` of the history, or of its queries.
   auto streamed_by = [&]() -> Range {
-    if constexpr (kPass == Pass::kHistory) return {0, item.query_rows};
-    return seen_by_tile<kQueries, kThreads>(p, item, item.tile * kQueries, ranges);
+    const int first = item.tile * kQueries;
+    if constexpr (kPass == Pass::kHistory) {
+      return {0, item.query_rows};
+    } else if constexpr (kPass == Pass::kForward) {
+      return seen_by_tile<kQueries, kThreads>(p, item, info, [&](int row) { return query_row(p, item, first + row); });
+    } else {
+      return seen_by_tile<kQueries, kThreads>(p, item, info,
+                                              [&](int row) { return backward_row(p, item, first + row, weighing); });
+    }
   };
   constexpr int kStep = kPass == Pass::kHistory ? kQueries : kColumns;  // rows of the stream that a tile takes
-  const int64_t* items = work.item_begin + p.num_requests;
+  auto range = [] { return opaque(int(blockIdx.x)) / kBlocks; };
+  if (!start_range(&item, work, range())) return;
   int at = 0;  // tiles so far, of all items
   if (group == kScores) {
     take_registers<184>();
     const float scale = float(p.scale) * kLog2E;
-    for (int number = blockIdx.x / kBlocks; number < *items; number += gridDim.x / kBlocks) {
-      load_item(&item, p, cut, work, number);
+    do {
+      load_item(&item, p, cut, work, range());
       const Range streamed = streamed_by();
       uint32_t kept[kHeldSteps][4];
-      if constexpr (kPass == Pass::kQueries) {
-        load_rows_info<kQueries, kWarpgroup>(info, p, item, item.tile * kQueries, weighing, thread);
-      }
-      load_kept<kPass, T>(kept, memory + M::kKept, b, item, column);
+      load_kept<kPass, T>(kept, memory + M::kKept, b, item, info, column);
       float most[2] = {-infinity(), -infinity()}, sum[2] = {0, 0};
       const int end_at = at + (streamed.end - streamed.begin + kStep - 1) / kStep;
       const int offset = streamed.begin - at * kStep;
       if constexpr (kPass == Pass::kHistory) {
         if (thread < kWarp && at < end_at) {
-          request_info(streamed_info + at % 2 * kQueries, p, item, streamed.begin, weighing, thread);
+          request_info(info + at % 2 * kQueries, p, item, streamed.begin, weighing, thread);
         }
       }
 #pragma unroll 1
       for (; at < end_at; ++at) {
         const int stage = at % kStages, buffer = at % M::kWeightBuffers;
-        const int t = opaque(thread), warp_row = t / kWarp * 16, row = warp_row + t % kWarp / 4;  // and row + 8
         const uint64_t streamed_rows = by_columns(base + stage * kTile), kept_rest = by_columns(base + M::kKept);
         float s[32];
         wait(barriers.full(stage), at / kStages & 1);
@@ -229,6 +233,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int from = offset + at * kStep, valid = streamed.end - from;
         wait_products<0>();
         pin(s);
+        const int t = opaque(thread), warp_row = t / kWarp * 16, row = warp_row + t % kWarp / 4;  // and row + 8
 
         if (valid < kStep) {  // rows of others, which may hold NaN: their weight is 0, and 0 times NaN is NaN
           for (int i = t; i < kColumns * (kTile / kColumns / 16); i += kWarpgroup) {
@@ -240,8 +245,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         if constexpr (kBlocks > 1) {
           wait(barriers.read(), at & 1 ^ 1);
-          const uint32_t there = remote(base + M::kReceived + t * 16, rank ^ 1);
-          const uint32_t barrier = remote(barriers.received(), rank ^ 1);
+          const uint32_t there = remote(base + M::kReceived + t * 16, cluster_rank() ^ 1);
+          const uint32_t barrier = remote(barriers.received(), cluster_rank() ^ 1);
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
             send(there + i * 2048, s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3], barrier);
@@ -261,11 +266,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         if constexpr (kPass == Pass::kForward) {
           if constexpr (kBlocks > 1) {
             sync_warp();
-            if (first_lane) arrive_remote(remote(barriers.read(), rank ^ 1));
+            if (first_lane) arrive_remote(remote(barriers.read(), cluster_rank() ^ 1));
           }
 #pragma unroll
           for (int i = 0; i < 32; ++i) s[i] = rounded_product(scale, s[i]);
-          const Range sees[2] = {ranges[row], ranges[row + 8]};
+          const Range sees[2] = {{info[row].begin, info[row].end}, {info[row + 8].begin, info[row + 8].end}};
           if (any_in_warp(max(sees[0].begin, sees[1].begin) > from ||
                           min(sees[0].end, sees[1].end) < from + kColumns)) {
 #pragma unroll
@@ -301,12 +306,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         } else if constexpr (kPass == Pass::kHistory) {
           wait_copies<0>();
           sync_warpgroup(1);  // what belongs to the queries of this tile is there
-          const QueryInfo* columns = streamed_info + at % 2 * kQueries;
+          const QueryInfo* columns = info + at % 2 * kQueries;
           if (t < kWarp && at + 1 < end_at) {
-            request_info(streamed_info + (at + 1) % 2 * kQueries, p, item, from + kStep, weighing, t);
+            request_info(info + (at + 1) % 2 * kQueries, p, item, from + kStep, weighing, t);
           }
           if constexpr (kBlocks > 1) {
-            if (first_lane) arrive_remote(remote(barriers.read(), rank ^ 1));
+            if (first_lane) arrive_remote(remote(barriers.read(), cluster_rank() ^ 1));
           }
           const int n = item.split_begin + row;
 #pragma unroll
@@ -340,12 +345,12 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
           sync_warpgroup(1);
           const int query = row % kQueries, first = from + (low ? 0 : kColumns / 2) + t % 4 * 2;
-          const Row of[2] = {info[query], info[query + 8]};
+          const Weighing of[2] = {info[query].weighing, info[query + 8].weighing};
           int begin[2], end[2];
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
-            begin[r] = of[r].from - first;
-            end[r] = of[r].inverse == 0 ? begin[r] : min(of[r].to, streamed.end) - first;
+            begin[r] = info[query + 8 * r].begin - first;
+            end[r] = of[r].inverse == 0 ? begin[r] : info[query + 8 * r].end - first;
           }
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
@@ -361,7 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
           if constexpr (kBlocks > 1) {
             sync_warp();
-            if (first_lane) arrive_remote(remote(barriers.read(), rank ^ 1));
+            if (first_lane) arrive_remote(remote(barriers.read(), cluster_rank() ^ 1));
           }
           wait(barriers.used(buffer), at / M::kWeightBuffers & 1 ^ 1);
         }
@@ -398,9 +403,9 @@ __global__ void __launch_bounds__(kThreads, 1)
             factors[own] = item.partial < 0 ? inverse(sum[r]) : 1.0f;
             if (rank == 0 && query < item.query_rows) {
               if (item.partial < 0) {
-                write_softmax(p, query_row(p, item, query), most[r], sum[r]);
+                write_softmax(p, info[own].index, most[r], sum[r]);
               } else {
-                float* softmax = partials.softmax + 2 * (item.partial * kQueries + own);
+                float* softmax = partials.softmax + 2 * (int64_t(item.partial) * kQueries + own);
                 softmax[0] = most[r];
                 softmax[1] = sum[r];
               }
@@ -409,11 +414,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
       sync_block();
-    }
+    } while (item.more);
   } else {
     give_registers<160>();
-    for (int number = blockIdx.x / kBlocks; number < *items; number += gridDim.x / kBlocks) {
-      load_item(&item, p, cut, work, number);
+    do {
+      load_item(&item, p, cut, work, range());
       const Range streamed = streamed_by();
       const int end_at = at + (streamed.end - streamed.begin + kStep - 1) / kStep;
       const int offset = streamed.begin - at * kStep;
@@ -491,10 +496,9 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (own >= kQueries || query >= item.query_rows) continue;
           if (kPass == Pass::kForward) factor = factors[own];
           if (item.partial < 0) {
-            const QueryRow of = query_row(p, item, query);
-            to = static_cast<T*>(kPass == Pass::kForward ? p.out : b.dq) + (of.target * p.heads + of.head) * width;
+            to = static_cast<T*>(kPass == Pass::kForward ? p.out : b.dq) + info[own].index * width;
           } else {
-            sums = partials.sums + (item.partial * kQueries + own) * width;
+            sums = partials.sums + (int64_t(item.partial) * kQueries + own) * width;
           }
         }
         if (sums != nullptr) {
@@ -512,7 +516,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
       }
-    }
+    } while (item.more);
   }
   if (kBlocks > 1) sync_cluster();  // no block leaves while the other may still send to it
 #endif
@@ -544,7 +548,7 @@ const char* launch_pass(const TargetAttentionBackwardParams& b, const Cut& cut, 
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {unsigned(kBlocks), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(kBlocks * min(int64_t(cut.slots), most_items(p, cut))));
+  config.gridDim = dim3(unsigned(kBlocks * cut.slots));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = M::kBytes;
   config.stream = stream;
@@ -561,8 +565,9 @@ const char* launch_pass(const TargetAttentionBackwardParams& b, const Cut& cut, 
 template <class T, int kBlocks>
 const char* forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, cudaStream_t stream) {
   const Cut cut{kRows, kColumns, device.multiprocessors / kBlocks, false};
-  const Work work = work_at(workspace, p.num_requests);
-  float* sums = reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests)));
+  const Work work = work_at(workspace, p.num_requests, cut.slots);
+  float* sums =
+      reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests, cut.slots)));
   const Partials partials{sums, sums + most_partials(cut.slots) * kRows * p.value_dim};
   const char* error = launch_work(p, cut, work, stream);
   if (error == nullptr) {
@@ -578,8 +583,9 @@ const char* backward(const TargetAttentionBackwardParams& b, const CudaDevice& d
                      const Weighing* weighing, float* sums, cudaStream_t stream) {
   const TargetAttentionParams& p = b.forward;
   const int slots = device.multiprocessors / kBlocks;
-  const Cut rows{kRows, kColumns, slots, true}, queries{kQueryRows<Pass::kQueries>, kColumns, slots, false};
-  const Work work = work_at(workspace, p.num_requests);
+  const Cut rows{kRows, kQueryRows<Pass::kHistory>, slots, true},
+      queries{kQueryRows<Pass::kQueries>, kColumns, slots, false};
+  const Work work = work_at(workspace, p.num_requests, slots);
   const char* error = launch_work(p, rows, work, stream);
   if (error == nullptr) error = launch_pass<T, kBlocks, Pass::kHistory>(b, rows, work, weighing, {}, stream);
   if (error == nullptr) error = launch_work(p, queries, work, stream);
@@ -615,7 +621,7 @@ bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& de
 }
 
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
-  return aligned_bytes(work_bytes(p.num_requests)) +
+  return aligned_bytes(work_bytes(p.num_requests, device.multiprocessors)) +
          most_partials(device.multiprocessors) * kRows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
 
