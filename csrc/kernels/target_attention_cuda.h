@@ -10,7 +10,7 @@ namespace stca {
 struct CudaDevice {
   int multiprocessors;
   int shared_bytes;  // of one block, at most
-  int capability;    // 90 for sm_90
+  int capability;    // the major number: 9 for Hopper
 };
 
 // nullptr, or the widths that the CUDA kernels support where they do not support this call's.

@@ -2,6 +2,9 @@
 
 #if defined(STCA_WITH_CUDA)
 #include <c10/cuda/CUDAStream.h>
+
+#include <cstdlib>
+#include <cstring>
 #endif
 
 namespace stca {
@@ -15,6 +18,9 @@ CudaCall::CudaCall(const at::Tensor& like)
   const int index = like.get_device();
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.multiprocessors, cudaDevAttrMultiProcessorCount, index));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.capability, cudaDevAttrComputeCapabilityMajor, index));
+  const char* sm90 = std::getenv("STCA_SM90");
+  if (sm90 != nullptr && std::strcmp(sm90, "0") == 0) device_.capability = 8;  // the common kernels, on Hopper too
 }
 
 #else

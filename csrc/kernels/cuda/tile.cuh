@@ -202,11 +202,11 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
   constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
   static_assert(kThreads % C::kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
   const int first = int(threadIdx.x) / C::kChunks, column = int(threadIdx.x) % C::kChunks * C::kChunk;
-  if (column >= round_up(width, 16)) return;
   const int count = max(0, min(C::kChunk, width - column));
   const int own = count > 0 ? valid - first : 0;  // as far as this rows 0, kStep, ... of this thread are copied
   T* target = to + first * C::kPitch + column;
-  if (aligned && count % C::kChunk == 0) {
+  if (column >= round_up(width, 16)) {  // nobody reads these
+  } else if (aligned && count % C::kChunk == 0) {
 #pragma unroll
     for (int i = 0; i < kOwn; i += kBatch) {
       const T* source[kBatch];
@@ -235,6 +235,7 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
       }
     }
   }
+  sync_warp();  // matrices are loaded and multiplied by whole warps, which must have come together again
 }
 
 // Writes the rows of a fragment array, columns below `width`: row_of(i) is where row i goes, nullptr: nowhere.

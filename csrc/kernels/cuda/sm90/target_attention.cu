@@ -370,6 +370,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
           wait(barriers.used(buffer), at / M::kWeightBuffers & 1 ^ 1);
         }
+        sync_warp();
         // Weights of the queries pass are half as many: rows from 32 on stay 0.
         constexpr bool kHalf = kPass == Pass::kQueries;
 #pragma unroll
@@ -442,6 +443,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (threadIdx.x == 0) {
         for (int tile = at; tile < min(at + kStages, end_at); ++tile) request(tile);
       }
+      sync_warp();
       float out[128];
 #pragma unroll
       for (int i = 0; i < 128; ++i) out[i] = 0;
@@ -475,6 +477,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           arrive(barriers.free(stage));
         }
         if (threadIdx.x == 0 && at + kStages < end_at) request(at + kStages);
+        sync_warp();
       }
       sync_block();
 #pragma unroll
@@ -606,18 +609,22 @@ auto visit_call(const TargetAttentionParams& p, F f) {
 
 }  // namespace
 
+// Rows of at most 128, and gradients of wide rows for so few query rows that loading a tile of history takes longer
+// than using it, are faster by the common kernels: measured on an H200, benchmarks/NOTES.md.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device) {
   constexpr int64_t kMost = int64_t(1) << 31;
-  return device.capability == 90 && p.shared && (p.dtype == Dtype::kBFloat16 || p.dtype == Dtype::kFloat16) &&
-         p.key_dim <= 2 * kWidth && p.key_dim % 8 == 0 && p.history_index == nullptr && p.num_rows < kMost &&
-         rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
+  return device.capability == 9 && p.shared && (p.dtype == Dtype::kBFloat16 || p.dtype == Dtype::kFloat16) &&
+         p.key_dim > 128 && p.key_dim <= 2 * kWidth && p.key_dim % 8 == 0 && p.history_index == nullptr &&
+         p.num_rows < kMost && rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
          rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride);
 }
 
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device) {
   const TargetAttentionParams& p = b.forward;
+  const int64_t query_rows = p.num_targets * p.heads;
   return takes(p, device) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
-         p.num_targets * p.heads < int64_t(1) << 31 && rows_aligned(b.dout, 2, 0, 0);
+         (p.key_dim <= kWidth || query_rows >= 32 * p.num_requests) && query_rows < int64_t(1) << 31 &&
+         rows_aligned(b.dout, 2, 0, 0);
 }
 
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
