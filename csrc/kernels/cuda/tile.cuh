@@ -113,7 +113,10 @@ STCA_DEVICE void warp_product(float (&c)[M][N][4], const T* a, int lda, const T*
         mma<T>(c[m][n + 1], left[m], second);
       }
     };
-    if (depth == kDepth && columns >= 8 * N) {  // the next step's matrices are on their way while these are multiplied
+    // The whole depth: the next step's matrices are on their way while these are multiplied. Not `depth == kDepth`: of
+    // that ptxas 13.0 makes a predicate output of the minimum that gave `depth`, and on an H200 results of smaller
+    // depths were wrong.
+    if (depth > kDepth - 16 && columns >= 8 * N) {
       constexpr int kSteps = kDepth / 16 * (N / 2);
       uint32_t left[2][M][4], right[2][4];
       load_left(left[0], 0);
@@ -202,11 +205,11 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
   constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
   static_assert(kThreads % C::kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
   const int first = int(threadIdx.x) / C::kChunks, column = int(threadIdx.x) % C::kChunks * C::kChunk;
+  if (column >= round_up(width, 16)) return;
   const int count = max(0, min(C::kChunk, width - column));
   const int own = count > 0 ? valid - first : 0;  // as far as this rows 0, kStep, ... of this thread are copied
   T* target = to + first * C::kPitch + column;
-  if (column >= round_up(width, 16)) {  // nobody reads these
-  } else if (aligned && count % C::kChunk == 0) {
+  if (aligned && count % C::kChunk == 0) {
 #pragma unroll
     for (int i = 0; i < kOwn; i += kBatch) {
       const T* source[kBatch];
@@ -235,7 +238,6 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
       }
     }
   }
-  sync_warp();  // matrices are loaded and multiplied by whole warps, which must have come together again
 }
 
 // Writes the rows of a fragment array, columns below `width`: row_of(i) is where row i goes, nullptr: nowhere.
