@@ -31,7 +31,7 @@ struct Forward : Columns<T, kCap> {
   static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
-  static constexpr int kBlocks = kCap == 64 || (kHalf && kShared && kCap == 128) ? 4 : kThreads == 128 ? 3 : 1;
+  static constexpr int kBlocks = kCap == 64 ? 4 : kThreads == 128 ? 3 : 1;
   static constexpr int kRowThreads = kThreads / kRows;  // that share the softmax of a row
   static constexpr int kSumPitch = kColumns + 4;
   static constexpr int kWeightPitch = kColumns + 16 / int(sizeof(T));
@@ -202,12 +202,14 @@ __global__ void __launch_bounds__(kMergeThreads)
   for (int s = lane; s < row.splits; s += kWarp) weight += softmax(s)[1] * exp2(softmax(s)[0] - shift);
   for (int by = 1; by < kWarp; by *= 2) weight += shuffle_xor(weight, by);
 
+  if (part == 0 && threadIdx.x == 0) write_softmax(p, row.index, most, weight);
+
   T* out = static_cast<T*>(p.out) + row.index * p.value_dim;
+  const float scale = inverse(weight);
   add_splits(
       row, partials.sums, p.value_dim, merge, part,
       [&](int64_t partial) { return exp2(partials.softmax[2 * partial] - shift); },
-      [&](int d, float sum) { narrow(sum * inverse(weight), out[d]); });
-  if (part == 0 && threadIdx.x == 0) write_softmax(p, row.index, most, weight);
+      [&](int d, float sum) { narrow(sum * scale, out[d]); });
 }
 
 template <class T, int kCap, bool kShared>

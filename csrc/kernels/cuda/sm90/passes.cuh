@@ -1,0 +1,135 @@
+// What the passes of target_attention.cu keep, stream and hold in shared memory.
+#pragma once
+
+#include "../target_attention_backward.cuh"
+#include "wgmma.cuh"
+
+namespace stca {
+namespace cuda {
+namespace sm90 {
+
+enum class Pass { kForward, kHistory, kQueries };
+
+constexpr int kRows = 64;     // kept rows
+constexpr int kColumns = 64;  // streamed rows of a tile
+constexpr int kWidth = 512;   // columns that a block holds
+constexpr int kSlabs = kWidth / 64;
+constexpr int kSlab = 64 * kSlabRow;  // bytes of 64 rows of 64 columns
+constexpr int kTile = kSlabs * kSlab;
+constexpr int kStages = 3;
+constexpr int kThreads = 3 * kWarpgroup;
+constexpr int kScores = 2;      // the warpgroup of products and weights
+constexpr int kHeldSteps = 28;  // of 32 steps of 16 columns, those whose kept rows lie in registers
+
+// The first of the two rows of an accumulator that thread t of a warpgroup holds; the other is 8 further on.
+STCA_DEVICE int row_of(int t) { return t / kWarp * 16 + t % kWarp / 4; }
+
+// Query rows of a tile.
+template <Pass kPass>
+constexpr int kQueryRows = kPass == Pass::kForward ? 64 : 32;
+
+// Of a query row that is streamed.
+struct QueryInfo {
+  Weighing weighing;
+  int64_t visible[2];
+};
+
+// Asks for those of 32 query rows from the request's `first` on; lane by lane.
+STCA_DEVICE void request_info(QueryInfo* to, const TargetAttentionParams& p, const Item& item, int first,
+                              const Weighing* weighing, int lane) {
+  const bool valid = first + lane < item.query_rows;  // the others weigh nothing
+  const int64_t at = item.target_begin * p.heads + (valid ? first + lane : 0);
+  copy_async(&to[lane].weighing, weighing + at, valid ? 16 : 0);
+  if (p.visible != nullptr) copy_async(to[lane].visible, p.visible + at / p.heads * 2, 16);
+  commit_copies();
+}
+
+// What is known of query rows: of the kept ones, or of the streamed ones of two tiles.
+template <Pass kPass>
+using Info =
+    std::conditional_t<kPass == Pass::kForward, QueryRow, std::conditional_t<kPass == Pass::kHistory, QueryInfo, Row>>;
+
+template <Pass kPass, int kBlocks>
+struct Memory {
+  static constexpr bool kReceives = kBlocks > 1 || kPass == Pass::kQueries;
+  static constexpr int kWeightBuffers = kReceives ? 1 : 2;
+  static constexpr int kKept = kStages * kTile;                        // a slab: the steps that registers do not hold
+  static constexpr int kWeights = kKept + kSlab;                       // slabs
+  static constexpr int kReceived = kWeights + kWeightBuffers * kSlab;  // products of the other block, float
+  static constexpr int kFactors = kReceived + (kReceives ? kRows * kColumns * 4 : 0);
+  static constexpr int kInfo = kFactors + kWeightBuffers * kRows * 4;  // of query rows
+  static constexpr int kItem = kInfo + (kPass == Pass::kHistory ? 2 : 1) * kQueryRows<kPass> * int(sizeof(Info<kPass>));
+  static constexpr int kBarriers = kItem + int(sizeof(Item));
+  static constexpr int kBytes = kBarriers + 12 * 8;
+  static_assert(kBytes <= kLargeSharedBytes);
+};
+
+// Barriers of a block.
+struct Barriers {
+  uint32_t base;
+  STCA_DEVICE uint32_t full(int stage) const { return base + 8 * stage; }            // a tile has arrived
+  STCA_DEVICE uint32_t free(int stage) const { return base + 24 + 8 * stage; }       // nobody reads it any more
+  STCA_DEVICE uint32_t weighed(int buffer) const { return base + 48 + 8 * buffer; }  // weights are there
+  STCA_DEVICE uint32_t used(int buffer) const { return base + 64 + 8 * buffer; }     // products with them are done
+  STCA_DEVICE uint32_t received() const { return base + 80; }                        // the other block's products
+  STCA_DEVICE uint32_t read() const { return base + 88; }                            // the other block has read ours
+};
+
+// What a pass streams.
+struct Streams {
+  CUtensorMap history, q, dout;
+};
+
+// Row `row` of the 64 that an item keeps, or nullptr where there is none.
+template <Pass kPass, class T>
+STCA_DEVICE const T* kept_row(const TargetAttentionBackwardParams& b, const Item& item, const Info<kPass>* rows,
+                              int row) {
+  const TargetAttentionParams& p = b.forward;
+  if constexpr (kPass == Pass::kHistory) {
+    const int n = item.split_begin + row;
+    if (n >= item.history_rows) return nullptr;
+    return static_cast<const T*>(p.k) + (item.row_begin + n) * p.k_row_stride + item.kv_head * p.k_head_stride;
+  } else {
+    const auto& own = rows[row % kQueryRows<kPass>];
+    if (item.tile * kQueryRows<kPass> + row % kQueryRows<kPass> >= item.query_rows) return nullptr;
+    if constexpr (kPass == Pass::kQueries) {
+      if (row >= kQueryRows<kPass>) return static_cast<const T*>(b.dout) + own.dout;
+    }
+    return static_cast<const T*>(p.q) + own.q;
+  }
+}
+
+// Columns of this block: steps up to kHeldSteps to registers, as the left operand, the others to a slab.
+template <Pass kPass, class T>
+STCA_DEVICE void load_kept(uint32_t (&kept)[kHeldSteps][4], char* slab, const TargetAttentionBackwardParams& b,
+                           const Item& item, const Info<kPass>* rows, int column) {
+  const int t = opaque(int(threadIdx.x) % kWarpgroup), c = t % 4;
+  const int width = int(b.forward.key_dim) - column;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const T* row = kept_row<kPass, T>(b, item, rows, row_of(t) + 8 * i);
+    const int left = opaque(row == nullptr ? 0 : width - 2 * c);  // columns from this lane's first on
+    const uint32_t* pairs = reinterpret_cast<const uint32_t*>(row + column + 2 * c);
+#pragma unroll
+    for (int k = 0; k < kHeldSteps; ++k) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        kept[k][2 * j + i] = 16 * k + 8 * j < left ? pairs[8 * k + 4 * j] : 0;
+      }
+    }
+  }
+#pragma unroll 1
+  for (int i = t; i < kRows * 8; i += kWarpgroup) {
+    const int chunk = i % 8, at = 16 * kHeldSteps + 8 * chunk;
+    const T* row = kept_row<kPass, T>(b, item, rows, i / 8);
+    Chunk value{};
+    if (row != nullptr && at < width) value = *reinterpret_cast<const Chunk*>(row + column + at);
+    *reinterpret_cast<Chunk*>(slab + swizzled(i / 8, chunk)) = value;
+  }
+  fence_async_proxy();
+  sync_warpgroup(1);
+}
+
+}  // namespace sm90
+}  // namespace cuda
+}  // namespace stca

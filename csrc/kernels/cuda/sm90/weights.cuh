@@ -1,0 +1,127 @@
+// How the products of a tile, [64, 64] in the registers of a warpgroup, become weights: in place, by thread t.
+#pragma once
+
+#include "passes.cuh"
+
+namespace stca {
+namespace cuda {
+namespace sm90 {
+
+// Of the thread's two query rows: the largest score in units of log 2, and its own columns' sum of 2^(score - most).
+struct Softmax {
+  float most[2], sum[2];
+};
+
+// Forward: weights of a tile's history rows, the first of which is `from`; factors of what was added up before.
+STCA_DEVICE void weigh_scores(float (&s)[32], Softmax& own, float (&factor)[2], const QueryRow* rows, int from,
+                              float scale, int t) {
+  const int row = row_of(t);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) s[i] = rounded_product(scale, s[i]);
+  const Range sees[2] = {{rows[row].begin, rows[row].end}, {rows[row + 8].begin, rows[row + 8].end}};
+  if (any_in_warp(max(sees[0].begin, sees[1].begin) > from || min(sees[0].end, sees[1].end) < from + kColumns)) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int n = from + i / 4 * 8 + t % 4 * 2 + i % 2, r = i / 2 % 2;
+      if (n < sees[r].begin || n >= sees[r].end) s[i] = -infinity();
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float largest = own.most[r];
+#pragma unroll
+    for (int i = 2 * r; i < 32; i += 4) largest = fmaxf(largest, fmaxf(s[i], s[i + 1]));
+    for (int by = 1; by < 4; by *= 2) largest = fmaxf(largest, shuffle_xor(largest, by));
+    const float shift = largest == -infinity() ? 0.0f : largest;
+    factor[r] = exp2(own.most[r] - shift);
+    own.most[r] = largest;
+    float added = 0;
+#pragma unroll
+    for (int i = 2 * r; i < 32; i += 4) {
+      s[i] = exp2(s[i] - shift);
+      s[i + 1] = exp2(s[i + 1] - shift);
+      added += s[i] + s[i + 1];
+    }
+    own.sum[r] = own.sum[r] * factor[r] + added;
+  }
+}
+
+// Gradient of the history: dP^T and S^T of 32 queries become P^T and dS^T.
+STCA_DEVICE void weigh_streamed_queries(float (&s)[32], const TargetAttentionParams& p, const Item& item,
+                                        const QueryInfo* columns, float scale, int t) {
+  const int n = item.split_begin + row_of(t);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {  // queries: columns of S^T, and of dP^T 32 before them
+    const QueryInfo& query = columns[i / 2 * 8 + t % 4 * 2 + i % 2];
+    const Weighing of = query.weighing;
+    int begin = 0, end = of.inverse == 0 ? 0 : item.history_rows;
+    if (p.visible != nullptr) {
+      begin = int(max(int64_t(0), query.visible[0]));
+      end = int(min(int64_t(end), query.visible[1]));
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float &dp = s[i / 2 * 4 + 2 * r + i % 2], &score = s[16 + i / 2 * 4 + 2 * r + i % 2];
+      const bool seen = begin <= n + 8 * r && n + 8 * r < end;
+      const float weight = exp2(rounded_product(scale, score) - of.most) * of.inverse;
+      score = seen ? weight * (dp - of.delta) * float(p.scale) : 0.0f;
+      dp = seen ? weight : 0.0f;
+    }
+  }
+}
+
+// Gradient of q: S and, 32 rows below, dP become dS, of which the thread holds 16. 8 KB of shared memory change hands.
+STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams& p, const Row* rows, float4* handed,
+                                    int from, float scale, int t) {
+  // The first two warps hold S, the other two dP of the same rows: the former hand over the second half of the
+  // columns for that of the others' first half, and each weighs one half.
+  constexpr int kQueries = kQueryRows<Pass::kQueries>;
+  const bool low = t < kWarpgroup / 2;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    handed[i * kWarpgroup + t] = {low ? s[16 + 4 * i] : s[4 * i], low ? s[17 + 4 * i] : s[4 * i + 1],
+                                  low ? s[18 + 4 * i] : s[4 * i + 2], low ? s[19 + 4 * i] : s[4 * i + 3]};
+  }
+  sync_warpgroup(1);
+  const int query = row_of(t) % kQueries, first = from + (low ? 0 : kColumns / 2) + t % 4 * 2;
+  const Weighing of[2] = {rows[query].weighing, rows[query + 8].weighing};
+  int begin[2], end[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    begin[r] = rows[query + 8 * r].begin - first;
+    end[r] = of[r].inverse == 0 ? begin[r] : rows[query + 8 * r].end - first;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float4 other = handed[i * kWarpgroup + (t ^ kWarpgroup / 2)];
+    const float each[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int n = 8 * i + j % 2, r = j / 2;
+      const float score = low ? s[4 * i + j] : each[j], dp = low ? each[j] : s[16 + 4 * i + j];
+      const float weight = exp2(rounded_product(scale, score) - of[r].most) * of[r].inverse;
+      s[4 * i + j] = begin[r] <= n && n < end[r] ? weight * (dp - of[r].delta) * float(p.scale) : 0.0f;
+    }
+  }
+}
+
+// The weights to a slab. Those of the gradient of q are half as many: rows from 32 on stay 0.
+template <Pass kPass, class T>
+STCA_DEVICE void store_weights(uint32_t slab, const float (&s)[32], int t) {
+  const int warp_row = t / kWarp * 16;
+  sync_warp();
+  constexpr bool kHalf = kPass == Pass::kQueries;
+#pragma unroll
+  for (int k = 0; k < (kHalf ? 2 : 4); ++k) {
+    uint32_t pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = narrow_pair(s[8 * k + 2 * i], s[8 * k + 2 * i + 1], T{});
+    const int to = kHalf ? warp_row % kQueryRows<kPass> + t % 16 : warp_row + t % 16;
+    const int chunk = (kHalf && t >= kWarpgroup / 2 ? 4 : 0) + 2 * k + t % kWarp / 16;
+    store_matrices(slab + swizzled(to, chunk), pairs);
+  }
+}
+
+}  // namespace sm90
+}  // namespace cuda
+}  // namespace stca
