@@ -130,7 +130,7 @@ def growth_section(folder: Path) -> list[str]:
 def gpu_section(folder: Path) -> list[str]:
     """What gpu.py found, if it was run."""
     if not (folder / "gpu.json").exists():
-        return ["**GPU**: not measured yet (`make gpu`).", ""]
+        return ["**GPU**: an H200's figures so far are in `benchmarks/NOTES.md`; the grid awaits `make gpu`.", ""]
     rows, machine = json.loads((folder / "gpu.json").read_text()), json.loads((folder / "gpu.machine.json").read_text())
     lines = ["| | ms | TFLOP/s | GB/s | best peer | its time / ours |", "|---|---|---|---|---|---|"]
     for row in rows:
