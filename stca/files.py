@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent, whatever stops, or meets, the process that writes them."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _PATIENCE = 5.0  # seconds for another's lock of the folder; held longer, it is not this module's
 
 
@@ -46,6 +48,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     Raises:
         ValueError: what `check_output` refuses, at the start.
         FileExistsError: `path` is no longer what it was at the start: it stays as it is.
+        OSError: a disk or a quota that is full, by the path.
 
     Example:
         >>> import pathlib, tempfile
@@ -62,9 +65,14 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     before, part = _standing(real), _beside(real)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
+        try:
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+        except OSError as error:
+            if error.errno in _FULL and str(path) not in str(error):
+                raise OSError(error.errno, f"{path}: cannot be written: {error}") from error
+            raise
         with _alone(path, real, before):
             if before is not None:
                 part.chmod(stat.S_IMODE(before.st_mode))
@@ -110,6 +118,18 @@ def whole_folder(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(old)
 
 
+def check_name(path: Path | str) -> None:
+    """Refuses a path that is no UTF-8, which Arrow cannot open and no message can show.
+
+    Raises:
+        ValueError: such a path, by its bytes.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{os.fsencode(path)!r}: must be a name in UTF-8") from error
+
+
 def _exchange(new: Path, real: Path, old: Path) -> None:
     """Puts `new` in the place of `real`, which becomes `old` where there is one; or nothing changes."""
     try:
@@ -124,6 +144,7 @@ def _exchange(new: Path, real: Path, old: Path) -> None:
 
 
 def _in_writable_folder(path: Path | str, real: Path) -> Path:
+    check_name(real)
     if not (real.parent.is_dir() and os.access(real.parent, os.W_OK | os.X_OK)):
         raise ValueError(f"{path}: the folder must exist and be writable, to write there")
     return real

@@ -32,6 +32,15 @@ def test_a_file_is_there_when_the_block_has_ended(tmp_path: Path) -> None:
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("newer", 0o600)
 
 
+def test_a_full_disk_is_told_by_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    with pytest.raises(OSError, match=r"report.json: cannot be written: .*No space left on device"):
+        _broken(path)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"r\\xe9.json': must be a name in UTF-8"):
+        check_output(tmp_path / os.fsdecode(b"r\xe9.json"))
+
+
 def _broken(path: Path) -> None:
     with whole_file(path) as part:
         part.write_text("half")

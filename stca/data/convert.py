@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stca.data.events import read_events
+from stca.data.folders import log_files
 from stca.data.formats import COMPRESSIONS, FORMATS, UNITS, LogFormat
 from stca.data.git import is_clone
 from stca.data.group import group_log
 from stca.data.ids import Names, check_tables, is_log, stage_tables, table_path
 from stca.data.requests import LASTING
+from stca.data.source import is_parquet
 from stca.data.write import write_requests
 from stca.files import check_output, whole_file
 
@@ -166,6 +168,13 @@ def _positive(least: str) -> float | tuple[str, ...]:
         return tuple(least.split(","))
 
 
+def _check_options_of_text(args: argparse.Namespace) -> None:
+    names = ("header", "delimiter", "compression", "encoding", "nulls", "no_quotes")
+    given = [name for name in names if getattr(args, name) not in (None, False)]
+    if given and all(is_clone(path) or is_parquet(path) for path in log_files(args.logs)):
+        raise ValueError(f"--{given[0].replace('_', '-')} must be without Parquet and clones, got no text file")
+
+
 def _convert(args: argparse.Namespace, forms: LogFormat | dict[str, LogFormat], names: Names) -> None:
     with_ids = ["user_id", "item_id", *(name for name, kind in _columns(args.column)[1].items() if kind == "id")]
     for log in args.logs:
@@ -173,6 +182,7 @@ def _convert(args: argparse.Namespace, forms: LogFormat | dict[str, LogFormat], 
             raise ValueError(f"{args.out}: must not lie in {log}, of which every file is read")
         if log.resolve() in {table_path(args.out, name).resolve() for name in with_ids}:
             raise ValueError(f"{log}: must not be where the ids of {args.out} go")
+    _check_options_of_text(args)
     check_tables(args.out, with_ids)
     tables = _with_progress("reading", "event", read_events(args.logs, forms, names), len)
     with ExitStack() as output:

@@ -8,6 +8,7 @@ from warnings import warn
 
 from stca.data.git import is_clone
 from stca.data.ids import log_of_table
+from stca.files import check_name
 
 _PART = re.compile(
     r"\.(csv|tsv|txt|dat|data|inter|parquet|parq|pq)(\.(gz|gzip|bz2|zst|lz4|br|xz|zip))?$|^part-|^\d+_\d+$",
@@ -23,7 +24,8 @@ def log_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
     ids are. Folders in it are looked into, but clones.
 
     Raises:
-        ValueError: a path that does not exist, a link that leads nowhere, a file twice, or a folder without a log.
+        ValueError: a path that does not exist, a name that is no UTF-8, a link that leads nowhere, a file twice, or a
+            folder without a log.
 
     Warns:
         UserWarning: other files and clones in a folder, which are left out.
@@ -40,6 +42,7 @@ def log_files(paths: Path | str | Sequence[Path | str]) -> list[Path]:
             raise ValueError(f"{path}: must be a file or a folder, which can be read twice")
     first: dict[tuple[int, int], Path] = {}
     for path in found:
+        check_name(path)
         about = path.stat()
         other = first.setdefault((about.st_dev, about.st_ino), path)
         if other is not path:

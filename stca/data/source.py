@@ -1,5 +1,6 @@
 """A file of an event log: told by its first bytes, and read a piece at a time."""
 
+import codecs
 import csv
 import io
 import lzma
@@ -20,6 +21,15 @@ from stca.data.formats import FORMATS, LogFormat
 from stca.data.read import UNREADABLE, broken_part, open_file
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+_OTHERS = {
+    b"PAR1": "Parquet that is packed",
+    b"PARE": "Parquet that is encrypted",
+    b"ORC": "ORC",
+    b"Obj\x01": "Avro",
+    b"ARROW1": "Arrow's own format",
+    b"SQLite": "a database",
+    b"{": "JSON",
+}
 _HEAD = 1 << 20  # bytes in which a header must end
 _BLOCKS = 1 << 20, 1 << 28  # bytes of a piece; the second where a row does not fit into the first
 _SMALL = 1 << 10  # bytes of a file that may be nothing but its packing
@@ -88,8 +98,11 @@ def column_names(path: Path, form: LogFormat) -> list[str]:
 def _header(path: Path, form: LogFormat) -> list[str]:
     with opened(path, form) as stream:
         head = stream.read(_HEAD)
-    if form.encoding == "utf8" and head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{path}: must be UTF-8, or of the encoding that is given, got UTF-16")
+    for begin, kind in _OTHERS.items():
+        if head.startswith(begin):
+            raise ValueError(f"{path}: must be text, packed or not, or Parquet as it is, got {kind}")
+    if codecs.lookup(form.encoding).name == "utf-8" and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head):
+        raise ValueError(f"{path}: must be UTF-8, or of the encoding that is given, got UTF-16 or bytes of 0")
     text = head.decode(form.encoding, errors="replace").removeprefix("\ufeff").lstrip("\r\n")
     lines = csv.reader(
         io.StringIO(text, newline=None),
