@@ -12,7 +12,7 @@ from torch import Tensor
 
 import stca
 
-CHUNK = 8192  # rows
+CHUNK = 66 * 128  # rows
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
 

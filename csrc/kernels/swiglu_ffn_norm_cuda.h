@@ -8,11 +8,12 @@
 
 namespace stca {
 
-// g = u * silu(v), for `count` elements.
-const char* swiglu_gate_cuda(Dtype dtype, const void* u, const void* v, void* g, int64_t count, void* stream);
+// Of rows [u, v] side by side, [rows, 2 hidden]: g = u * silu(v) [rows, hidden].
+const char* swiglu_gate_cuda(Dtype dtype, const void* uv, void* g, int64_t rows, int64_t hidden, void* stream);
 
 // du = dg * silu(v) over u, dv = dg * u * silu'(v) over v.
-const char* swiglu_gate_backward_cuda(Dtype dtype, void* u, void* v, const void* dg, int64_t count, void* stream);
+const char* swiglu_gate_backward_cuda(Dtype dtype, void* uv, const void* dg, int64_t rows, int64_t hidden,
+                                      void* stream);
 
 struct NormParams {
   Dtype dtype;

@@ -3,8 +3,8 @@
 #if defined(STCA_WITH_CUDA)
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/any.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
@@ -24,11 +24,13 @@ using at::Tensor;
 
 constexpr const char* kOp = "swiglu_ffn_norm";
 
-// Rows that go through the network together: enough to fill a GPU's multiprocessors several times at usual widths.
-constexpr int64_t kChunkRows = 8192;
+// Rows that go through the network together: 66 tiles of 128, which with 8, 16 or 32 tiles of columns are whole waves
+// of an H100's 132 multiprocessors.
+constexpr int64_t kChunkRows = 66 * 128;
 static_assert(kChunkRows % kNormPartRows == 0, "no run of rows lies in two chunks");
 
-// Chunks of rows go one after the other through the same hidden rows. The matrix products are torch's.
+// Chunks of rows go one after the other through the same hidden rows. The matrix products are torch's: u and v, and
+// their gradients, lie side by side, so that each pair takes one product, and dx is rounded once.
 class Network {
  public:
   explicit Network(const SwigluFfnNormTensors& in)
@@ -36,9 +38,9 @@ class Network {
         dtype_(checked_dtype(kOp, "x", in.x)),
         capacity_(std::min(kChunkRows, in.x.size(0))),
         call_(in.x),
-        u_(at::empty({capacity_, in.w_u.size(1)}, in.x.options())),
-        v_(at::empty_like(u_)),
-        g_(at::empty_like(u_)) {
+        w_uv_(at::cat({in.w_u, in.w_v}, 1)),
+        uv_(at::empty({capacity_, w_uv_.size(1)}, in.x.options())),
+        g_(at::empty({capacity_, in.w_u.size(1)}, in.x.options())) {
     if (!in.norm_weight.has_value()) return;
     h_ = at::empty({capacity_, in.x.size(1)}, in.x.options());
     norm_weight_ = in.norm_weight->contiguous();
@@ -60,9 +62,9 @@ class Network {
   }
 
   struct Gradients {
-    Tensor x;              // [N, D]
-    Tensor w_u, w_v, w_o;  // in float32
-    Tensor norm_sums;      // [parts, 2, D]: of norm_weight and norm_bias, by runs of rows
+    Tensor x;          // [N, D]
+    Tensor w_uv, w_o;  // [D, 2 F] and [F, D], in float32
+    Tensor norm_sums;  // [parts, 2, D]: of norm_weight and norm_bias, by runs of rows
   };
 
   // Rows whose dy is all 0 go through as zeros: 0 times what they hold would be NaN where that is no finite number.
@@ -73,7 +75,7 @@ class Network {
       auto masked = [&](const Tensor& all) { return at::where(has_gradient, all.narrow(0, begin, rows), 0); };
       const Tensor x = masked(in_.x);
       hide(x);
-      Tensor u = u_.narrow(0, 0, rows), v = v_.narrow(0, 0, rows), g = g_.narrow(0, 0, rows);
+      Tensor uv = uv_.narrow(0, 0, rows), g = g_.narrow(0, 0, rows);
       if (norm()) {
         Tensor h = h_.narrow(0, 0, rows);
         at::mm_out(h, g, in_.w_o);
@@ -85,13 +87,11 @@ class Network {
       }
       grads.w_o.add_(at::mm(g.t(), dh));
       at::mm_out(g, dh, in_.w_o.t());
-      check(swiglu_gate_backward_cuda(dtype_, u.mutable_data_ptr(), v.mutable_data_ptr(), g.const_data_ptr(), u.numel(),
+      check(swiglu_gate_backward_cuda(dtype_, uv.mutable_data_ptr(), g.const_data_ptr(), rows, g.size(1),
                                       call_.stream()));
-      grads.w_u.add_(at::mm(x.t(), u));
-      grads.w_v.add_(at::mm(x.t(), v));
+      grads.w_uv.add_(at::mm(x.t(), uv));
       Tensor dx = grads.x.narrow(0, begin, rows);
-      at::mm_out(dx, u, in_.w_u.t());
-      at::addmm_out(dx, dx, v, in_.w_v.t());
+      at::mm_out(dx, uv, w_uv_.t());
     });
   }
 
@@ -110,11 +110,9 @@ class Network {
 
   // u, v and g of rows of x.
   void hide(const Tensor& x) {
-    Tensor u = u_.narrow(0, 0, x.size(0)), v = v_.narrow(0, 0, x.size(0));
-    at::mm_out(u, x, in_.w_u);
-    at::mm_out(v, x, in_.w_v);
-    check(swiglu_gate_cuda(dtype_, u.const_data_ptr(), v.const_data_ptr(), g_.mutable_data_ptr(), u.numel(),
-                           call_.stream()));
+    Tensor uv = uv_.narrow(0, 0, x.size(0));
+    at::mm_out(uv, x, w_uv_);
+    check(swiglu_gate_cuda(dtype_, uv.const_data_ptr(), g_.mutable_data_ptr(), x.size(0), g_.size(1), call_.stream()));
   }
 
   NormParams norm_params(int64_t rows, double eps, float* mean, float* rstd) const {
@@ -135,7 +133,8 @@ class Network {
   Dtype dtype_;
   int64_t capacity_;
   CudaCall call_;
-  Tensor u_, v_, g_;                // [capacity, F]; in the backward pass their gradients too
+  Tensor w_uv_;                     // [D, 2 F]: w_u and w_v side by side
+  Tensor uv_, g_;                   // [capacity, 2 F] and [capacity, F]; in the backward pass their gradients too
   Tensor h_;                        // [capacity, D]; not defined without a norm
   Tensor norm_weight_, norm_bias_;  // [D]; not defined where not given
 };
@@ -156,15 +155,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   Network network(in);
   const at::TensorOptions sums = in.x.options().dtype(at::kFloat);
   const int64_t parts = network.norm() ? (in.x.size(0) + kNormPartRows - 1) / kNormPartRows : 0;
-  const Network::Gradients grads{at::empty(in.x.sizes(), in.x.options()), at::zeros(in.w_u.sizes(), sums),
-                                 at::zeros(in.w_v.sizes(), sums), at::zeros(in.w_o.sizes(), sums),
-                                 at::empty({parts, 2, in.x.size(1)}, sums)};
+  const int64_t hidden = in.w_u.size(1);
+  const Network::Gradients grads{at::empty(in.x.sizes(), in.x.options()), at::zeros({in.x.size(1), 2 * hidden}, sums),
+                                 at::zeros(in.w_o.sizes(), sums), at::empty({parts, 2, in.x.size(1)}, sums)};
   network.backward(dy.contiguous(), mean.contiguous(), rstd.contiguous(), grads);
   const at::ScalarType dtype = in.x.scalar_type();
   const Tensor of_norm = at::sum(grads.norm_sums, 0).to(dtype), none = at::empty({0}, in.x.options());
+  const auto half = [&](int64_t i) { return grads.w_uv.narrow(1, i * hidden, hidden).to(dtype).contiguous(); };
   return {x_grad ? grads.x : none.clone(),  // made there whether wanted or not
-          grads.w_u.to(dtype),
-          grads.w_v.to(dtype),
+          half(0),
+          half(1),
           grads.w_o.to(dtype),
           in.norm_weight.has_value() ? of_norm[0].clone() : none,
           in.norm_bias.has_value() ? of_norm[1].clone() : none.clone()};

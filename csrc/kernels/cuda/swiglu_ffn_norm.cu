@@ -25,30 +25,44 @@ STCA_DEVICE float inverse_root(float x) { return 1 / sqrtf(x); }
 #endif
 STCA_DEVICE float sigmoid(float x) { return 1 / (1 + exp_of(-x)); }
 
+// The vector of g [rows, hidden] that this thread owns; u lies as far into a row of uv, and v `hidden` behind it.
+template <class T>
+struct Place {
+  int64_t row;
+  int column, count;
+  STCA_DEVICE Place(int64_t rows, int hidden) {
+    const int vectors = (hidden + kVector<T> - 1) / kVector<T>;
+    const int64_t at = int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x);
+    row = at / vectors;
+    column = int(at % vectors) * kVector<T>;
+    count = row < rows ? min(kVector<T>, hidden - column) : 0;
+  }
+};
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    gate(const T* u, const T* v, T* g, const int64_t count, const bool aligned) {
-  const int64_t at = (int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x)) * kVector<T>;
-  const int n = int(min(int64_t(kVector<T>), count - at));
-  if (n <= 0) return;
+    gate(const T* uv, T* g, const int64_t rows, const int hidden, const bool aligned) {
+  const Place<T> at(rows, hidden);
+  if (at.count <= 0) return;
+  const T* u = uv + at.row * 2 * hidden + at.column;
   float up[kVector<T>], x[kVector<T>];
-  load_vector(u + at, n, aligned, up);
-  load_vector(v + at, n, aligned, x);
+  load_vector(u, at.count, aligned, up);
+  load_vector(u + hidden, at.count, aligned, x);
 #pragma unroll
   for (int i = 0; i < kVector<T>; ++i) up[i] *= x[i] * sigmoid(x[i]);
-  store_vector(up, n, aligned, g + at);
+  store_vector(up, at.count, aligned, g + at.row * hidden + at.column);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    gate_backward(T* u, T* v, const T* dg, const int64_t count, const bool aligned) {
-  const int64_t at = (int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x)) * kVector<T>;
-  const int n = int(min(int64_t(kVector<T>), count - at));
-  if (n <= 0) return;
+    gate_backward(T* uv, const T* dg, const int64_t rows, const int hidden, const bool aligned) {
+  const Place<T> at(rows, hidden);
+  if (at.count <= 0) return;
+  T* u = uv + at.row * 2 * hidden + at.column;
   float up[kVector<T>], x[kVector<T>], d[kVector<T>];
-  load_vector(u + at, n, aligned, up);
-  load_vector(v + at, n, aligned, x);
-  load_vector(dg + at, n, aligned, d);
+  load_vector(u, at.count, aligned, up);
+  load_vector(u + hidden, at.count, aligned, x);
+  load_vector(dg + at.row * hidden + at.column, at.count, aligned, d);
 #pragma unroll
   for (int i = 0; i < kVector<T>; ++i) {
     const float s = sigmoid(x[i]);
@@ -56,8 +70,8 @@ __global__ void __launch_bounds__(kThreads)
     up[i] = d[i] * x[i] * s;
     x[i] = dv;
   }
-  store_vector(up, n, aligned, u + at);
-  store_vector(x, n, aligned, v + at);
+  store_vector(up, at.count, aligned, u);
+  store_vector(x, at.count, aligned, u + hidden);
 }
 
 STCA_DEVICE float sum_of_warp(float value) {
@@ -168,21 +182,22 @@ bool all_aligned(int64_t row_bytes, std::initializer_list<const void*> tensors) 
 
 }  // namespace
 
-const char* swiglu_gate_cuda(Dtype dtype, const void* u, const void* v, void* g, int64_t count, void* stream) {
+const char* swiglu_gate_cuda(Dtype dtype, const void* uv, void* g, int64_t rows, int64_t hidden, void* stream) {
   return visit_cuda_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
-    return launch("swiglu gate", &gate<T>, divide_up(count, kThreads * kVector<T>), kThreads, 0,
-                  static_cast<Stream>(stream), static_cast<const T*>(u), static_cast<const T*>(v), static_cast<T*>(g),
-                  count, all_aligned(count * int64_t(sizeof(T)), {u, v, g}));
+    return launch("swiglu gate", &gate<T>, divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads, 0,
+                  static_cast<Stream>(stream), static_cast<const T*>(uv), static_cast<T*>(g), rows, int(hidden),
+                  all_aligned(hidden * int64_t(sizeof(T)), {uv, g}));
   });
 }
 
-const char* swiglu_gate_backward_cuda(Dtype dtype, void* u, void* v, const void* dg, int64_t count, void* stream) {
+const char* swiglu_gate_backward_cuda(Dtype dtype, void* uv, const void* dg, int64_t rows, int64_t hidden,
+                                      void* stream) {
   return visit_cuda_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
-    return launch("swiglu gate backward", &gate_backward<T>, divide_up(count, kThreads * kVector<T>), kThreads, 0,
-                  static_cast<Stream>(stream), static_cast<T*>(u), static_cast<T*>(v), static_cast<const T*>(dg), count,
-                  all_aligned(count * int64_t(sizeof(T)), {u, v, dg}));
+    return launch("swiglu gate backward", &gate_backward<T>, divide_up(rows * divide_up(hidden, kVector<T>), kThreads),
+                  kThreads, 0, static_cast<Stream>(stream), static_cast<T*>(uv), static_cast<const T*>(dg), rows,
+                  int(hidden), all_aligned(hidden * int64_t(sizeof(T)), {uv, dg}));
   });
 }
 
