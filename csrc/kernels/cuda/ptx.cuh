@@ -61,6 +61,8 @@ inline bool any_in_warp(bool value) {
   return false;
 }
 
+inline void store_chunk(const Chunk& chunk, void* to) { *static_cast<Chunk*>(to) = chunk; }
+
 inline float rounded_product(float a, float b) { return a * b; }
 inline float exp2(float x) { return std::exp2(x); }
 inline float log2(float x) { return std::log2(x); }
@@ -179,6 +181,13 @@ STCA_DEVICE V shuffle_up(V value, int by) {
 }
 
 STCA_DEVICE bool any_in_warp(bool value) { return __any_sync(0xffffffffu, value); }
+
+// 16 bytes to global memory in one access: of an assignment the compiler makes one for each number that went into it.
+STCA_DEVICE void store_chunk(const Chunk& chunk, void* to) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(chunk.words[0]),
+               "r"(chunk.words[1]), "r"(chunk.words[2]), "r"(chunk.words[3])
+               : "memory");
+}
 
 // a * b, rounded before something is added: nvcc would make one instruction of both in one kernel and not in another,
 // and the forward and the backward pass must turn the same score into the same weight.

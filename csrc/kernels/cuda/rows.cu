@@ -16,6 +16,7 @@ using namespace cuda;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kChain = 32;        // rows added one after the other
+constexpr int kAtOnce = 4;        // rows that a thread asks for before it adds the first of them
 constexpr int kLongSegment = 64;  // rows on average, from where on all warps of a block share a segment
 
 // The segment of place i: the last one that starts at or before it and is not empty.
@@ -78,9 +79,8 @@ struct Sum {
   STCA_DEVICE float value() const { return total + (lost - lost == 0.0f ? lost : 0.0f); }
 };
 
-// A segment is its places [begin, end) and the row at each of them; where kHasGaps, -1 for none.
+// A segment is its places [begin, end) and the row at each of them; -1 for none.
 struct Segments {
-  static constexpr bool kHasGaps = false;
   const int64_t *order, *offsets;
 
   struct Segment {
@@ -93,7 +93,6 @@ struct Segments {
 
 // The segment of a row of the histories: its copies in the suffixes of its request, where these are long enough.
 struct CopiesInSuffixes {
-  static constexpr bool kHasGaps = true;
   SuffixSumParams p;
 
   struct Segment {
@@ -119,9 +118,9 @@ struct SumParams {
 
 // kSharing warps share a segment: warp w sums rows w, w + kSharing, ...; their sums are added in order of warps. Two
 // blocks at a time leave a thread 128 registers: of the 64 that the compiler takes else, some spill.
-template <class T, int kSharing, class Source>
+template <class T, int kSharing, bool kAligned, class Source>
 __global__ void __launch_bounds__(kThreads, 2)
-    sum_rows(const SumParams p, const Source source, const int64_t segments, const int64_t pieces, const bool aligned) {
+    sum_rows(const SumParams p, const Source source, const int64_t segments, const int64_t pieces) {
   constexpr int kV = kVector<T>;
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp, member = warp % kSharing;
   const int64_t item = (int64_t(blockIdx.x) * kWarps + warp) / kSharing, s = item / pieces;
@@ -137,16 +136,21 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int i = 0; i < kV; ++i) sums[i] = {0, 0};
   for (int64_t first = begin + member; first < end; first += kChain * kSharing) {
     float chain[kV] = {};
-#pragma unroll 4
-    for (int64_t place = first; place < min(end, first + kChain * kSharing); place += kSharing) {
-      const int64_t at = segment.row(place);
-      if constexpr (Source::kHasGaps) {
-        if (at < 0) continue;
-      }
-      float row[kV];
-      load_vector(rows + at * p.width, count, aligned, row);
+    const int64_t stop = min(end, first + kChain * kSharing);
+    for (int64_t place = first; place < stop; place += kAtOnce * kSharing) {
+      float row[kAtOnce][kV];
+      bool is_there[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kV; ++i) chain[i] += row[i];
+      for (int j = 0; j < kAtOnce; ++j) {  // any row in the place of none, so that no load waits for a condition
+        const int64_t each = place + j * kSharing, at = segment.row(min(each, stop - 1));
+        is_there[j] = each < stop && at >= 0;
+        load_vector(rows + max(int64_t(0), at) * p.width, count, kAligned, row[j]);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+        for (int i = 0; i < kV; ++i) chain[i] += is_there[j] ? row[j][i] : 0.0f;
+      }
     }
 #pragma unroll
     for (int i = 0; i < kV; ++i) sums[i].add(chain[i]);
@@ -167,12 +171,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   if (!works) return;
-  T* to = static_cast<T*>(p.sums) + s * p.width + column;
+  float result[kV];
 #pragma unroll
   for (int i = 0; i < kV; ++i) {
     const float sum = sums[i].value();
-    if (i < count) narrow(p.mean && end > begin ? sum / float(end - begin) : sum, to[i]);
+    result[i] = p.mean && end > begin ? sum / float(end - begin) : sum;
   }
+  store_vector(result, count, kAligned, static_cast<T*>(p.sums) + s * p.width + column);
 }
 
 // `places` of all segments together: many for each make a block for a segment, few a warp.
@@ -182,15 +187,19 @@ const char* launch_sum(const char* op, Dtype dtype, const SumParams& p, const So
   return visit_cuda_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     const int64_t pieces = divide_up(p.width, kWarp * kVector<T>);
-    const bool aligned = rows_aligned(p.rows, sizeof(T), p.width, 0);
-    auto enqueue = [&](auto sharing) {
+    auto enqueue = [&](auto sharing, auto aligned) {
       constexpr int kSharing = decltype(sharing)::value;
-      return launch(op, &sum_rows<T, kSharing, Source>, divide_up(segments * pieces * kSharing, kWarps), kThreads,
+      return launch(op, &sum_rows<T, kSharing, decltype(aligned)::value, Source>,
+                    divide_up(segments * pieces * kSharing, kWarps), kThreads,
                     kSharing > 1 ? kThreads * kVector<T> * int(sizeof(Sum)) : 0, static_cast<Stream>(stream), p, source,
-                    segments, pieces, aligned);
+                    segments, pieces);
     };
-    return places >= kLongSegment * segments ? enqueue(std::integral_constant<int, kWarps>())
-                                             : enqueue(std::integral_constant<int, 1>());
+    auto shared_by = [&](auto sharing) {
+      const bool aligned = rows_aligned(p.rows, sizeof(T), p.width, 0) && rows_aligned(p.sums, sizeof(T), p.width, 0);
+      return aligned ? enqueue(sharing, std::true_type()) : enqueue(sharing, std::false_type());
+    };
+    return places >= kLongSegment * segments ? shared_by(std::integral_constant<int, kWarps>())
+                                             : shared_by(std::integral_constant<int, 1>());
   });
 }
 

@@ -65,7 +65,7 @@ STCA_DEVICE void store_vector(const float (&from)[kVector<T>], int count, bool a
   if (aligned) {
     Chunk chunk;
     memcpy(&chunk, elements, sizeof(chunk));
-    *reinterpret_cast<Chunk*>(to) = chunk;
+    store_chunk(chunk, to);
   } else {
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
