@@ -143,7 +143,7 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     assert "forward 6.00" in text
     assert "in 0 of 1 cases; at worst it takes 2.00 times as long." in text
     assert "| STCA, forward | L^1.00 |" in text
-    assert "**GPU**: not measured yet" in text
+    assert "**GPU**: an H200's figures so far are in `benchmarks/NOTES.md`" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text

@@ -114,7 +114,7 @@ def target_attention(
         raise ValueError("target_attention: scale must be a float or None, got a Tensor (it would get no gradient)")
     refuse_tangents("target_attention", q=q, k=k, v=v)
     q, k, v = autocast(q), autocast(k), autocast(v)
-    backward = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v))
+    backward = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in (q, k, v))
     out, lse, _ = _recorded(q, k, v, target_offsets, history_offsets, visible, history_index, scale, backward)
     return (out, lse) if return_lse else out
 
