@@ -94,13 +94,15 @@ auto visit_call(const TargetAttentionParams& p, F f) {
 
 }  // namespace
 
-// Rows of at most 128, and gradients of wide rows for so few query rows that loading a tile of history takes longer
-// than using it, are faster by the common kernels: measured on an H200, benchmarks/NOTES.md.
+// What has no rows, or the same ones again and again, has no tensor map. Rows of at most 128, and gradients of wide
+// rows for so few query rows that loading a tile of history takes longer than using it, are faster by the common
+// kernels: measured on an H200, benchmarks/NOTES.md.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device) {
   constexpr int64_t kMost = int64_t(1) << 31;
   return device.capability == 9 && p.shared && (p.dtype == Dtype::kBFloat16 || p.dtype == Dtype::kFloat16) &&
          p.key_dim > 128 && p.key_dim <= 2 * kWidth && p.key_dim % 8 == 0 && p.history_index == nullptr &&
-         p.num_rows < kMost && rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
+         p.num_rows > 0 && p.num_rows < kMost && p.k_row_stride > 0 && (p.kv_heads == 1 || p.k_head_stride > 0) &&
+         rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
          rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride);
 }
 
@@ -108,8 +110,8 @@ bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& de
   const TargetAttentionParams& p = b.forward;
   const int64_t query_rows = p.num_targets * p.heads;
   return takes(p, device) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
-         (p.key_dim <= kWidth || query_rows >= 32 * p.num_requests) && query_rows < int64_t(1) << 31 &&
-         rows_aligned(b.dout, 2, 0, 0);
+         (p.key_dim <= kWidth || query_rows >= 32 * p.num_requests) && query_rows > 0 &&
+         query_rows < int64_t(1) << 31 && p.q_head_stride > 0 && rows_aligned(b.dout, 2, 0, 0);
 }
 
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
