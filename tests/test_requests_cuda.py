@@ -91,6 +91,9 @@ def test_nothing_selected(device: str) -> None:
     values, at = call_on(device, "jagged_select", torch.ones(4, 2), offsets([4]), none, None, None)
     assert values.shape == (0, 2)
     assert at.tolist() == [0]
+    first, keep = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    grad = call_on(device, "jagged_select_backward", torch.ones(0, 8), offsets([5]), first, keep, 5)
+    assert torch.equal(grad, torch.zeros(5, 8))
 
 
 BAD: list[tuple[str, Callable[[], tuple[Any, ...]], str]] = [

@@ -111,7 +111,8 @@ bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& de
   const int64_t query_rows = p.num_targets * p.heads;
   return takes(p, device) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
          (p.key_dim <= kWidth || query_rows >= 32 * p.num_requests) && query_rows > 0 &&
-         query_rows < int64_t(1) << 31 && p.q_head_stride > 0 && rows_aligned(b.dout, 2, 0, 0);
+         query_rows < int64_t(1) << 31 && p.q_head_stride > 0 && rows_aligned(b.dout, 2, 0, 0) &&
+         rows_aligned(p.visible, 8, 0, 0);
 }
 
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
