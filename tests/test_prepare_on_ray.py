@@ -45,7 +45,7 @@ def test_f14_what_cannot_be_written_is_refused_before_work(tmp_path: Path, prepa
     for options, message in (
         ({"parts": 0}, "parts must be at least 1, got 0"),
         ({"per_history": 0}, "per_history must be at least 1, got 0"),
-        ({"max_length": -1}, "max_length must be at least 1, got -1"),
+        ({"max_length": -1}, "max_length must be at least 0, got -1"),
     ):
         with pytest.raises(ValueError, match=f"prepare: {message}"):
             prepare([log], out, **options)
