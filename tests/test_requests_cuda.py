@@ -86,6 +86,14 @@ def test_jagged_select(shape: tuple[int, ...], dtype: torch.dtype, keep: list[in
     assert_as_accurate(actual, gradient(torch.float64), gradient(dtype))
 
 
+@pytest.mark.parametrize("width", [1, 24, 4096, 10_000])
+def test_request_gather_of_any_width(width: int, device: str) -> None:
+    """Rows end inside of the run of words that a block copies, and runs inside of rows."""
+    x, at = torch.randint(0, 255, (4, width)).to(torch.uint8), offsets([3, 0, 1, 5])
+    (actual,) = call_on(device, "request_gather", [x], at, 9)
+    assert torch.equal(actual, x.repeat_interleave(at.diff(), dim=0))
+
+
 def test_nothing_selected(device: str) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     values, at = call_on(device, "jagged_select", torch.ones(4, 2), offsets([4]), none, None, None)

@@ -1,7 +1,8 @@
 // Copies and sums of whole rows on CUDA (meaning of every argument: ../rows.h).
 //
-// Copies: a few lanes for each row, 16 bytes each at a time. Sums: a block, or a warp where segments are short, for
-// each segment and 16 bytes of columns a lane. Every sum has one owner and one order: the same bits on every run.
+// Copies: a block for each run of the result, which its threads write side by side. Sums: a block, or a warp where
+// segments are short, for each segment and piece of its columns. Which row is copied and where a segment lies is
+// searched by one thread, for all of the block. Every sum has one owner and one order: the same bits on every run.
 #include "../rows.h"
 
 #include <type_traits>
@@ -15,9 +16,10 @@ using namespace cuda;
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
-constexpr int kChain = 32;        // rows added one after the other
-constexpr int kAtOnce = 4;        // rows that a thread asks for before it adds the first of them
-constexpr int kLongSegment = 64;  // rows on average, from where on all warps of a block share a segment
+constexpr int kAtOnce = 4;             // loads that a thread starts before it uses the first
+constexpr int kCopied = 8 * kThreads;  // words of the result that a block copies
+constexpr int kChain = 32;             // rows added one after the other
+constexpr int kLongSegment = 64;       // rows on average, from where on all warps of a block share a segment
 
 // The segment of place i: the last one that starts at or before it and is not empty.
 struct Repeated {
@@ -37,13 +39,29 @@ struct InSuffix {
 
 template <class Word, class Source>
 __global__ void __launch_bounds__(kThreads)
-    copy(const Word* __restrict__ from, const Source source, const int64_t words, const int lanes, const int64_t rows,
-         Word* __restrict__ to) {
-  const int64_t thread = int64_t(blockIdx.x) * kThreads + int64_t(threadIdx.x), i = thread / lanes;
-  if (i >= rows) return;
-  const Word* row = from + source(i) * words;
-#pragma unroll 4
-  for (int64_t w = thread % lanes; w < words; w += lanes) to[i * words + w] = row[w];
+    copy(const Word* __restrict__ from, const Source source, const int64_t words, const int64_t total, Word* to) {
+  int64_t* starts = reinterpret_cast<int64_t*>(shared_memory());  // word i of the block is word starts[its row] + i
+  const int thread = int(threadIdx.x);
+  const int64_t begin = int64_t(blockIdx.x) * kCopied, first = begin / words, before = begin - first * words;
+  const int count = int(min(int64_t(kCopied), total - begin));
+  const auto row_of = [&](int i) {
+    return words < kCopied ? (int(before) + i) / int(words) : int(before + i >= words);
+  };
+#pragma unroll 1
+  for (int i = thread; i <= row_of(count - 1); i += kThreads) starts[i] = (source(first + i) - i) * words + before;
+  sync_block();
+  for (int i = thread; i < count; i += kAtOnce * kThreads) {
+    Word loaded[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int at = i + j * kThreads;
+      if (at < count) loaded[j] = from[starts[row_of(at)] + at];
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (i + j * kThreads < count) to[begin + i + j * kThreads] = loaded[j];
+    }
+  }
 }
 
 template <class Source>
@@ -52,11 +70,10 @@ const char* launch_copy(const char* op, const void* from, Source source, int64_t
   const auto with_words = [&](auto word) {
     using Word = decltype(word);
     const int64_t words = row_bytes / int64_t(sizeof(Word));
-    int lanes = 1;
-    while (lanes < kWarp && lanes < words) lanes *= 2;
-    return launch(op, &copy<Word, Source>, words == 0 ? 0 : divide_up(rows * lanes, kThreads), kThreads, 0,
-                  static_cast<Stream>(stream), static_cast<const Word*>(from), source, words, lanes, rows,
-                  static_cast<Word*>(to));
+    const int64_t most_rows = words == 0 ? 0 : min(int64_t(kCopied), kCopied / words + 2);  // of a block
+    return launch(op, &copy<Word, Source>, divide_up(rows * words, kCopied), kThreads,
+                  int(most_rows) * int(sizeof(int64_t)), static_cast<Stream>(stream), static_cast<const Word*>(from),
+                  source, words, rows * words, static_cast<Word*>(to));
   };
   const uintptr_t alignment =
       uintptr_t(row_bytes) | reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to);
@@ -116,20 +133,46 @@ struct SumParams {
   void* sums;
 };
 
-// kSharing warps share a segment: warp w sums rows w, w + kSharing, ...; their sums are added in order of warps. Two
-// blocks at a time leave a thread 128 registers: of the 64 that the compiler takes else, some spill.
+// Columns that a warp adds at a time, kVector<T> a lane: a vector of them where rows are aligned, else single ones
+// beside those of the other lanes. Column i of a lane is column_of(lane, i) of the piece.
+template <class T>
+constexpr int kPiece = kWarp * kVector<T>;
+template <class T, bool kAligned>
+STCA_DEVICE int column_of(int lane, int i) {
+  return kAligned ? lane * kVector<T> + i : i * kWarp + lane;
+}
+
+// Of the `columns` that a piece has; all bits 0, which is 0 in every type, for the others, and where no row is there.
+// What is read is not yet converted, so that no load waits for the one before.
+template <bool kAligned, class T>
+STCA_DEVICE void load_piece(const T* from, int64_t columns, bool is_there, int lane, T (&to)[kVector<T>]) {
+  if constexpr (kAligned) {
+    Chunk chunk{};
+    const int column = column_of<T, true>(lane, 0);
+    if (is_there && column < columns) chunk = *reinterpret_cast<const Chunk*>(from + column);
+    memcpy(to, &chunk, sizeof(chunk));
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      const int column = column_of<T, false>(lane, i);
+      to[i] = is_there && column < columns ? from[column] : T{};
+    }
+  }
+}
+
+// kSharing warps share a piece of a segment: warp w sums rows w, w + kSharing, ...; their sums are added in order of
+// warps. Two blocks at a time leave a thread 128 registers: of the 64 that the compiler takes else, some spill.
 template <class T, int kSharing, bool kAligned, class Source>
 __global__ void __launch_bounds__(kThreads, 2)
     sum_rows(const SumParams p, const Source source, const int64_t segments, const int64_t pieces) {
-  constexpr int kV = kVector<T>;
-  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp, member = warp % kSharing;
+  constexpr int kV = kVector<T>, kRows = kAligned ? kAtOnce : 2;  // single columns are many loads a row
+  const int thread = int(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp, member = warp % kSharing;
   const int64_t item = (int64_t(blockIdx.x) * kWarps + warp) / kSharing, s = item / pieces;
-  const int64_t column = (item % pieces * kWarp + lane) * kV;
-  const int count = int(max(int64_t(0), min(int64_t(kV), p.width - column)));
-  const bool works = s < segments && count > 0;
-  const auto segment = source.at(min(s, segments - 1));
-  const int64_t begin = segment.begin, end = works ? segment.end : begin;
-  const T* rows = static_cast<const T*>(p.rows) + column;
+  const int64_t begin_column = (item - s * pieces) * kPiece<T>, columns = p.width - begin_column;
+  if (s >= segments) return;  // none that shares: blocks are as many as they have segments' pieces
+  const auto segment = source.at(s);
+  const int64_t begin = segment.begin, end = segment.end;
+  const T* rows = static_cast<const T*>(p.rows) + begin_column;
 
   Sum sums[kV];
 #pragma unroll
@@ -137,47 +180,59 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int64_t first = begin + member; first < end; first += kChain * kSharing) {
     float chain[kV] = {};
     const int64_t stop = min(end, first + kChain * kSharing);
-    for (int64_t place = first; place < stop; place += kAtOnce * kSharing) {
-      float row[kAtOnce][kV];
-      bool is_there[kAtOnce];
+    for (int64_t place = first; place < stop; place += kRows * kSharing) {
+      T row[kRows][kV];
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {  // any row in the place of none, so that no load waits for a condition
+      for (int j = 0; j < kRows; ++j) {
         const int64_t each = place + j * kSharing, at = segment.row(min(each, stop - 1));
-        is_there[j] = each < stop && at >= 0;
-        load_vector(rows + max(int64_t(0), at) * p.width, count, kAligned, row[j]);
+        load_piece<kAligned>(rows + at * p.width, columns, each < stop && at >= 0, lane, row[j]);
       }
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
+      for (int j = 0; j < kRows; ++j) {
 #pragma unroll
-        for (int i = 0; i < kV; ++i) chain[i] += is_there[j] ? row[j][i] : 0.0f;
+        for (int i = 0; i < kV; ++i) chain[i] += widen(row[j][i]);
       }
     }
 #pragma unroll
     for (int i = 0; i < kV; ++i) sums[i].add(chain[i]);
   }
-  if constexpr (kSharing > 1) {
-    Sum* shared = reinterpret_cast<Sum*>(shared_memory());  // [kWarps, kWarp, kV]
+
+  T* to = static_cast<T*>(p.sums) + s * p.width + begin_column;
+  const auto result = [&](const Sum& sum, T& of) {
+    narrow(p.mean && end > begin ? sum.value() / float(end - begin) : sum.value(), of);
+  };
+  if constexpr (kSharing == 1) {
+    T results[kV];
 #pragma unroll
-    for (int i = 0; i < kV; ++i) shared[(warp * kWarp + lane) * kV + i] = sums[i];
-    sync_block();
-    if (member > 0) return;
-    for (int other = 1; other < kSharing; ++other) {
+    for (int i = 0; i < kV; ++i) result(sums[i], results[i]);
+    if constexpr (kAligned) {
+      Chunk chunk;
+      memcpy(&chunk, results, sizeof(chunk));
+      if (column_of<T, true>(lane, 0) < columns) store_chunk(chunk, to + column_of<T, true>(lane, 0));
+    } else {
 #pragma unroll
       for (int i = 0; i < kV; ++i) {
-        const Sum part = shared[((warp + other) * kWarp + lane) * kV + i];
-        sums[i].add(part.total);
-        sums[i].lost += part.lost;
+        if (column_of<T, false>(lane, i) < columns) to[column_of<T, false>(lane, i)] = results[i];
       }
     }
-  }
-  if (!works) return;
-  float result[kV];
+  } else {  // a thread for each column, so that all warps add and stores lie side by side
+    static_assert(kSharing == kWarps && kPiece<T> <= kThreads);
+    constexpr int kPitch = kWarp + 2;                      // columns of a lane lie in banks of their own
+    Sum* parts = reinterpret_cast<Sum*>(shared_memory());  // [kWarps, kV, kPitch]
 #pragma unroll
-  for (int i = 0; i < kV; ++i) {
-    const float sum = sums[i].value();
-    result[i] = p.mean && end > begin ? sum / float(end - begin) : sum;
+    for (int i = 0; i < kV; ++i) parts[(warp * kV + i) * kPitch + lane] = sums[i];
+    sync_block();
+    if (thread >= kPiece<T> || thread >= columns) return;
+    const int i = kAligned ? thread % kV : thread / kWarp, owner = kAligned ? thread / kV : lane;
+    Sum sum = parts[i * kPitch + owner];
+#pragma unroll
+    for (int other = 1; other < kSharing; ++other) {
+      const Sum part = parts[(other * kV + i) * kPitch + owner];
+      sum.add(part.total);
+      sum.lost += part.lost;
+    }
+    result(sum, to[thread]);
   }
-  store_vector(result, count, kAligned, static_cast<T*>(p.sums) + s * p.width + column);
 }
 
 // `places` of all segments together: many for each make a block for a segment, few a warp.
@@ -186,13 +241,13 @@ const char* launch_sum(const char* op, Dtype dtype, const SumParams& p, const So
                        int64_t places, void* stream) {
   return visit_cuda_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
-    const int64_t pieces = divide_up(p.width, kWarp * kVector<T>);
+    const int64_t pieces = divide_up(p.width, kPiece<T>);
     auto enqueue = [&](auto sharing, auto aligned) {
       constexpr int kSharing = decltype(sharing)::value;
       return launch(op, &sum_rows<T, kSharing, decltype(aligned)::value, Source>,
                     divide_up(segments * pieces * kSharing, kWarps), kThreads,
-                    kSharing > 1 ? kThreads * kVector<T> * int(sizeof(Sum)) : 0, static_cast<Stream>(stream), p, source,
-                    segments, pieces);
+                    kSharing > 1 ? kWarps * kVector<T> * (kWarp + 2) * int(sizeof(Sum)) : 0,
+                    static_cast<Stream>(stream), p, source, segments, pieces);
     };
     auto shared_by = [&](auto sharing) {
       const bool aligned = rows_aligned(p.rows, sizeof(T), p.width, 0) && rows_aligned(p.sums, sizeof(T), p.width, 0);

@@ -5,6 +5,7 @@
 #include "../swiglu_ffn_norm_cuda.h"
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "tile.cuh"
 
@@ -39,30 +40,28 @@ struct Place {
   }
 };
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    gate(const T* uv, T* g, const int64_t rows, const int hidden, const bool aligned) {
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kThreads) gate(const T* uv, T* g, const int64_t rows, const int hidden) {
   const Place<T> at(rows, hidden);
   if (at.count <= 0) return;
   const T* u = uv + at.row * 2 * hidden + at.column;
   float up[kVector<T>], x[kVector<T>];
-  load_vector(u, at.count, aligned, up);
-  load_vector(u + hidden, at.count, aligned, x);
+  load_vector(u, at.count, kAligned, up);
+  load_vector(u + hidden, at.count, kAligned, x);
 #pragma unroll
   for (int i = 0; i < kVector<T>; ++i) up[i] *= x[i] * sigmoid(x[i]);
-  store_vector(up, at.count, aligned, g + at.row * hidden + at.column);
+  store_vector(up, at.count, kAligned, g + at.row * hidden + at.column);
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    gate_backward(T* uv, const T* dg, const int64_t rows, const int hidden, const bool aligned) {
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kThreads) gate_backward(T* uv, const T* dg, const int64_t rows, const int hidden) {
   const Place<T> at(rows, hidden);
   if (at.count <= 0) return;
   T* u = uv + at.row * 2 * hidden + at.column;
   float up[kVector<T>], x[kVector<T>], d[kVector<T>];
-  load_vector(u, at.count, aligned, up);
-  load_vector(u + hidden, at.count, aligned, x);
-  load_vector(dg + at.row * hidden + at.column, at.count, aligned, d);
+  load_vector(u, at.count, kAligned, up);
+  load_vector(u + hidden, at.count, kAligned, x);
+  load_vector(dg + at.row * hidden + at.column, at.count, kAligned, d);
 #pragma unroll
   for (int i = 0; i < kVector<T>; ++i) {
     const float s = sigmoid(x[i]);
@@ -70,8 +69,8 @@ __global__ void __launch_bounds__(kThreads)
     up[i] = d[i] * x[i] * s;
     x[i] = dv;
   }
-  store_vector(up, at.count, aligned, u);
-  store_vector(x, at.count, aligned, u + hidden);
+  store_vector(up, at.count, kAligned, u);
+  store_vector(x, at.count, kAligned, u + hidden);
 }
 
 STCA_DEVICE float sum_of_warp(float value) {
@@ -87,21 +86,21 @@ STCA_DEVICE void for_vectors(int64_t dim, F f) {
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) norm(const NormParams p, T* y, const bool aligned) {
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kThreads) norm(const NormParams p, T* y) {
   const int64_t row = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
   if (row >= p.num_rows) return;
   const T* h = static_cast<const T*>(p.h) + row * p.dim;
   const T *weight = static_cast<const T*>(p.weight), *bias = static_cast<const T*>(p.bias);
   float x[kVector<T>], sum = 0, squares = 0;
   for_vectors<T>(p.dim, [&](int64_t d, int n) {
-    load_vector(h + d, n, aligned, x);
+    load_vector(h + d, n, kAligned, x);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) sum += x[i];
   });
   const float mean = sum_of_warp(sum) / float(p.dim);
   for_vectors<T>(p.dim, [&](int64_t d, int n) {
-    load_vector(h + d, n, aligned, x);
+    load_vector(h + d, n, kAligned, x);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) squares += i < n ? (x[i] - mean) * (x[i] - mean) : 0.0f;
   });
@@ -112,27 +111,27 @@ __global__ void __launch_bounds__(kThreads) norm(const NormParams p, T* y, const
   }
   for_vectors<T>(p.dim, [&](int64_t d, int n) {
     float w[kVector<T>], b[kVector<T>] = {};
-    load_vector(h + d, n, aligned, x);
-    load_vector(weight + d, n, aligned, w);
-    if (bias != nullptr) load_vector(bias + d, n, aligned, b);
+    load_vector(h + d, n, kAligned, x);
+    load_vector(weight + d, n, kAligned, w);
+    if (bias != nullptr) load_vector(bias + d, n, kAligned, b);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) x[i] = (x[i] - mean) * rstd * w[i] + b[i];
-    store_vector(x, n, aligned, y + row * p.dim + d);
+    store_vector(x, n, kAligned, y + row * p.dim + d);
   });
 }
 
 // dh = rstd * (a - mean(a) - xhat * mean(a * xhat)) with a = dy * weight.
-template <class T>
-__global__ void __launch_bounds__(kThreads) norm_backward(const NormParams p, const T* dy, T* dh, const bool aligned) {
+template <class T, bool kAligned>
+__global__ void __launch_bounds__(kThreads) norm_backward(const NormParams p, const T* dy, T* dh) {
   const int64_t row = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
   if (row >= p.num_rows) return;
   const T *h = static_cast<const T*>(p.h) + row * p.dim, *weight = static_cast<const T*>(p.weight);
   const float mean = p.mean[row], rstd = p.rstd[row];
   float a[kVector<T>], xhat[kVector<T>], w[kVector<T>];
   auto load = [&](int64_t d, int n) {
-    load_vector(dy + row * p.dim + d, n, aligned, a);
-    load_vector(weight + d, n, aligned, w);
-    load_vector(h + d, n, aligned, xhat);
+    load_vector(dy + row * p.dim + d, n, kAligned, a);
+    load_vector(weight + d, n, kAligned, w);
+    load_vector(h + d, n, kAligned, xhat);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       a[i] *= w[i];
@@ -153,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) norm_backward(const NormParams p, co
     load(d, n);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) a[i] = rstd * (a[i] - a_mean - xhat[i] * dot_mean);
-    store_vector(a, n, aligned, dh + row * p.dim + d);
+    store_vector(a, n, kAligned, dh + row * p.dim + d);
   });
 }
 
@@ -174,10 +173,13 @@ __global__ void __launch_bounds__(kThreads)
   part_sums[(2 * part + 1) * p.dim + d] = bias;
 }
 
-bool all_aligned(int64_t row_bytes, std::initializer_list<const void*> tensors) {
+// f(true_type) where rows of so many bytes start at multiples of 16 in all tensors, else f(false_type): known when it
+// is compiled, so that no load waits for the one before.
+template <class F>
+const char* by_alignment(int64_t row_bytes, std::initializer_list<const void*> tensors, F f) {
   uintptr_t bits = uintptr_t(row_bytes);
   for (const void* tensor : tensors) bits |= reinterpret_cast<uintptr_t>(tensor);
-  return bits % 16 == 0;
+  return bits % 16 == 0 ? f(std::true_type()) : f(std::false_type());
 }
 
 }  // namespace
@@ -185,9 +187,11 @@ bool all_aligned(int64_t row_bytes, std::initializer_list<const void*> tensors) 
 const char* swiglu_gate_cuda(Dtype dtype, const void* uv, void* g, int64_t rows, int64_t hidden, void* stream) {
   return visit_cuda_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
-    return launch("swiglu gate", &gate<T>, divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads, 0,
-                  static_cast<Stream>(stream), static_cast<const T*>(uv), static_cast<T*>(g), rows, int(hidden),
-                  all_aligned(hidden * int64_t(sizeof(T)), {uv, g}));
+    return by_alignment(hidden * int64_t(sizeof(T)), {uv, g}, [&](auto aligned) {
+      return launch("swiglu gate", &gate<T, decltype(aligned)::value>,
+                    divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads, 0, static_cast<Stream>(stream),
+                    static_cast<const T*>(uv), static_cast<T*>(g), rows, int(hidden));
+    });
   });
 }
 
@@ -195,17 +199,21 @@ const char* swiglu_gate_backward_cuda(Dtype dtype, void* uv, const void* dg, int
                                       void* stream) {
   return visit_cuda_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
-    return launch("swiglu gate backward", &gate_backward<T>, divide_up(rows * divide_up(hidden, kVector<T>), kThreads),
-                  kThreads, 0, static_cast<Stream>(stream), static_cast<T*>(uv), static_cast<const T*>(dg), rows,
-                  int(hidden), all_aligned(hidden * int64_t(sizeof(T)), {uv, dg}));
+    return by_alignment(hidden * int64_t(sizeof(T)), {uv, dg}, [&](auto aligned) {
+      return launch("swiglu gate backward", &gate_backward<T, decltype(aligned)::value>,
+                    divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads, 0, static_cast<Stream>(stream),
+                    static_cast<T*>(uv), static_cast<const T*>(dg), rows, int(hidden));
+    });
   });
 }
 
 const char* norm_cuda(const NormParams& p, void* y, void* stream) {
   return visit_cuda_dtype(p.dtype, [&](auto type) {
     using T = typename decltype(type)::element;
-    return launch("swiglu norm", &norm<T>, divide_up(p.num_rows, kWarps), kThreads, 0, static_cast<Stream>(stream), p,
-                  static_cast<T*>(y), all_aligned(p.dim * int64_t(sizeof(T)), {p.h, p.weight, p.bias, y}));
+    return by_alignment(p.dim * int64_t(sizeof(T)), {p.h, p.weight, p.bias, y}, [&](auto aligned) {
+      return launch("swiglu norm", &norm<T, decltype(aligned)::value>, divide_up(p.num_rows, kWarps), kThreads, 0,
+                    static_cast<Stream>(stream), p, static_cast<T*>(y));
+    });
   });
 }
 
@@ -217,9 +225,10 @@ const char* norm_backward_cuda(const NormParams& p, const void* dy, void* dh, fl
     const char* error = launch("swiglu norm sums", &norm_weight_sums<T>, parts * pieces, kThreads, 0,
                                static_cast<Stream>(stream), p, static_cast<const T*>(dy), pieces, part_sums);
     if (error != nullptr) return error;
-    return launch("swiglu norm backward", &norm_backward<T>, divide_up(p.num_rows, kWarps), kThreads, 0,
-                  static_cast<Stream>(stream), p, static_cast<const T*>(dy), static_cast<T*>(dh),
-                  all_aligned(p.dim * int64_t(sizeof(T)), {p.h, p.weight, dy, dh}));
+    return by_alignment(p.dim * int64_t(sizeof(T)), {p.h, p.weight, dy, dh}, [&](auto aligned) {
+      return launch("swiglu norm backward", &norm_backward<T, decltype(aligned)::value>, divide_up(p.num_rows, kWarps),
+                    kThreads, 0, static_cast<Stream>(stream), p, static_cast<const T*>(dy), static_cast<T*>(dh));
+    });
   });
 }
 
