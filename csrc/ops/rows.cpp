@@ -149,7 +149,6 @@ at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffi
                                sums.mutable_data_ptr()};
 #if defined(STCA_WITH_CUDA)
   if (runs_on_cuda(rows)) {
-    if (rows.size(0) == 0) return sums.zero_();  // the kernel reads some row in the place of none
     const CudaCall call(rows);
     call.check(op, suffix_sum_cuda(op, params, num_rows, suffixes.count, call.stream()));
     return sums;

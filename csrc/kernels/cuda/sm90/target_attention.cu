@@ -31,7 +31,7 @@ const char* launch_pass(const TargetAttentionBackwardParams& b, const Cut& cut, 
   if (error != nullptr) return error;
   using M = Memory<kPass, kBlocks>;
   auto* kernel = &attend<kPass, T, kBlocks>;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, M::kBytes);
+  cudaError_t status = residence(reinterpret_cast<const void*>(kernel), kThreads, M::kBytes).error;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {unsigned(kBlocks), 1, 1};

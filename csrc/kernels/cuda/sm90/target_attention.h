@@ -7,7 +7,8 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// v is k, 16 bits, rows of up to 1,024 at multiples of 16 bytes, no index; backward one history head and q contiguous.
+// v is k, 16 bits, rows of 136 to 1,024 at multiples of 16 bytes, no index; backward one history head, q contiguous and
+// not few query rows of wide rows.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device);
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device);
 
@@ -22,6 +23,5 @@ const char* launch_backward(const TargetAttentionBackwardParams& b, const CudaDe
                             const Weighing* weighing, float* sums, Stream stream);
 
 }  // namespace sm90
-
 }  // namespace cuda
 }  // namespace stca
