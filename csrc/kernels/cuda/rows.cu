@@ -1,8 +1,8 @@
 // Copies and sums of whole rows on CUDA (meaning of every argument: ../rows.h).
 //
 // Copies: a block for each run of the result, which its threads write side by side. Sums: a block, or a warp where
-// segments are short, for each segment and piece of its columns. Which row is copied and where a segment lies is
-// searched by one thread, for all of the block. Every sum has one owner and one order: the same bits on every run.
+// segments are short, for each segment and piece of its columns. Which row is copied is searched by one thread of a
+// block, for all of them. Every sum has one owner and one order: the same bits on every run.
 #include "../rows.h"
 
 #include <type_traits>
