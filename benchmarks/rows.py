@@ -52,7 +52,7 @@ def request_gather(R: int, m: int, D: int, dtype: torch.dtype) -> Problem:
     counts, offsets = torch.full((R,), m), torch.arange(R + 1) * m
     index = torch.arange(R).repeat_interleave(counts)
     ways = {
-        "stca": Way(lambda x: stca.ops.request_gather(x, offsets)),
+        "stca": Way(lambda x: stca.ops.request_gather(x, offsets, total=R * m)),
         "repeat_interleave": Way(lambda x: x.repeat_interleave(counts, 0, output_size=R * m)),
         "index_select": Way(lambda x: x.index_select(0, index)),
         "x[index]": Way(lambda x: x[index]),
@@ -68,7 +68,7 @@ def jagged_select(lengths: list[int], chosen: list[int], D: int, dtype: torch.dt
     x, index = torch.randn(requests.N, D).to(dtype), torch.tensor(chosen)
     rows = torch.cat([torch.arange(requests.N)[a:b] for a, b in _bounds(requests, chosen)])
     ways = {
-        "stca": Way(lambda x: stca.ops.jagged_select(x, requests.history_offsets, index)[0]),
+        "stca": Way(lambda x: stca.ops.jagged_select(x, requests.history_offsets, index, total=len(rows))[0]),
         "cat of slices": Way(lambda x: torch.cat([x[a:b] for a, b in _bounds(requests, chosen)])),
         "index_select": Way(lambda x: x.index_select(0, rows)),
     }
