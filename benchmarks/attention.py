@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peers import Attend, attends, one_request, sdpa_loop
-from problem import Problem, Way, peer_dtype, same
+from problem import Implementation, Problem, peer_dtype, same
 from ragged import Requests
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -50,16 +50,16 @@ def reordered(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool
         return y.reshape(requests.T, H, D)
 
     ways = {
-        "stca": Way(fused),
-        "eager loop": Way(loop(one_request), flat=per_head),
-        "eager padded": Way(padded, [lambda u: u.reshape(R, m * H, D), requests.pad], per_head),
-        "sdpa loop, K = V": Way(loop(sdpa_one), flat=per_head),
+        "stca": Implementation(fused),
+        "eager loop": Implementation(loop(one_request), flat=per_head),
+        "eager padded": Implementation(padded, [lambda u: u.reshape(R, m * H, D), requests.pad], per_head),
+        "sdpa loop, K = V": Implementation(loop(sdpa_one), flat=per_head),
     }
     if slow:
-        ways["torch.compile of eager loop"] = Way(loop(_compiled(one_request)), flat=per_head)
+        ways["torch.compile of eager loop"] = Implementation(loop(_compiled(one_request)), flat=per_head)
         if not requests.ragged():
             compiled = [lambda u: u.reshape(R, m * H, D), requests.pad]
-            ways["torch.compile of eager padded"] = Way(_compiled(padded), compiled, per_head)
+            ways["torch.compile of eager padded"] = Implementation(_compiled(padded), compiled, per_head)
     pairs, size = m * H * requests.N, u.element_size()
     return Problem(
         [u, x],
@@ -73,7 +73,7 @@ def reordered(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool
     )
 
 
-def _projected_ways(requests: Requests, H: int, dh: int, slow: bool) -> dict[str, Way]:
+def _projected_ways(requests: Requests, H: int, dh: int, slow: bool) -> dict[str, Implementation]:
     """Ways from q [T, H, dh], k and v [N, H, dh] to [T, H, dh]; keys lie head by head where that suits a peer."""
     R, m = requests.R, requests.m
 
@@ -107,14 +107,14 @@ def _projected_ways(requests: Requests, H: int, dh: int, slow: bool) -> dict[str
         return requests.nest(x).transpose(1, 2)
 
     ways = {
-        "stca": Way(stca_),
-        "sdpa padded": Way(padded, [heads_first, pad_heads, pad_heads], tokens_first),
-        "sdpa loop": Way(partial(sdpa_loop, requests), [heads_first], tokens_first),
-        "sdpa nested": Way(nested, [nest_targets, nest_history, nest_history]),
+        "stca": Implementation(stca_),
+        "sdpa padded": Implementation(padded, [heads_first, pad_heads, pad_heads], tokens_first),
+        "sdpa loop": Implementation(partial(sdpa_loop, requests), [heads_first], tokens_first),
+        "sdpa nested": Implementation(nested, [nest_targets, nest_history, nest_history]),
     }
     if not requests.cannot_repeat(2 * H * dh, 4):
         copies = [lambda q: q[:, :, None], *2 * [lambda x: requests.repeat(x).transpose(1, 2).contiguous()]]
-        ways["sdpa pointwise"] = Way(pointwise, copies, lambda y: y[:, :, 0])
+        ways["sdpa pointwise"] = Implementation(pointwise, copies, lambda y: y[:, :, 0])
     if slow:
         target_request = torch.arange(R).repeat_interleave(m)
         row_request = torch.arange(R).repeat_interleave(torch.tensor(requests.lengths))
@@ -133,7 +133,7 @@ def _projected_ways(requests: Requests, H: int, dh: int, slow: bool) -> dict[str
 
         flat_heads = [lambda x: x.transpose(0, 1)[None].contiguous()] * 3
         no_backward = "FlexAttention has no backward pass on the CPU" if target_request.is_cpu else ""
-        ways["FlexAttention"] = Way(flex, flat_heads, lambda y: y[0].transpose(0, 1), no_backward)
+        ways["FlexAttention"] = Implementation(flex, flat_heads, lambda y: y[0].transpose(0, 1), no_backward)
     return ways
 
 
@@ -181,11 +181,13 @@ def layer(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool) ->
     cannot = requests.cannot_repeat(3 * D, size)
     plain = {name: each for name, each in attends(requests, D, H).items() if name not in cannot}
     ways = {
-        "stca": Way(module("auto")),
-        "stca reordered": Way(module("reordered"), ours=True),
-        "stca projected": Way(module("projected"), ours=True),
-        **{name: Way(project(attend), [same, form]) for name, (form, attend) in plain.items()},
-        "nn.MultiheadAttention": Way(multihead, [lambda x: x.view(R, m, D), requests.pad], lambda y: y.reshape(-1, D)),
+        "stca": Implementation(module("auto")),
+        "stca reordered": Implementation(module("reordered"), ours=True),
+        "stca projected": Implementation(module("projected"), ours=True),
+        **{name: Implementation(project(attend), [same, form]) for name, (form, attend) in plain.items()},
+        "nn.MultiheadAttention": Implementation(
+            multihead, [lambda x: x.view(R, m, D), requests.pad], lambda y: y.reshape(-1, D)
+        ),
     }
     if peer_dtype(history) == torch.bfloat16 and D >= 1024:
         del ways["nn.MultiheadAttention"]

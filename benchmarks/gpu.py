@@ -24,7 +24,7 @@ import stack
 import torch
 import torch.nn.functional as F
 from gpu_clock import Clock
-from problem import Case, Direction, Problem, Way, check
+from problem import Case, Direction, Implementation, Problem, check
 from ragged import Requests, beta_lengths, uniform_lengths
 from result import Row, row, show
 from torch import Tensor
@@ -52,9 +52,9 @@ def projected(requests: Requests, D: int, H: int, dtype: torch.dtype) -> Problem
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=requests.attention_mask())
 
-    problem.ways["varlen_attn (FlashAttention-2)"] = Way(varlen)
+    problem.ways["varlen_attn (FlashAttention-2)"] = Implementation(varlen)
     padded = problem.ways["sdpa padded"]
-    problem.ways["cuDNN SDPA padded"] = Way(cudnn, padded.forms, padded.flat)
+    problem.ways["cuDNN SDPA padded"] = Implementation(cudnn, padded.forms, padded.flat)
     return problem
 
 

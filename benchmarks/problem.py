@@ -21,7 +21,7 @@ def same(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Way:
+class Implementation:
     """One way to compute a case.
 
     A way gets its inputs in the form that suits it best, at no charge: padded, repeated or nested before the clock
@@ -40,7 +40,7 @@ class Problem:
     """What a case is made of, built when its turn comes."""
 
     leaves: Sequence[Tensor]  # everything that gets a gradient
-    ways: dict[str, Way]  # the first is "stca"
+    ways: dict[str, Implementation]  # the first is "stca"
     flops: float  # of the forward pass
     bytes: float  # read and written by the forward pass at least
     backward_factor: float = 2.5  # FLOPs of the backward pass over those of the forward pass
@@ -72,7 +72,7 @@ class Case:
 class Runner:
     """One way with its leaves in its own form, and both directions as calls."""
 
-    def __init__(self, way: Way, leaves: Sequence[Tensor], dout: Tensor | None = None) -> None:
+    def __init__(self, way: Implementation, leaves: Sequence[Tensor], dout: Tensor | None = None) -> None:
         self.way = way
         self._leaves = leaves
         self._forms = [*way.forms, *(same for _ in leaves[len(way.forms) :])]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from problem import Problem, Way
+from problem import Implementation, Problem
 from ragged import Requests
 from torch import Tensor
 
@@ -38,9 +38,9 @@ def swiglu_ffn_norm(N: int, D: int, hidden: int, dtype: torch.dtype, slow: bool)
     """x [N, D] through a SwiGLU network of that hidden width and a layer norm."""
     weights = [torch.randn(a, b) * a**-0.5 for a, b in ((D, hidden), (D, hidden), (hidden, D))]
     leaves = [each.to(dtype) for each in (torch.randn(N, D), *weights, torch.ones(D), torch.zeros(D))]
-    ways = {"stca": Way(stca.ops.swiglu_ffn_norm), "eager": Way(_eager_ffn)}
+    ways = {"stca": Implementation(stca.ops.swiglu_ffn_norm), "eager": Implementation(_eager_ffn)}
     if slow:
-        ways["torch.compile of eager"] = Way(_compiled_ffn())
+        ways["torch.compile of eager"] = Implementation(_compiled_ffn())
     lost = frozenset({5} if dtype == torch.bfloat16 else ())
     moved = 2.0 * N * D * leaves[0].element_size()
     return Problem(leaves, ways, 6.0 * N * D * hidden, moved, backward_factor=2, lost_by_torch=lost)
@@ -52,13 +52,13 @@ def request_gather(R: int, m: int, D: int, dtype: torch.dtype) -> Problem:
     counts, offsets = torch.full((R,), m), torch.arange(R + 1) * m
     index = torch.arange(R).repeat_interleave(counts)
     ways = {
-        "stca": Way(lambda x: stca.ops.request_gather(x, offsets, total=R * m)),
-        "repeat_interleave": Way(lambda x: x.repeat_interleave(counts, 0, output_size=R * m)),
-        "index_select": Way(lambda x: x.index_select(0, index)),
-        "x[index]": Way(lambda x: x[index]),
+        "stca": Implementation(lambda x: stca.ops.request_gather(x, offsets, total=R * m)),
+        "repeat_interleave": Implementation(lambda x: x.repeat_interleave(counts, 0, output_size=R * m)),
+        "index_select": Implementation(lambda x: x.index_select(0, index)),
+        "x[index]": Implementation(lambda x: x[index]),
     }
     if fbgemm():
-        ways["fbgemm index_select_dim0"] = Way(lambda x: torch.ops.fbgemm.index_select_dim0(x, index))
+        ways["fbgemm index_select_dim0"] = Implementation(lambda x: torch.ops.fbgemm.index_select_dim0(x, index))
     return Problem([x], ways, 0, (R * m + R) * D * x.element_size(), 0, 1, {} if fbgemm() else NO_FBGEMM)
 
 
@@ -68,13 +68,17 @@ def jagged_select(lengths: list[int], chosen: list[int], D: int, dtype: torch.dt
     x, index = torch.randn(requests.N, D).to(dtype), torch.tensor(chosen)
     rows = torch.cat([torch.arange(requests.N)[a:b] for a, b in _bounds(requests, chosen)])
     ways = {
-        "stca": Way(lambda x: stca.ops.jagged_select(x, requests.history_offsets, index, total=len(rows))[0]),
-        "cat of slices": Way(lambda x: torch.cat([x[a:b] for a, b in _bounds(requests, chosen)])),
-        "index_select": Way(lambda x: x.index_select(0, rows)),
+        "stca": Implementation(
+            lambda x: stca.ops.jagged_select(x, requests.history_offsets, index, total=len(rows))[0]
+        ),
+        "cat of slices": Implementation(lambda x: torch.cat([x[a:b] for a, b in _bounds(requests, chosen)])),
+        "index_select": Implementation(lambda x: x.index_select(0, rows)),
     }
     if fbgemm():
         sizes = torch.tensor(lengths)
-        ways["fbgemm jagged_index_select"] = Way(lambda x: torch.ops.fbgemm.jagged_index_select(x, sizes, index)[0])
+        ways["fbgemm jagged_index_select"] = Implementation(
+            lambda x: torch.ops.fbgemm.jagged_index_select(x, sizes, index)[0]
+        )
     return Problem([x], ways, 0, 2 * len(rows) * D * x.element_size(), 0, 1, {} if fbgemm() else NO_FBGEMM)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from peers import Attend, attends
-from problem import Problem, Way, peer_dtype, same
+from problem import Implementation, Problem, peer_dtype, same
 from ragged import Requests
 from torch import Tensor
 
@@ -56,9 +56,9 @@ def training(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool 
 
         return run
 
-    ways = {"stca": Way(ours)}
+    ways = {"stca": Implementation(ours)}
     for name, (form, attend) in attends(requests, D, H).items():
-        ways[name] = Way(plain(attend), [same, form])
+        ways[name] = Implementation(plain(attend), [same, form])
     N, m, size = requests.N, requests.m, history.element_size()
     attention = min(4.0 * D * H * m * N, 4.0 * D * m * N + 4.0 * N * D * D)
     flops = _LAYERS * (12.0 * N * D * D + attention)
@@ -82,11 +82,11 @@ def serving(m: int, L: int, D: int, H: int, dtype: torch.dtype) -> Problem:
     with torch.no_grad():
         encoded = model.encode_history(torch.randn(L, D).to(dtype))
     offsets = requests.target_offsets, requests.history_offsets
-    ways = {"stca": Way(lambda x: model.attend(x, encoded, *offsets))}
+    ways = {"stca": Implementation(lambda x: model.attend(x, encoded, *offsets))}
     for name, (form, attend) in attends(requests, D, H).items():
         if name in ("sdpa pointwise", "sdpa nested"):
             continue
         rows = [form(each.to(peer_dtype(each))) for each in encoded]
-        ways[name] = Way(lambda x, attend=attend, rows=rows: _plain_stack(attend, x, rows, w))
+        ways[name] = Implementation(lambda x, attend=attend, rows=rows: _plain_stack(attend, x, rows, w))
     flops = _LAYERS * min(4.0 * D * H * m * L, 4.0 * D * m * L + 4.0 * L * D * D)
     return Problem([targets], ways, flops, _LAYERS * L * D * targets.element_size())

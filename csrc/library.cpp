@@ -3,15 +3,15 @@
 
 TORCH_LIBRARY(stca, m) {
   // q [T, H, Dk], k [P, Hk, Dk], v [P, Hk, Dv] (None: v is k), offsets [R + 1], visible [T, 2], history_index [N]
-  // -> out [T, H, Dv], lse [T, H], softmax [T, H, 2] (for the backward pass); backward: one is to follow
+  // -> out [T, H, Dv], lse [T, H], max_and_sum [T, H, 2] (for the backward pass); backward: one is to follow
   m.def(
       "target_attention(Tensor q, Tensor k, Tensor? v, Tensor target_offsets, Tensor history_offsets, "
       "Tensor? visible, Tensor? history_index, float? scale, bool backward=False) -> (Tensor out, Tensor lse, "
-      "Tensor softmax)");
+      "Tensor max_and_sum)");
   // dout [T, H, Dv], dlse [T, H] (None: zero) -> dq, dk, dv like q, k, v; dv is [0] when v is None
   m.def(
       "target_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor? v, Tensor target_offsets, "
-      "Tensor history_offsets, Tensor? visible, Tensor? history_index, Tensor out, Tensor softmax, float? scale, "
+      "Tensor history_offsets, Tensor? visible, Tensor? history_index, Tensor out, Tensor max_and_sum, float? scale, "
       "bool history_grads=True) -> (Tensor dq, Tensor dk, Tensor dv)");
 
   // x [N, D], w_u [D, F], w_v [D, F], w_o [F, D], norm_weight [D] (None: no norm), norm_bias [D]

@@ -45,12 +45,12 @@ def emulated_fault(name: str) -> tuple[str, Tensor]:
     return message.decode(), memory
 
 
-class Cut(NamedTuple):
-    """As in csrc/kernels/cuda/work.cuh."""
+class Tiling(NamedTuple):
+    """As in csrc/kernels/cuda/schedule.cuh."""
 
     tile_rows: int
-    column_rows: int
-    slots: int
+    block_rows: int
+    num_ranges: int
     history: bool = False
 
 
@@ -67,20 +67,20 @@ class Item(NamedTuple):
 
 
 def emulated_items(
-    target_offsets: Tensor, history_offsets: Tensor, heads: int, kv_heads: int, cut: Cut
+    target_offsets: Tensor, history_offsets: Tensor, heads: int, kv_heads: int, tiling: Tiling
 ) -> list[list[Item]]:
-    """The items of each of the `cut.slots` ranges that the kernels give a call."""
-    rows = int(history_offsets[-1] * kv_heads if cut.history else target_offsets[-1] * heads)
-    most = rows // cut.tile_rows + len(target_offsets) * kv_heads
+    """The items of each of the `tiling.num_ranges` ranges that the kernels give a call."""
+    rows = int(history_offsets[-1] * kv_heads if tiling.history else target_offsets[-1] * heads)
+    most = rows // tiling.tile_rows + len(target_offsets) * kv_heads
     with emulated_device():
         offsets = [target_offsets.clone(), history_offsets.clone()]
-        items = torch.empty(cut.slots, most, len(Item._fields), dtype=torch.int64)  # -1: new memory is 0xff
+        items = torch.empty(tiling.num_ranges, most, len(Item._fields), dtype=torch.int64)  # -1: new memory is 0xff
         message = _library().simt_items(
             ctypes.c_int64(len(target_offsets) - 1),
             *(ctypes.c_void_p(x.data_ptr()) for x in offsets),
             ctypes.c_int64(heads),
             ctypes.c_int64(kv_heads),
-            (ctypes.c_int * 4)(*cut),
+            (ctypes.c_int * 4)(*tiling),
             ctypes.c_void_p(items.data_ptr()),
             ctypes.c_int64(most),
         )
@@ -93,7 +93,8 @@ def emulated_target_attention(inputs: TargetAttentionInputs, seed: int = 1) -> d
     with emulated_device(seed) as ops:
         moved = inputs.on(lambda storage: torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage))
         *tensors, scale = moved.arguments()
-        out, lse, softmax = ops.target_attention(*tensors, scale)
-        dq, dk, dv = ops.target_attention_backward(moved.dout, moved.dlse.to(lse.dtype), *tensors, out, softmax, scale)
+        out, lse, max_and_sum = ops.target_attention(*tensors, scale)
+        dlse = moved.dlse.to(lse.dtype)
+        dq, dk, dv = ops.target_attention_backward(moved.dout, dlse, *tensors, out, max_and_sum, scale)
         results = {"out": out, "lse": lse, "dq": dq, "dk": dk} | ({} if inputs.v is None else {"dv": dv})
     return {name: x.clone() for name, x in results.items()}

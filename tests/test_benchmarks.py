@@ -15,7 +15,7 @@ import growth
 import problem
 import report
 from grid import all_cases
-from problem import Problem, Way, check
+from problem import Implementation, Problem, check
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 KEYS = {"op", "case", "dtype", "direction", "stca_ms", "best_peer", "best_peer_ms", "ratio", "floor_share", "peak_mb"}
@@ -62,7 +62,7 @@ def test_the_grid(quick: bool) -> None:
 
 def _problem(theirs: float) -> Problem:
     x = torch.ones(4)
-    return Problem([x], {"stca": Way(lambda x: x * 2), "peer": Way(lambda x: x * theirs)}, 1, 1)
+    return Problem([x], {"stca": Implementation(lambda x: x * 2), "peer": Implementation(lambda x: x * theirs)}, 1, 1)
 
 
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
@@ -79,7 +79,7 @@ def test_a_gradient_that_torch_loses_is_left_out_and_no_other() -> None:
         return x + bias.detach() + 0 * bias
 
     leaves = [torch.ones(4), torch.ones(4)]
-    ways = {"stca": Way(lambda x, bias: x + bias), "peer": Way(peer)}
+    ways = {"stca": Implementation(lambda x, bias: x + bias), "peer": Implementation(peer)}
     check(Problem(leaves, ways, 1, 1, lost_by_torch=frozenset({1})), "forward+backward", 1e-3)
     for lost in ((), (0,)):
         with pytest.raises(AssertionError, match=r"peer, forward\+backward: differs from stca by"):
@@ -96,7 +96,11 @@ def test_peers_multiply_in_float32_on_a_slow_cpu(
         seen.add(x.dtype)
         return x * 2
 
-    ways = {"stca": Way(lambda x: x * 2), "also": Way(lambda x: x + x, ours=True), "peer": Way(peer)}
+    ways = {
+        "stca": Implementation(lambda x: x * 2),
+        "also": Implementation(lambda x: x + x, ours=True),
+        "peer": Implementation(peer),
+    }
     monkeypatch.setattr(problem, "SLOW_ON_CPU", frozenset({torch.bfloat16}))
     runners, _ = check(Problem([torch.ones(4).bfloat16()], ways, flops, 1), "forward+backward", 1e-3)
     assert seen == {expected}

@@ -145,8 +145,8 @@ BAD_GRADIENTS: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
     ("dlse", lambda x: x.to("meta"), "dlse must be on the device of q, cpu, got meta"),
     ("out", lambda x: x[:2], "out must be [3, 4, 6] of Float on cpu, got [2, 4, 6] of Float on cpu"),
     ("out", Tensor.double, "out must be [3, 4, 6] of Float on cpu, got [3, 4, 6] of Double on cpu"),
-    ("softmax", lambda x: x[:2], "softmax must be [3, 4, 2] of Float on cpu, got [2, 4, 2] of Float on cpu"),
-    ("softmax", Tensor.double, "softmax must be [3, 4, 2] of Float on cpu, got [3, 4, 2] of Double on cpu"),
+    ("max_and_sum", lambda x: x[:2], "max_and_sum must be [3, 4, 2] of Float on cpu, got [2, 4, 2] of Float on cpu"),
+    ("max_and_sum", Tensor.double, "max_and_sum must be [3, 4, 2] of Float on cpu, got [3, 4, 2] of Double on cpu"),
 ]
 
 
@@ -154,8 +154,8 @@ BAD_GRADIENTS: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
 def test_bad_calls_of_backward(name: str, change: Callable[[Tensor], Tensor], message: str) -> None:
     """What autograd saves fits; the operator is callable by itself, too, and must not read past the end."""
     valid = _valid()
-    out, lse, softmax = torch.ops.stca.target_attention(*valid.values())
-    saved = {"dout": out, "dlse": lse} | valid | {"out": out, "softmax": softmax}
+    out, lse, max_and_sum = torch.ops.stca.target_attention(*valid.values())
+    saved = {"dout": out, "dlse": lse} | valid | {"out": out, "max_and_sum": max_and_sum}
     saved["scale"] = saved.pop("scale")
     arguments = saved | {name: change(saved[name])}
     if name == "out":

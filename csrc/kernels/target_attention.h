@@ -44,11 +44,11 @@ struct TargetAttentionParams {
   void* lse;  // [T, H] contiguous, accumulation type
   // [T, H, 2] contiguous, accumulation type: the largest score in units of log 2, and the sum of 2^(s - largest). The
   // backward pass takes weights from these, since lse rounds what a large score leaves of it.
-  void* softmax;
+  void* max_and_sum;
 };
 
-// The gradients of one scalar with respect to q, k and v; `forward.out` and `forward.softmax` are inputs here. On the
-// CPU dk and dv are both nullptr where neither is wanted.
+// The gradients of one scalar with respect to q, k and v; `forward.out` and `forward.max_and_sum` are inputs here. On
+// the CPU dk and dv are both nullptr where neither is wanted.
 struct TargetAttentionBackwardParams {
   TargetAttentionParams forward;
   const void* dout;  // [T, H, Dv] contiguous
@@ -73,13 +73,13 @@ struct TargetAttentionItem {
   int64_t request;
   int64_t target_begin, target_end;  // rows of q
   int64_t row_begin, row_end;        // rows of k
-  int64_t partial;                   // number of its partial result; -1: nothing to merge, writes the output itself
-  int64_t merge;                     // which of the plan's merges that is part of; -1: of none
+  int64_t partial;                   // number of its partial result; -1: nothing to combine, writes the output itself
+  int64_t combine;                   // which of the plan's combines that is part of; -1: of none
 };
 
-// Partial results that add up to one block of the output: forward merges them by lse when all are there, backward adds
-// each one's dq to those before.
-struct TargetAttentionMerge {
+// Partial results that add up to one block of the output: forward combines them by lse when all are there, backward
+// adds each one's dq to those before.
+struct TargetAttentionCombine {
   int64_t target_begin, target_end;
   int64_t partial_begin, partial_end;  // in order of history rows
 };
@@ -88,7 +88,7 @@ struct TargetAttentionMerge {
 struct TargetAttentionPlan {
   TargetAttentionTiling tiling;
   std::vector<TargetAttentionItem> items;  // largest first
-  std::vector<TargetAttentionMerge> merges;
+  std::vector<TargetAttentionCombine> combines;
   int64_t partial_count;
   int64_t partial_size;  // accumulator elements of one partial result, forward
   int64_t scratch_size;  // accumulator elements each thread needs while it works on an item
@@ -101,11 +101,11 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
 // History rows of such a range where dk and dv are `wide`: their memory does not depend on the history's length then.
 int64_t target_attention_rows_at_once(const TargetAttentionParams& params, int threads);
 
-// Forward, item by item (any order, any thread), then the merges. `partials` is [partial_count, partial_size].
+// Forward, item by item (any order, any thread), then the combines. `partials` is [partial_count, partial_size].
 STCA_DECLARE_CPU_KERNEL(target_attention_item, const TargetAttentionParams& params, const TargetAttentionTiling& tiling,
                         const TargetAttentionItem& item, void* scratch, void* partial)
-STCA_DECLARE_CPU_KERNEL(target_attention_merge, const TargetAttentionParams& params, const TargetAttentionMerge& merge,
-                        void* partials, int64_t partial_size)
+STCA_DECLARE_CPU_KERNEL(target_attention_combine, const TargetAttentionParams& params,
+                        const TargetAttentionCombine& combine, void* partials, int64_t partial_size)
 
 // Backward. Every history row lies in exactly one item: its gradient has one owner. The item's dq is left in scratch,
 // and added to that of earlier rows of the same request when those are there.

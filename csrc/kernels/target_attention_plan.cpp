@@ -12,7 +12,7 @@ constexpr int64_t kTileElements = 128 * 1024;    // of a tile of k or v
 constexpr int64_t kFewTileElements = 32 * 1024;  // where less than 32 query rows share a history head
 constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
 constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is short
-constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth merging; half, of several blocks
+constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth combining; half, of several blocks
 constexpr int64_t kIdleRowsMin = 128;   // but this long a one is where threads would have none
 constexpr int64_t kGradientElements = 512 * 1024;  // of history rows at once, for each thread: 2 MB in float
 constexpr int64_t kRowsAtOnceMin = 256;            // but so many of wide rows, since each range meets all targets
@@ -67,24 +67,24 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
     // Whole tiles, but of so few pieces equal ones.
     const int64_t unit = pieces > threads ? plan.tiling.tile_rows : kTileRowsMin;
     const int64_t piece_rows = divide_up(divide_up(rows, pieces), unit) * unit;
-    TargetAttentionMerge merge{item.target_begin, item.target_end, plan.partial_count, plan.partial_count};
-    item.merge = int64_t(plan.merges.size());
+    TargetAttentionCombine combine{item.target_begin, item.target_end, plan.partial_count, plan.partial_count};
+    item.combine = int64_t(plan.combines.size());
     for (int64_t begin = item.row_begin; begin < item.row_end; begin += piece_rows) {
       TargetAttentionItem piece = item;
       piece.row_begin = begin;
       piece.row_end = std::min(begin + piece_rows, item.row_end);
-      piece.partial = merge.partial_end++;
+      piece.partial = combine.partial_end++;
       plan.items.push_back(piece);
     }
-    plan.partial_count = merge.partial_end;
-    plan.merges.push_back(merge);
+    plan.partial_count = combine.partial_end;
+    plan.combines.push_back(combine);
   }
   // Stable, so that of the pieces of a history none is taken before an earlier one: they add up in their order.
   std::stable_sort(plan.items.begin(), plan.items.end(),
                    [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
 }
 
-int64_t most_targets(const std::vector<TargetAttentionItem>& items) {
+int64_t max_targets(const std::vector<TargetAttentionItem>& items) {
   int64_t most = 0;
   for (const auto& item : items) most = std::max(most, item.target_end - item.target_begin);
   return most;
@@ -126,7 +126,7 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
       whole.push_back({r, begin, end, rows.first, rows.second, -1, -1});
     }
   }
-  const int64_t targets = most_targets(whole), rows = targets * p.heads, stacked = rows / p.kv_heads;
+  const int64_t targets = max_targets(whole), rows = targets * p.heads, stacked = rows / p.kv_heads;
   const int64_t tile = tile_rows(p, stacked);
   plan.tiling.tile_rows = tile;
   split_items(plan, std::move(whole), threads, kSplitRowsMin);
@@ -150,7 +150,7 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
     whole.push_back(
         {r, p.target_offsets[r], p.target_offsets[r + 1], std::max(first, row_begin), std::min(last, row_end), -1, -1});
   }
-  const int64_t targets = most_targets(whole);
+  const int64_t targets = max_targets(whole);
   // Several blocks of query rows take turns, and are packed again for every tile.
   const bool several = targets > plan.tiling.block_targets;
   const int64_t block_rows = std::min(targets, plan.tiling.block_targets) * p.heads, stacked = block_rows / p.kv_heads;

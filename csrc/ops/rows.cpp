@@ -136,7 +136,7 @@ at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffi
                              const at::Tensor& offsets, int64_t num_rows, Dtype dtype) {
   const at::Tensor sums = rows_like(op, rows, num_rows, "the last of offsets"), contiguous = contiguous_rows(op, rows);
   const int64_t requests = offsets.size(0) - 1, width = row_width(rows);
-  const Places places = places_of(index, requests);
+  const InverseIndex places = inverse_index_of(index, requests);
   const int64_t* of_request = places.offsets.const_data_ptr<int64_t>();
   const SuffixSumParams params{dtype,
                                width,
@@ -165,13 +165,13 @@ at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffi
   return sums;
 }
 
-Places places_of(const at::Tensor& index, int64_t count) {
+InverseIndex inverse_index_of(const at::Tensor& index, int64_t count) {
   if (runs_on_cuda(index)) {
     const auto [values, order] = at::sort(index, /*stable=*/true, /*dim=*/0, /*descending=*/false);
     return {order, at::searchsorted(values, at::arange(count + 1, index.options()))};
   }
   const int64_t* values = index.const_data_ptr<int64_t>();
-  Places places{at::empty({index.size(0)}, at::kLong), at::zeros({count + 1}, at::kLong)};
+  InverseIndex places{at::empty({index.size(0)}, at::kLong), at::zeros({count + 1}, at::kLong)};
   int64_t* offsets = places.offsets.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < index.size(0); ++i) ++offsets[values[i] + 1];
   for (int64_t v = 0; v < count; ++v) offsets[v + 1] += offsets[v];

@@ -30,9 +30,9 @@ at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffi
 
 // For each value v in [0, count): the places i with index[i] == v, in order. `order` is [index size], `offsets` is
 // [count + 1].
-struct Places {
+struct InverseIndex {
   at::Tensor order, offsets;
 };
-Places places_of(const at::Tensor& index, int64_t count);
+InverseIndex inverse_index_of(const at::Tensor& index, int64_t count);
 
 }  // namespace stca

@@ -113,7 +113,7 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   p.history_index = history_index.has_value() ? in.history_index.const_data_ptr<int64_t>() : nullptr;
   p.out = nullptr;
   p.lse = nullptr;
-  p.softmax = nullptr;
+  p.max_and_sum = nullptr;
   return in;
 }
 
@@ -127,12 +127,12 @@ std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tenso
   const Tensor out = at::empty({p.num_targets, p.heads, p.value_dim}, q.options());
   const Tensor lse = at::empty({p.num_targets, p.heads}, q.options().dtype(accumulation_type(q)));
   p.out = out.mutable_data_ptr();
-  const Tensor softmax = at::empty({p.num_targets, p.heads, 2}, lse.options());
+  const Tensor max_and_sum = at::empty({p.num_targets, p.heads, 2}, lse.options());
   p.lse = lse.mutable_data_ptr();
-  p.softmax = softmax.mutable_data_ptr();
+  p.max_and_sum = max_and_sum.mutable_data_ptr();
 
   launch_target_attention(p, q, backward);
-  return {out, lse, softmax};
+  return {out, lse, max_and_sum};
 }
 
 void check_like(const char* name, const Tensor& tensor, at::IntArrayRef sizes, at::ScalarType dtype, const Tensor& q) {
@@ -144,7 +144,7 @@ void check_like(const char* name, const Tensor& tensor, at::IntArrayRef sizes, a
 std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
     const Tensor& dout, const optional<Tensor>& dlse, const Tensor& q, const Tensor& k, const optional<Tensor>& v,
     const Tensor& target_offsets, const Tensor& history_offsets, const optional<Tensor>& visible,
-    const optional<Tensor>& history_index, const Tensor& out, const Tensor& softmax, optional<double> scale,
+    const optional<Tensor>& history_index, const Tensor& out, const Tensor& max_and_sum, optional<double> scale,
     bool history_grads) {
   Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
   TargetAttentionBackwardParams p{};
@@ -152,14 +152,14 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   const int64_t T = q.size(0), H = q.size(1), Dv = p.forward.value_dim;
   check_like("out", out, {T, H, Dv}, q.scalar_type(), q);
   check_like("dout", dout, {T, H, Dv}, q.scalar_type(), q);
-  check_like("softmax", softmax, {T, H, 2}, accumulation_type(q), q);
+  check_like("max_and_sum", max_and_sum, {T, H, 2}, accumulation_type(q), q);
   if (dlse.has_value()) check_like("dlse", *dlse, {T, H}, accumulation_type(q), q);
-  const Tensor out_rows = out.contiguous(), softmax_rows = softmax.contiguous(), dout_rows = dout.contiguous();
+  const Tensor out_rows = out.contiguous(), max_and_sum_rows = max_and_sum.contiguous(), dout_rows = dout.contiguous();
   const Tensor dlse_rows = dlse.has_value() ? dlse->contiguous() : Tensor();
   const Tensor dq = at::empty(q.sizes(), q.options());
   const auto none = [&] { return at::empty({0}, q.options()); };
   p.forward.out = out_rows.data_ptr();
-  p.forward.softmax = softmax_rows.data_ptr();
+  p.forward.max_and_sum = max_and_sum_rows.data_ptr();
   p.dout = dout_rows.const_data_ptr();
   p.dlse = dlse.has_value() ? dlse_rows.const_data_ptr() : nullptr;
   p.dq = dq.mutable_data_ptr();

@@ -13,10 +13,10 @@
 namespace stca {
 namespace {
 
-// Items in any order, then the merges of their partial results.
+// Items in any order, then the combines of their partial results.
 void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan) {
   const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_item);
-  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_merge);
+  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_combine);
   const int64_t element = accumulator_size(p.dtype);
   const at::Tensor partials = at::empty({plan.partial_count * plan.partial_size * element}, at::kByte);
   char* memory = static_cast<char*>(partials.mutable_data_ptr());
@@ -25,8 +25,8 @@ void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan
     item_kernel(p, plan.tiling, item, scratch,
                 item.partial < 0 ? nullptr : memory + item.partial * plan.partial_size * element);
   });
-  for_each_item(plan.merges.size(), 0,
-                [&](int64_t i, void*) { merge_kernel(p, plan.merges[i], memory, plan.partial_size); });
+  for_each_item(plan.combines.size(), 0,
+                [&](int64_t i, void*) { merge_kernel(p, plan.combines[i], memory, plan.partial_size); });
 }
 
 // Pieces of one history add up their dq in order. Whoever is done too early waits for a piece that another thread took
@@ -34,15 +34,15 @@ void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan
 void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionPlan& plan, at::Tensor& scratch) {
   const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_item);
   const auto add_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_add);
-  std::vector<std::atomic<int64_t>> next(plan.merges.size());  // the partial result that each merge takes next
-  for (size_t m = 0; m < next.size(); ++m) next[m] = plan.merges[m].partial_begin;
+  std::vector<std::atomic<int64_t>> next(plan.combines.size());  // the partial result that each combine takes next
+  for (size_t m = 0; m < next.size(); ++m) next[m] = plan.combines[m].partial_begin;
   auto work = [&](int64_t i, void* own) {
     const TargetAttentionItem& item = plan.items[i];
     item_kernel(p, plan.tiling, item, own);
-    if (item.merge < 0) return add_kernel(p, item, own);
-    while (next[item.merge].load(std::memory_order_acquire) != item.partial) std::this_thread::yield();
+    if (item.combine < 0) return add_kernel(p, item, own);
+    while (next[item.combine].load(std::memory_order_acquire) != item.partial) std::this_thread::yield();
     add_kernel(p, item, own);
-    next[item.merge].store(item.partial + 1, std::memory_order_release);
+    next[item.combine].store(item.partial + 1, std::memory_order_release);
   };
   for_each_item(plan.items.size(), plan.scratch_size * accumulator_size(p.forward.dtype), work, &scratch);
 }
@@ -100,7 +100,7 @@ void launch_target_attention_backward(TargetAttentionBackwardParams p, const at:
   do {
     const int64_t end = std::min(p.first_row + rows_at_once, rows);
     const TargetAttentionPlan plan = plan_target_attention_backward(p.forward, at::get_num_threads(), p.first_row, end);
-    if (rounds && !dq_sums.defined() && (end < rows || !plan.merges.empty())) {
+    if (rounds && !dq_sums.defined() && (end < rows || !plan.combines.empty())) {
       dq_sums = at::empty({p.forward.num_targets, p.forward.heads, p.forward.key_dim}, at::kFloat);
       p.dq_sums = dq_sums.mutable_data_ptr();
     }

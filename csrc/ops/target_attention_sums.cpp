@@ -85,7 +85,7 @@ std::pair<Tensor, Tensor> launch_indexed_target_attention_backward(TargetAttenti
   Tensor dk, dv;
   if (on_cuda) {
     launch_target_attention_backward(p, k, rows, [&](int64_t, int64_t) {
-      const Places places = places_of(index, k.size(0));
+      const InverseIndex places = inverse_index_of(index, k.size(0));
       auto sums = [&](const Tensor& gradients) {
         return launch_segment_sum("target_attention", gradients, places.order.const_data_ptr<int64_t>(),
                                   places.offsets.const_data_ptr<int64_t>(), k.size(0), false, dtype);

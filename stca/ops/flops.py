@@ -50,7 +50,7 @@ def _target_attention_backward(
     visible: Tensor | None,
     history_index: Tensor | None,
     out: Tensor,
-    softmax: Tensor,
+    max_and_sum: Tensor,
     scale: float | None,
     history_grads: bool = True,
     **_: Any,

@@ -87,7 +87,7 @@ def target_attention(
             and v, which then are [P, ...]. A row that stands for several history rows gets the sum of their gradients,
             in their order, accumulated in float32 too and rounded once. None: row n itself, P = N.
         scale: factor of the scores; 1 / sqrt(Dk) when None.
-        return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
+        return_lse: also return the natural logarithm of each max_and_sum's denominator; gradients flow through it.
 
     Returns:
         out [T, H, Dv] in q's dtype; with `return_lse` also lse [T, H], float32 (float64 for float64).
@@ -162,7 +162,7 @@ def _backward_fake(
     visible: Tensor | None,
     history_index: Tensor | None,
     out: Tensor,
-    softmax: Tensor,
+    max_and_sum: Tensor,
     scale: float | None,
     history_grads: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,7 +178,7 @@ def _backward_fake(
         dout=dout,
         dlse=dlse,
         out=out,
-        softmax=softmax,
+        max_and_sum=max_and_sum,
     )
     dk, dv = (q.new_empty(x.shape if x is not None and history_grads else 0) for x in (k, v))
     return q.new_empty(q.shape), dk, dv
@@ -186,20 +186,20 @@ def _backward_fake(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.scale, _ = inputs
-    out, _, softmax = output
+    out, _, max_and_sum = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(softmax)
-    ctx.save_for_backward(*tensors, out, softmax)
+    ctx.mark_non_differentiable(max_and_sum)
+    ctx.save_for_backward(*tensors, out, max_and_sum)
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    *inputs, out, softmax = ctx.saved_tensors
+    *inputs, out, max_and_sum = ctx.saved_tensors
     if dout is None and dlse is None:
         return (None,) * 9
     if dout is None:
         dout = torch.zeros_like(out)
     history_grads = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    dq, dk, dv = _backward_op(dout, dlse, *inputs, out, softmax, ctx.scale, history_grads)
+    dq, dk, dv = _backward_op(dout, dlse, *inputs, out, max_and_sum, ctx.scale, history_grads)
     own_dv = history_grads and inputs[2] is not None
     return dq, dk if history_grads else None, dv if own_dv else None, *(None,) * 6
 

@@ -1,10 +1,10 @@
-// Lists what csrc/kernels/cuda/work.cuh gives each range, by a kernel that walks them as the attention kernels do
+// Lists what csrc/kernels/cuda/schedule.cuh gives each range, by a kernel that walks them as the attention kernels do
 // (tests/test_cuda_work.py).
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 
-#include "../../csrc/kernels/cuda/work.cuh"
+#include "../../csrc/kernels/cuda/schedule.cuh"
 
 namespace {
 
@@ -12,12 +12,12 @@ using namespace stca::cuda;
 
 constexpr int kFields = 7;
 
-void list_items(stca::TargetAttentionParams p, Cut cut, Work work, int64_t* items, int64_t most) {
+void list_items(stca::TargetAttentionParams p, Tiling tiling, Schedule schedule, int64_t* items, int64_t most) {
   Item& item = *reinterpret_cast<Item*>(shared_memory());
   int64_t* to = items + blockIdx.x * most * kFields;
-  if (!start_range(&item, work, int(blockIdx.x))) return;
+  if (!start_range(&item, schedule, int(blockIdx.x))) return;
   do {
-    load_item(&item, p, cut, work, int(blockIdx.x));
+    load_item(&item, p, tiling, schedule, int(blockIdx.x));
     const int64_t fields[kFields] = {item.target_begin, item.row_begin, item.kv_head, item.tile,
                                      item.split_begin,  item.split_end, item.partial};
     if (threadIdx.x == 0) std::memcpy(to, fields, sizeof(fields));
@@ -27,10 +27,10 @@ void list_items(stca::TargetAttentionParams p, Cut cut, Work work, int64_t* item
 
 }  // namespace
 
-// items [slots, most, kFields] gets the items of each range, the rest stays; offsets are [requests + 1]. The emulator's
-// error, "" if there was none.
+// items [num_ranges, most, kFields] gets the items of each range, the rest stays; offsets are [requests + 1]. The
+// emulator's error, "" if there was none.
 extern "C" const char* simt_items(int64_t requests, const int64_t* target_offsets, const int64_t* history_offsets,
-                                  int64_t heads, int64_t kv_heads, const Cut* cut, int64_t* items, int64_t most) {
+                                  int64_t heads, int64_t kv_heads, const Tiling* tiling, int64_t* items, int64_t most) {
   static char message[1000];
   message[0] = 0;
   stca::TargetAttentionParams p{};
@@ -39,12 +39,13 @@ extern "C" const char* simt_items(int64_t requests, const int64_t* target_offset
   p.kv_heads = kv_heads;
   p.target_offsets = target_offsets;
   p.history_offsets = history_offsets;
-  void* memory = std::calloc(1, work_bytes(requests, cut->slots));
-  const Work work = work_at(memory, requests, cut->slots);
-  simt::add_memory(memory, work_bytes(requests, cut->slots));
+  void* memory = std::calloc(1, schedule_bytes(requests, tiling->num_ranges));
+  const Schedule schedule = schedule_at(memory, requests, tiling->num_ranges);
+  simt::add_memory(memory, schedule_bytes(requests, tiling->num_ranges));
   try {
-    launch_work(p, *cut, work, nullptr);
-    launch("items", &list_items, cut->slots, kWarp, int(sizeof(Item)), nullptr, p, *cut, work, items, most);
+    launch_schedule(p, *tiling, schedule, nullptr);
+    launch("items", &list_items, tiling->num_ranges, kWarp, int(sizeof(Item)), nullptr, p, *tiling, schedule, items,
+           most);
   } catch (const std::exception& error) {
     std::strncpy(message, error.what(), sizeof(message) - 1);
   }

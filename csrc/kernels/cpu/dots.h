@@ -16,7 +16,7 @@ namespace STCA_ISA {
 // 128 operands and more, as measured in float32, are better off here up to a whole vector of them, for which the
 // softmax is along rows too.
 template <class E>
-constexpr bool few_rows(int64_t count, int64_t width) {
+constexpr bool prefer_dot_products(int64_t count, int64_t width) {
   return count <= 2 || (count <= kLanes<E> && width >= 128) || count * (width + 4 * kLanes<E>) <= width * kLanes<E>;
 }
 
@@ -42,13 +42,13 @@ inline vec_t<A> sum_lanes(vec_t<A>* x) {
 
 // The products of C rows of a with R = kLanes / C rows of b: [C, R]. Row r is b's `last` one at most.
 template <class E, int C>
-inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, int64_t width, int64_t ahead) {
+inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, int64_t width, int64_t prefetch_rows) {
   using A = product_t<E>;
   constexpr int kStep = kLanes<E>, R = kStep / C, kStreams = R < 4 ? R : 4;
   vec_t<A> total{};
-  for (int64_t begin = 0; begin < width; begin += kChain * kStep) {
+  for (int64_t begin = 0; begin < width; begin += kSumBlock * kStep) {
     vec_t<A> sums[kStep];
-    const int64_t end = min(begin + kChain * kStep, width);
+    const int64_t end = min(begin + kSumBlock * kStep, width);
     for (int r = 0; r < R; r += kStreams) {
       const E* rows[kStreams];
       for (int i = 0; i < kStreams; ++i) rows[i] = b.data + min(r + i, last) * b.row;
@@ -58,7 +58,7 @@ inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, i
         vec_t<E> left[C];
         for (int c = 0; c < C; ++c) left[c] = load(a.data + c * a.row + k);
         for (int i = 0; i < kStreams; ++i) {
-          __builtin_prefetch(rows[i] + k + ahead * b.row, 0, 2);
+          __builtin_prefetch(rows[i] + k + prefetch_rows * b.row, 0, 2);
           const vec_t<E> right = load(rows[i] + k);
           for (int c = 0; c < C; ++c) part[i][c] = multiply_add<E>(part[i][c], left[c], right);
         }
@@ -83,11 +83,11 @@ inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, i
 // C rows of a with one vector of rows of b, `height` of them real.
 template <class E, int C>
 inline void dot_rows(Strided<E> a, Strided<E> b, int64_t height, int64_t width, product_t<E>* out, int64_t out_row,
-                     int64_t ahead) {
+                     int64_t prefetch_rows) {
   using A = product_t<E>;
   constexpr int R = kLanes<A> / C;
   for (int64_t n = 0; n < min(height, kLanes<A>); n += R) {
-    const vec_t<A> block = dot_block<E, C>(a, {b.data + n * b.row, b.row, 1}, height - 1 - n, width, ahead);
+    const vec_t<A> block = dot_block<E, C>(a, {b.data + n * b.row, b.row, 1}, height - 1 - n, width, prefetch_rows);
     A products[kLanes<A>];
     store(products, block);
     for (int c = 0; c < C; ++c) __builtin_memcpy(out + c * out_row + n, products + c * R, R * sizeof(A));
@@ -98,17 +98,18 @@ inline void dot_rows(Strided<E> a, Strided<E> b, int64_t height, int64_t width, 
 // `width` counts operands; while a row is read, the one `ahead` of it is fetched.
 template <class E>
 void multiply_dots(int64_t count, Strided<E> a, int64_t height, Strided<E> b, int64_t width, product_t<E>* out,
-                   int64_t out_row, int64_t ahead = 0) {
-  constexpr int kMost = kLanes<E> < 4 ? kLanes<E> : 4;
+                   int64_t out_row, int64_t prefetch_rows = 0) {
+  constexpr int kMaxRows = kLanes<E> < 4 ? kLanes<E> : 4;
   for (int64_t n = 0; n < height; n += kLanes<E>) {
     const Strided<E> rows{b.data + n * b.row, b.row, 1};
     int64_t c = 0;
-    for (; c + kMost <= count; c += kMost) {
-      dot_rows<E, kMost>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row,
-                         ahead);
+    for (; c + kMaxRows <= count; c += kMaxRows) {
+      dot_rows<E, kMaxRows>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row,
+                            prefetch_rows);
     }
     for (; c < count; ++c) {
-      dot_rows<E, 1>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row, ahead);
+      dot_rows<E, 1>({a.data + c * a.row, a.row, 1}, rows, height - n, width, out + c * out_row + n, out_row,
+                     prefetch_rows);
     }
   }
 }
@@ -131,18 +132,19 @@ inline void load_right(const S* b, int64_t stride, int64_t rows, int64_t columns
 // c [R, columns <= W vectors] += a [R, depth] b [depth, columns]
 template <class S, int R, int W, bool kWhole>
 inline void add_block(int64_t depth, Strided<operand_t<S>> a, Rows<S> b, int64_t columns, product_t<operand_t<S>>* c,
-                      int64_t c_row, int64_t ahead) {
+                      int64_t c_row, int64_t prefetch_rows) {
   using E = operand_t<S>;
   using A = product_t<E>;
   constexpr int kStep = kLanes<A>;
   for (int64_t k = 0; k < operands<S>(depth);) {
     vec_t<A> sum[R][W] = {};
-    for (const int64_t end = min(k + kFineChain, operands<S>(depth)); k < end; ++k) {
+    for (const int64_t end = min(k + kFineSumBlock, operands<S>(depth)); k < end; ++k) {
       const S* row = b.data + k * kTerms<S> * b.stride;
       vec_t<E> right[W];
       load_right<S, W, kWhole>(row, b.stride, depth - k * kTerms<S>, columns, right);
       for (int t = 0; t < kTerms<S>; ++t) {
-        for (int w = 0; w < W; w += kTerms<S>) __builtin_prefetch(row + (t + ahead) * b.stride + w * kStep, 0, 2);
+        for (int w = 0; w < W; w += kTerms<S>)
+          __builtin_prefetch(row + (t + prefetch_rows) * b.stride + w * kStep, 0, 2);
       }
       for (int r = 0; r < R; ++r) {
         const vec_t<E> left = broadcast<E>(a.data[r * a.row + k * a.column]);
@@ -161,35 +163,35 @@ constexpr int kAddedVectors = R * 4 <= kRegisters / 2       ? 4
 
 template <class S, int R>
 void add_rows(int64_t count, int64_t columns, int64_t depth, Strided<operand_t<S>> a, Rows<S> b,
-              product_t<operand_t<S>>* c, int64_t c_row, int64_t ahead) {
+              product_t<operand_t<S>>* c, int64_t c_row, int64_t prefetch_rows) {
   if constexpr (R > 1) {
-    if (count < R) return add_rows<S, R - 1>(count, columns, depth, a, b, c, c_row, ahead);
+    if (count < R) return add_rows<S, R - 1>(count, columns, depth, a, b, c, c_row, prefetch_rows);
   }
   constexpr int W = kAddedVectors<R>, kNarrowest = W < 2 ? W : 2;
   constexpr int64_t kWidth = W * kLanes<operand_t<S>>, kNarrow = kNarrowest * kLanes<operand_t<S>>;
   for (int64_t j = 0; j < columns;) {
     const Rows<S> right{b.data + j, b.stride};
     if (columns - j >= kWidth) {
-      add_block<S, R, W, true>(depth, a, right, kWidth, c + j, c_row, ahead);
+      add_block<S, R, W, true>(depth, a, right, kWidth, c + j, c_row, prefetch_rows);
       j += kWidth;
     } else if (columns - j >= kNarrow) {
-      add_block<S, R, kNarrowest, true>(depth, a, right, kNarrow, c + j, c_row, ahead);
+      add_block<S, R, kNarrowest, true>(depth, a, right, kNarrow, c + j, c_row, prefetch_rows);
       j += kNarrow;
     } else {
-      add_block<S, R, kNarrowest, false>(depth, a, right, columns - j, c + j, c_row, ahead);
+      add_block<S, R, kNarrowest, false>(depth, a, right, columns - j, c + j, c_row, prefetch_rows);
       j = columns;
     }
   }
 }
 
-// c [count, columns] += a [count, depth] b [depth, columns] for up to kMostAdded rows of a, without packing; while a
-// row of b is read, the one `ahead` of it is fetched.
-constexpr int kMostAdded = 8;
+// c [count, columns] += a [count, depth] b [depth, columns] for up to kMaxAccumulatedRows rows of a, without packing;
+// while a row of b is read, the one `ahead` of it is fetched.
+constexpr int kMaxAccumulatedRows = 8;
 
 template <class S>
-void add_few(int64_t count, int64_t columns, int64_t depth, Strided<operand_t<S>> a, Rows<S> b,
-             product_t<operand_t<S>>* c, int64_t c_row, int64_t ahead) {
-  add_rows<S, kMostAdded>(count, columns, depth, a, b, c, c_row, ahead);
+void accumulate_few_rows(int64_t count, int64_t columns, int64_t depth, Strided<operand_t<S>> a, Rows<S> b,
+                         product_t<operand_t<S>>* c, int64_t c_row, int64_t prefetch_rows) {
+  add_rows<S, kMaxAccumulatedRows>(count, columns, depth, a, b, c, c_row, prefetch_rows);
 }
 
 }  // namespace STCA_ISA

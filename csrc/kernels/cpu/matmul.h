@@ -2,8 +2,8 @@
 //
 // The inner kernel keeps a block of c in registers and adds up outer products: an operand of a, from anywhere, times
 // a few contiguous vectors of b. So a may be read along rows or columns without packing; only b's rows must be
-// contiguous, in panels of kPanel columns. Sums run over k in order, `chain` operands at a time, and the sums of chains
-// are added up in order too: the result never depends on memory addresses.
+// contiguous, in panels of kPanel columns. Sums run over k in order, `sum_block` operands at a time, and the sums of
+// blocks are added up in order too: the result never depends on memory addresses.
 #pragma once
 
 #include "operand.h"
@@ -23,18 +23,18 @@ constexpr int kRegisters = 32;
 #else
 constexpr int kRegisters = 16;
 #endif
-// Rows of a block, whose sums stay in registers: 6 x 2 of 16, 12 x 2 of 32. Of several chains, 6 rows, so that 32
-// registers hold the sums of earlier chains as well (up to kDepth); else these wait in c.
+// Rows of a block, whose sums stay in registers: 6 x 2 of 16, 12 x 2 of 32. Of several sum blocks, 6 rows, so that 32
+// registers hold the sums of earlier blocks as well (up to kDepth); else these wait in c.
 constexpr bool kKeepsTotals = kRegisters == 32;
 constexpr int kBlockRows = kKeepsTotals ? 12 : 6;
-constexpr int kChainedRows = 6;
-constexpr int kNarrowRows = 10;     // where one vector of columns is left: with more, addresses of rows leave registers
-constexpr int64_t kDepth = 256;     // of k at a time: of a panel, what a first-level cache of 32 KB holds
-constexpr int64_t kChain = 64;      // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
-constexpr int64_t kFineChain = 32;  // the same where gradients feel it, out and dp: half the error of dq
+constexpr int kBlockedRows = 6;
+constexpr int kNarrowRows = 10;    // where one vector of columns is left: with more, addresses of rows leave registers
+constexpr int64_t kDepth = 256;    // of k at a time: of a panel, what a first-level cache of 32 KB holds
+constexpr int64_t kSumBlock = 64;  // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
+constexpr int64_t kFineSumBlock = 32;  // the same where gradients feel it, out and dp: half the error of dq
 constexpr int64_t kTotal = kKeepsTotals ? kDepth : 1;  // operands at least whose sum is added to another one
-constexpr int64_t kAheadRows = 32;  // how far ahead of a row others are fetched, beyond the last one too
-constexpr int64_t kPackRows = 32;   // with more rows of c, a panel is copied once to be read without stride
+constexpr int64_t kPrefetchRows = 32;  // how far ahead of a row others are fetched, beyond the last one too
+constexpr int64_t kPackRows = 32;      // with more rows of c, a panel is copied once to be read without stride
 
 // b, its rows `stride` elements apart in memory: copied to panels where that pays, and where operands are pairs.
 template <class S>
@@ -86,18 +86,18 @@ template <class A, int R, int W>
   }
 }
 
-// c [R, columns <= W vectors] (+)= a [R, K] b [K, W vectors], as sums of `chain` operands; of one where R is large.
+// c [R, columns <= W vectors] (+)= a [R, K] b [K, W vectors], as sums of `sum_block` operands; of one where R is large.
 template <class E, int R, int W>
 inline void multiply_block(int64_t depth, Strided<E> a, const E* b, int64_t b_row, product_t<E>* c, int64_t c_row,
-                           int64_t columns, bool accumulate, int64_t chain) {
+                           int64_t columns, bool accumulate, int64_t sum_block) {
   using A = product_t<E>;
   constexpr int kStep = kLanes<A>;
-  constexpr bool kTotals = kKeepsTotals && R * W <= 2 * kChainedRows;
+  constexpr bool kTotals = kKeepsTotals && R * W <= 2 * kBlockedRows;
   vec_t<A> total[R][W] = {};
   for (int64_t k = 0; k < depth;) {
     const bool add = accumulate || k > 0;
     vec_t<A> sum[R][W] = {};
-    for (const int64_t end = min(k + chain, depth); k < end; ++k) {
+    for (const int64_t end = min(k + sum_block, depth); k < end; ++k) {
       vec_t<E> right[W];
       for (int w = 0; w < W; ++w) right[w] = load(b + k * b_row + w * kStep);
       for (int r = 0; r < R; ++r) {
@@ -119,16 +119,16 @@ inline void multiply_block(int64_t depth, Strided<E> a, const E* b, int64_t b_ro
 // The same for a number of rows known at run time only, 1 to R.
 template <class E, int R, int W>
 inline void multiply_rows(int64_t rows, int64_t depth, Strided<E> a, const E* b, int64_t b_row, product_t<E>* c,
-                          int64_t c_row, int64_t columns, bool accumulate, int64_t chain) {
+                          int64_t c_row, int64_t columns, bool accumulate, int64_t sum_block) {
   if constexpr (R > 1) {
-    if (rows < R) return multiply_rows<E, R - 1, W>(rows, depth, a, b, b_row, c, c_row, columns, accumulate, chain);
+    if (rows < R) return multiply_rows<E, R - 1, W>(rows, depth, a, b, b_row, c, c_row, columns, accumulate, sum_block);
   }
-  if (accumulate && depth >= kFineChain) {  // c is read at the end only
+  if (accumulate && depth >= kFineSumBlock) {  // c is read at the end only
     for (int r = 0; r < R; ++r) {
       for (int w = 0; w < W; ++w) __builtin_prefetch(c + r * c_row + w * kLanes<E>, 1);
     }
   }
-  multiply_block<E, R, W>(depth, a, b, b_row, c, c_row, columns, accumulate, chain);
+  multiply_block<E, R, W>(depth, a, b, b_row, c, c_row, columns, accumulate, sum_block);
 }
 
 // Where a panel's operands lie: rows of at least `columns` of them.
@@ -140,7 +140,7 @@ struct Panel {
 
 // Brings rows of a matrix into the caches, from that level on.
 template <int kLevel, class E>
-inline void fetch(int64_t rows, int64_t width, Strided<E> a) {
+inline void prefetch(int64_t rows, int64_t width, Strided<E> a) {
   for (int64_t r = 0; r < rows; ++r) {
     const E* row = a.data + r * a.row;
     for (int64_t k = 0; k < width; k += 64 / int64_t(sizeof(E))) __builtin_prefetch(row + k, 0, 4 - kLevel);
@@ -150,31 +150,31 @@ inline void fetch(int64_t rows, int64_t width, Strided<E> a) {
 // All rows of c in the columns of one panel, in blocks of nearly equal height.
 template <class E, int R, int W>
 void multiply_blocks(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, product_t<E>* c, int64_t c_row,
-                     int64_t columns, bool accumulate, int64_t chain) {
+                     int64_t columns, bool accumulate, int64_t sum_block) {
   const int64_t blocks = divide_up(rows, R), least = rows / max(blocks, 1), higher = rows - blocks * least;
   for (int64_t i = 0, block = 0; block < blocks; ++block) {
     const int64_t height = least + (block < higher);
-    if (a.column == 1 && depth <= kChain) {
+    if (a.column == 1 && depth <= kSumBlock) {
       // Short parts of wide rows: the CPU would see no stream. With few sums for each row memory sets the pace.
       if constexpr (W == 1) {
-        fetch<2, E>(height, depth, {a.data + (i + kAheadRows) * a.row, a.row, 1});
+        prefetch<2, E>(height, depth, {a.data + (i + kPrefetchRows) * a.row, a.row, 1});
       } else {
-        fetch<1, E>(height, depth, {a.data + (i + height) * a.row, a.row, 1});
+        prefetch<1, E>(height, depth, {a.data + (i + height) * a.row, a.row, 1});
       }
     }
     multiply_rows<E, R, W>(height, depth, {a.data + i * a.row, a.row, a.column}, b.data, b.row, c + i * c_row, c_row,
-                           columns, accumulate, chain);
+                           columns, accumulate, sum_block);
     i += height;
   }
 }
 
 template <class E, int R>
 void multiply_panel(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, product_t<E>* c, int64_t c_row,
-                    int64_t columns, bool accumulate, int64_t chain) {
+                    int64_t columns, bool accumulate, int64_t sum_block) {
   if (columns > kLanes<E>) {
-    multiply_blocks<E, R, 2>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
+    multiply_blocks<E, R, 2>(rows, depth, a, b, c, c_row, columns, accumulate, sum_block);
   } else {
-    multiply_blocks<E, kNarrowRows, 1>(rows, depth, a, b, c, c_row, columns, accumulate, chain);
+    multiply_blocks<E, kNarrowRows, 1>(rows, depth, a, b, c, c_row, columns, accumulate, sum_block);
   }
 }
 
@@ -193,11 +193,11 @@ Panel<operand_t<S>> panel_of(Rows<S> b, int64_t j, int64_t columns, int64_t k, i
     // The next panel is fetched (behind the last one for nothing): where rows lie far apart, the CPU would see no
     // stream.
     if (columns == kWidth && rows <= kPackRows) {
-      fetch<2, S>(depth, kWidth, {from + kWidth, b.stride, 1});
+      prefetch<2, S>(depth, kWidth, {from + kWidth, b.stride, 1});
       return {from, b.stride};
     }
     for (int64_t i = 0; i < depth; ++i, from += b.stride, packed += kWidth) {
-      fetch<1, S>(1, kWidth, {from + kWidth, b.stride, 1});
+      prefetch<1, S>(1, kWidth, {from + kWidth, b.stride, 1});
       if (columns == kWidth) {
         for (int c = 0; c < kWidth; ++c) packed[c] = from[c];
       } else {
@@ -218,7 +218,7 @@ Panel<operand_t<S>> panel_of(Rows<S> b, int64_t j, int64_t columns, int64_t k, i
 // whole_lanes(). Where a's rows end within an operand, it is filled up with zeros.
 template <class S, class B>
 void multiply(int64_t rows, int64_t columns, int64_t depth, Strided<operand_t<S>> a, B b, product_t<operand_t<S>>* c,
-              int64_t c_row, bool accumulate, int64_t chain = kChain) {
+              int64_t c_row, bool accumulate, int64_t sum_block = kSumBlock) {
   using E = operand_t<S>;
   alignas(64) E packed[kDepth * kPanel<E>];
   for (int64_t k = 0; k < operands<S>(depth); k += kDepth) {
@@ -228,10 +228,10 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, Strided<operand_t<S>
     for (int64_t j = 0; j < columns; j += kPanel<E>) {
       const int64_t width = min(kPanel<E>, columns - j);
       const Panel<E> panel = panel_of(b, j, width, k, part, rows, packed);
-      if (steps <= chain) {
-        multiply_panel<E, kBlockRows>(rows, steps, left, panel, c + j, c_row, width, add, chain);
+      if (steps <= sum_block) {
+        multiply_panel<E, kBlockRows>(rows, steps, left, panel, c + j, c_row, width, add, sum_block);
       } else {
-        multiply_panel<E, kChainedRows>(rows, steps, left, panel, c + j, c_row, width, add, chain);
+        multiply_panel<E, kBlockedRows>(rows, steps, left, panel, c + j, c_row, width, add, sum_block);
       }
     }
   }

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kColumns = 1024;  // of a sum at a time: stays in a first-level cache while its rows stream by
 constexpr int kTogether = 4;        // rows read side by side: the sum is loaded and stored once for all of them
 constexpr int kAhead = 12;          // rows fetched before they are needed, into the second-level cache
-constexpr int64_t kChain = 64;      // rows added one after the other
+constexpr int64_t kSumBlock = 64;   // rows added one after the other
 
 // By vectors, kVectors loaded before they are stored: one at a time took 1.5 times as long in the caches. libc's memcpy
 // takes another path at these sizes, half as fast here.
@@ -38,65 +38,65 @@ inline int64_t segment_of(const int64_t* offsets, int64_t count, int64_t place) 
   return low;
 }
 
-// `repeats` copies of a row of at most one vector, by whole vectors: what is written beyond them, within `room` bytes,
-// later copies write again.
+// `repeats` copies of a row of at most one vector, by whole vectors: what is written beyond them, within `capacity`
+// bytes, later copies write again.
 inline void store_repeats(FloatVec vector, int64_t step, const char* row, int64_t row_bytes, int64_t repeats, char* to,
-                          int64_t room) {
+                          int64_t capacity) {
   const int64_t bytes = repeats * row_bytes;
   int64_t i = 0;
-  for (; i < bytes && i + kVecBytes <= room; i += step) store(reinterpret_cast<float*>(to + i), vector);
+  for (; i < bytes && i + kVecBytes <= capacity; i += step) store(reinterpret_cast<float*>(to + i), vector);
   for (; i < bytes; i += row_bytes) __builtin_memcpy(to + i, row, row_bytes);
 }
 
 // A row of one word: as many as a vector holds at a time, put together in registers (by way of memory it took twice as
 // long).
 template <class Word>
-void repeat_word(const char* row, int64_t repeats, char* to, int64_t room) {
+void repeat_word(const char* row, int64_t repeats, char* to, int64_t capacity) {
   constexpr uint64_t kOfEachWord = ~uint64_t(0) / Word(~Word(0));
   Word word;
   __builtin_memcpy(&word, row, sizeof word);
   const FloatVec vector = (FloatVec)(Int64Vec{} + int64_t(word * kOfEachWord));
-  store_repeats(vector, kVecBytes, row, sizeof word, repeats, to, room);
+  store_repeats(vector, kVecBytes, row, sizeof word, repeats, to, capacity);
 }
 
-inline void repeat_row(const char* row, int64_t row_bytes, int64_t repeats, char* to, int64_t room) {
-  if (row_bytes == 4) return repeat_word<uint32_t>(row, repeats, to, room);
-  if (row_bytes == 8) return repeat_word<uint64_t>(row, repeats, to, room);
-  if (row_bytes == 2) return repeat_word<uint16_t>(row, repeats, to, room);
-  if (row_bytes == 1) return repeat_word<uint8_t>(row, repeats, to, room);
+inline void repeat_row(const char* row, int64_t row_bytes, int64_t repeats, char* to, int64_t capacity) {
+  if (row_bytes == 4) return repeat_word<uint32_t>(row, repeats, to, capacity);
+  if (row_bytes == 8) return repeat_word<uint64_t>(row, repeats, to, capacity);
+  if (row_bytes == 2) return repeat_word<uint16_t>(row, repeats, to, capacity);
+  if (row_bytes == 1) return repeat_word<uint8_t>(row, repeats, to, capacity);
   if (row_bytes <= kVecBytes) {
     float first[kLanes<float>] = {};
     __builtin_memcpy(first, row, row_bytes);
-    return store_repeats(load(first), row_bytes, row, row_bytes, repeats, to, room);
+    return store_repeats(load(first), row_bytes, row, row_bytes, repeats, to, capacity);
   }
   for (int64_t k = 0; k < repeats; ++k) copy_row(row, to + k * row_bytes, row_bytes);
 }
 
-// chain += rows, one after the other, while those from rows[kAhead] on are fetched.
+// block_sum += rows, one after the other, while those from rows[kAhead] on are fetched.
 template <int kRows, class T>
-void add_rows(const T* const* rows, int64_t width, accumulator_t<T>* chain) {
+void add_rows(const T* const* rows, int64_t width, accumulator_t<T>* block_sum) {
   constexpr int kStep = kLanes<accumulator_t<T>>;
-  const T *from[kRows], *next[kRows];  // in registers: for all the compiler knows, chain lies over `rows`
+  const T *from[kRows], *next[kRows];  // in registers: for all the compiler knows, block_sum lies over `rows`
   for (int r = 0; r < kRows; ++r) {
     from[r] = rows[r];
     next[r] = rows[kAhead + r];
   }
   int64_t c = 0;
   for (; c + kStep <= width; c += kStep) {
-    auto sum = load(chain + c);
+    auto sum = load(block_sum + c);
     for (int r = 0; r < kRows; ++r) {
       __builtin_prefetch(next[r] + c, 0, 2);
       sum += load_wide(from[r] + c);
     }
-    store(chain + c, sum);
+    store(block_sum + c, sum);
   }
   for (; c < width; ++c) {
-    for (int r = 0; r < kRows; ++r) chain[c] += widen(from[r][c]);
+    for (int r = 0; r < kRows; ++r) block_sum[c] += widen(from[r][c]);
   }
 }
 
-// What chains of rows add up to, and what rounding took from it: an item seen a million times is summed as exactly as
-// one seen kChain times.
+// What blocks of rows add up to, and what rounding took from it: an item seen a million times is summed as exactly as
+// one seen kSumBlock times.
 template <class A>
 struct RunningSum {
   A total[kColumns], lost[kColumns];
@@ -109,9 +109,9 @@ struct RunningSum {
   }
 
   // Knuth's two-sum. Columns past `width` hold nothing of use, and nobody reads them.
-  void add(const A* chain, int64_t width) {
+  void add(const A* block_sum, int64_t width) {
     for (int64_t c = 0; c < width; c += kLanes<A>) {
-      const auto before = load(total + c), x = load(chain + c), sum = before + x, taken = sum - before;
+      const auto before = load(total + c), x = load(block_sum + c), sum = before + x, taken = sum - before;
       store(lost + c, load(lost + c) + ((before - (sum - taken)) + (x - taken)));
       store(total + c, sum);
     }
@@ -127,37 +127,37 @@ struct RunningSum {
 template <class T, bool kNarrow, class RowAt>
 void sum_several(int64_t count, int64_t width, bool mean, RowAt row_at, T* out) {
   using A = accumulator_t<T>;
-  A chain[kColumns];
-  auto add_chain = [&](int64_t first, int64_t last) {
+  A block_sum[kColumns];
+  auto add_block = [&](int64_t first, int64_t last) {
     if constexpr (kNarrow) {
       for (int64_t c = 0; c < width; ++c) {
         A sum = 0;
         for (int64_t i = first; i < last; ++i) sum += widen(row_at(i)[c]);
-        chain[c] = sum;
+        block_sum[c] = sum;
       }
     } else {
-      for (int64_t c = 0; c < width; c += kLanes<A>) store(chain + c, vec_t<A>{});
-      const T* rows[kChain + kTogether + kAhead];
+      for (int64_t c = 0; c < width; c += kLanes<A>) store(block_sum + c, vec_t<A>{});
+      const T* rows[kSumBlock + kTogether + kAhead];
       for (int64_t i = first; i < last + kTogether + kAhead; ++i) rows[i - first] = row_at(i < count ? i : count - 1);
       int64_t i = 0;
-      for (; i + kTogether <= last - first; i += kTogether) add_rows<kTogether>(rows + i, width, chain);
-      for (; i < last - first; ++i) add_rows<1>(rows + i, width, chain);
+      for (; i + kTogether <= last - first; i += kTogether) add_rows<kTogether>(rows + i, width, block_sum);
+      for (; i < last - first; ++i) add_rows<1>(rows + i, width, block_sum);
     }
   };
-  if (count <= kChain) {
-    add_chain(0, count);
+  if (count <= kSumBlock) {
+    add_block(0, count);
   } else {
     RunningSum<A> sum(width);
-    for (int64_t i = 0; i < count; i += kChain) {
-      add_chain(i, i + kChain < count ? i + kChain : count);
-      sum.add(chain, width);
+    for (int64_t i = 0; i < count; i += kSumBlock) {
+      add_block(i, i + kSumBlock < count ? i + kSumBlock : count);
+      sum.add(block_sum, width);
     }
-    sum.write(chain, width);
+    sum.write(block_sum, width);
   }
   if (mean) {
-    for (int64_t c = 0; c < width; ++c) chain[c] /= A(count);
+    for (int64_t c = 0; c < width; ++c) block_sum[c] /= A(count);
   }
-  narrow<T>(chain, out, width);
+  narrow<T>(block_sum, out, width);
 }
 
 // out [width] = the sum of row_at(i) for i in [0, count), or their mean; more than kColumns only of one row or none.

@@ -19,14 +19,14 @@ template <class T, class RowAt>
 Rows<tile_t<T>> load_rows(const void* tensor, int64_t stride, int64_t width, int64_t rows, tile_t<T>* buffer,
                           RowAt row_at) {
   using S = tile_t<T>;
-  const int64_t room = whole_operands<S>(width);
+  const int64_t padded_width = whole_operands<S>(width);
   const T* from = static_cast<const T*>(tensor);
   if constexpr (sizeof(T) == sizeof(S)) {
     const bool together = row_at(rows - 1) - row_at(0) == rows - 1;
-    if (together && width == room && stride % kTerms<S> == 0) return {from + row_at(0) * stride, stride};
+    if (together && width == padded_width && stride % kTerms<S> == 0) return {from + row_at(0) * stride, stride};
   }
-  for (int64_t i = 0; i < rows; ++i) load_row<T>(from + row_at(i) * stride, width, buffer + i * room);
-  return {buffer, room};
+  for (int64_t i = 0; i < rows; ++i) load_row<T>(from + row_at(i) * stride, width, buffer + i * padded_width);
+  return {buffer, padded_width};
 }
 
 // u and v [rows, F] of a tile, with row stride `stride`.

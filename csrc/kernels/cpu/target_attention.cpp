@@ -4,7 +4,7 @@
 // softmax: scores exist for one tile at a time, between two matrix products. The query rows that share a history
 // head are stacked, so reordered attention (Hk = 1) is one product of m * H rows; they are the columns of the scores,
 // so that the softmax runs down the columns, a vector of query rows at a time. Few items are split over the
-// history; their partial results (out unnormalised, maximum, sum) are merged in order.
+// history; their partial results (out unnormalised, maximum, sum) are combined in order.
 #include "dots.h"
 #include "target_attention_tile.h"
 
@@ -14,91 +14,92 @@ namespace {
 
 // Running state of the query rows of one block, [Hk, targets * G]; also the layout of a partial result.
 template <class A>
-struct Softmax {
-  A* sum;      // [rows, Dv] of 2^(s - most) v
-  A* most;     // [rows] largest score so far
-  A* weights;  // [rows] sum of 2^(s - most)
+struct RowState {
+  A* out;      // [rows, Dv] of 2^(s - row_max) v
+  A* row_max;  // [rows] largest score so far
+  A* row_sum;  // [rows] sum of 2^(s - row_max)
 
-  Softmax(A* memory, int64_t rows, int64_t width) : sum(memory), most(sum + rows * width), weights(most + rows) {}
+  RowState(A* memory, int64_t rows, int64_t width)
+      : out(memory), row_max(out + rows * width), row_sum(row_max + rows) {}
 
   void reset(int64_t rows, int64_t width) {
-    for (int64_t i = 0; i < rows * width; ++i) sum[i] = 0;
-    for (int64_t i = 0; i < rows; ++i) most[i] = -kInfinity<A>;
-    for (int64_t i = 0; i < rows; ++i) weights[i] = 0;
+    for (int64_t i = 0; i < rows * width; ++i) out[i] = 0;
+    for (int64_t i = 0; i < rows; ++i) row_max[i] = -kInfinity<A>;
+    for (int64_t i = 0; i < rows; ++i) row_sum[i] = 0;
   }
 };
 
 // Replaces the scores [n, stride] of `columns` query rows (one vector of them) by 2^(unit * score - maximum), and
 // brings their running state to the new maximum.
 template <class A>
-void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A unit, A* most, A* weights, A* sum,
+void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A unit, A* row_max, A* row_sum, A* out,
                   int64_t width) {
   using Vec = vec_t<A>;
-  const Vec old_most = load_first(most, columns, A(0));
-  Vec new_most = old_most;
+  const Vec old_max = load_first(row_max, columns, A(0));
+  Vec new_max = old_max;
   for (int64_t i = 0; i < n; ++i) {
     const Vec s = load(scores + i * stride) * unit;
-    new_most = s > new_most ? s : new_most;
+    new_max = s > new_max ? s : new_max;
   }
   // Where all scores are -inf: weights of 0, not 2^(-inf + inf).
-  const Vec shift = new_most == -kInfinity<A> ? Vec{} : new_most;
+  const Vec shift = new_max == -kInfinity<A> ? Vec{} : new_max;
   Vec total{};
   for (int64_t i = 0; i < n;) {
-    Vec chain{};
-    for (const int64_t end = min(i + kChain, n); i < end; ++i) {
+    Vec block_sum{};
+    for (const int64_t end = min(i + kSumBlock, n); i < end; ++i) {
       const Vec w = exp2<A>(load(scores + i * stride) * unit - shift);
       store(scores + i * stride, w);
-      chain += w;
+      block_sum += w;
     }
-    total += chain;
+    total += block_sum;
   }
-  const Vec factor = exp2<A>(old_most - shift);
-  store_first(weights, load_first(weights, columns, A(0)) * factor + total, columns);
-  store_first(most, new_most, columns);
+  const Vec factor = exp2<A>(old_max - shift);
+  store_first(row_sum, load_first(row_sum, columns, A(0)) * factor + total, columns);
+  store_first(row_max, new_max, columns);
   for (int64_t c = 0; c < columns; ++c) {
     if (factor[c] == A(1)) continue;
-    for (int64_t d = 0; d < width; ++d) sum[c * width + d] *= factor[c];
+    for (int64_t d = 0; d < width; ++d) out[c * width + d] *= factor[c];
   }
 }
 
 // The same for one query row, whose scores [n] lie one after the other, with room for a whole last vector.
 template <class A>
-void exponentiate_row(A* scores, int64_t n, A unit, A* most, A* weights, A* sum, int64_t width) {
+void exponentiate_row(A* scores, int64_t n, A unit, A* row_max, A* row_sum, A* out, int64_t width) {
   using Vec = vec_t<A>;
-  Vec highest = broadcast<A>(*most);
+  Vec highest = broadcast<A>(*row_max);
   for (int64_t i = 0; i < n; i += kLanes<A>) {
     store(scores + i, load(scores + i) * unit);
     if (i + kLanes<A> > n) store(scores + i, load_first(scores + i, n - i, -kInfinity<A>));
     const Vec s = load(scores + i);
     highest = s > highest ? s : highest;
   }
-  const A new_most = max<A>(highest), shift = new_most == -kInfinity<A> ? A(0) : new_most;
+  const A new_max = max<A>(highest), shift = new_max == -kInfinity<A> ? A(0) : new_max;
   Vec total{};
   for (int64_t i = 0; i < n; i += kLanes<A>) {  // short enough a chain: a tile has at most 256 rows
     const Vec w = exp2<A>(load(scores + i) - shift);
     store(scores + i, w);
     total += w;
   }
-  const A factor = exp2<A>(*most - shift);
-  *weights = *weights * factor + stca::STCA_ISA::sum<A>(total);
-  *most = new_most;
+  const A factor = exp2<A>(*row_max - shift);
+  *row_sum = *row_sum * factor + stca::STCA_ISA::sum<A>(total);
+  *row_max = new_max;
   if (factor == A(1)) return;
-  for (int64_t d = 0; d < width; ++d) sum[d] *= factor;
+  for (int64_t d = 0; d < width; ++d) out[d] *= factor;
 }
 
 // Normalises one row in place and writes it; a row that saw nothing is 0 with lse -inf.
 template <class T>
-void write_row(const TargetAttentionParams& p, int64_t target, int64_t head, accumulator_t<T>* sum,
-               accumulator_t<T> most, accumulator_t<T> weight) {
+void write_row(const TargetAttentionParams& p, int64_t target, int64_t head, accumulator_t<T>* out,
+               accumulator_t<T> row_max, accumulator_t<T> row_sum) {
   using A = accumulator_t<T>;
   const int64_t row = target * p.heads + head;
-  T* out = static_cast<T*>(p.out) + row * p.value_dim;
-  const bool saw_nothing = weight == A(0);
-  for (int64_t i = 0; i < p.value_dim; ++i) sum[i] = saw_nothing ? A(0) : sum[i] / weight;
-  narrow<T>(sum, out, p.value_dim);
-  static_cast<A*>(p.lse)[row] = saw_nothing ? -kInfinity<A> : A(kLn2 * (most + __builtin_log2(double(weight))));
-  static_cast<A*>(p.softmax)[2 * row] = most;
-  static_cast<A*>(p.softmax)[2 * row + 1] = weight;
+  T* to = static_cast<T*>(p.out) + row * p.value_dim;
+  const bool saw_nothing = row_sum == A(0);
+  for (int64_t i = 0; i < p.value_dim; ++i) out[i] = saw_nothing ? A(0) : out[i] / row_sum;
+  narrow<T>(out, to, p.value_dim);
+  static_cast<A*>(p.lse)[row] = saw_nothing ? -kInfinity<A> : A(kLn2 * (row_max + __builtin_log2(double(row_sum))));
+  static_cast<A*>(p.max_and_sum)[2 * row] = row_max;
+  static_cast<A*>(p.max_and_sum)[2 * row + 1] = row_sum;
 }
 
 // The scaled query rows of a run of targets for each history head: as the columns of a matrix, or as they are where
@@ -123,7 +124,7 @@ void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t 
     S* rows = queries.rows + j * count * depth * kTerms<S>;
     stack_rows<T>(p, p.q, p.q_target_stride, p.q_head_stride, p.key_dim, target_begin, target_end, j, rows);
     scale_queries(p, rows, count * depth * kTerms<S>, rows);
-    if (few_rows<E>(count, depth)) continue;
+    if (prefer_dot_products<E>(count, depth)) continue;
     transpose_to_panels(as_operands(rows), count, depth, queries.panels + j * panels_size<E>(count, depth));
   }
 }
@@ -131,11 +132,11 @@ void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t 
 // sum [count, Dv] += weights [count, height] values [height, Dv]
 template <class S>
 void add_products(int64_t count, int64_t width, int64_t height, Strided<operand_t<S>> weights, Rows<S> values,
-                  product_t<operand_t<S>>* sum, int64_t ahead) {
-  if (count <= kMostAdded) {
-    add_few<S>(count, width, height, weights, values, sum, width, ahead);
+                  product_t<operand_t<S>>* sum, int64_t prefetch_rows) {
+  if (count <= kMaxAccumulatedRows) {
+    accumulate_few_rows<S>(count, width, height, weights, values, sum, width, prefetch_rows);
   } else {
-    multiply<S>(count, width, height, weights, values, sum, width, true, kFineChain);
+    multiply<S>(count, width, height, weights, values, sum, width, true, kFineSumBlock);
   }
 }
 
@@ -148,21 +149,21 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   const int64_t targets = item.target_end - item.target_begin;
   const int64_t group = p.heads / p.kv_heads;
   const int64_t rows = targets * p.heads;
-  const int64_t depth = operands<S>(p.key_dim), key_room = whole_operands<S>(p.key_dim);
+  const int64_t depth = operands<S>(p.key_dim), padded_key_dim = whole_operands<S>(p.key_dim);
 
   Scratch scratch{static_cast<char*>(scratch_memory)};
-  Queries<S> queries{scratch.take<S>(rows * key_room),
+  Queries<S> queries{scratch.take<S>(rows * padded_key_dim),
                      scratch.take<E>(p.kv_heads * panels_size<E>(targets * group, depth))};
   A* scores = scratch.take<A>(max(whole_lanes<A>(targets * group), p.kv_heads * kLanes<A>) * tiling.tile_rows);
   A* state_memory = scratch.take<A>(rows * (p.value_dim + 2));
   const bool copies = copies_tiles<T>(p);
-  const int64_t ahead = copies ? 0 : kAheadRows;
+  const int64_t prefetch_rows = copies ? 0 : kPrefetchRows;
   const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
-  S* key_buffer = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
+  S* key_buffer = copies ? scratch.take<S>(tile_heads * padded_key_dim) : nullptr;
   S* value_buffer = copies && !p.shared ? scratch.take<S>(tile_heads * whole_operands<S>(p.value_dim)) : nullptr;
   const A unit = score_unit<S>(p);
 
-  Softmax<A> state(partial != nullptr ? static_cast<A*>(partial) : state_memory, rows, p.value_dim);
+  RowState<A> state(partial != nullptr ? static_cast<A*>(partial) : state_memory, rows, p.value_dim);
   state.reset(rows, p.value_dim);
 
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
@@ -178,10 +179,10 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
       load_queries<T>(p, a, b, queries);
       const int64_t count = (b - a) * group, height = seen.end - seen.begin;
       // Scores are [heads, count, stride] of very few, which dots.h makes, and [heads, height, stride] else.
-      const bool few = few_rows<E>(count, depth);
+      const bool few = prefer_dot_products<E>(count, depth);
       // Of few query rows all heads of some history rows, then of the next ones: these are read whole, in order.
-      const int64_t heads = few || count <= min(kLanes<A>, kMostAdded) ? p.kv_heads : 1;
-      const int64_t part = heads > 1 ? kFineChain * kTerms<S> : height;
+      const int64_t heads = few || count <= min(kLanes<A>, kMaxAccumulatedRows) ? p.kv_heads : 1;
+      const int64_t part = heads > 1 ? kFineSumBlock * kTerms<S> : height;
       const int64_t stride = whole_lanes<A>(few ? height : count), head_scores = (few ? count : height) * stride;
       for (int64_t first_head = 0; first_head < p.kv_heads; first_head += heads) {
         auto scores_of = [&](int64_t j) { return scores + (j - first_head) * head_scores; };
@@ -194,25 +195,26 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
         for_each_part([&](int64_t j, int64_t n, int64_t n_rows) {
           const Strided<E> key_rows = by_rows(keys.at(seen.begin + n, j), keys.row_stride);
           if (few) {
-            multiply_dots<E>(count, by_rows(queries.rows + j * count * key_room, key_room), n_rows, key_rows, depth,
-                             scores_of(j) + n, stride, ahead);
+            multiply_dots<E>(count, by_rows(queries.rows + j * count * padded_key_dim, padded_key_dim), n_rows,
+                             key_rows, depth, scores_of(j) + n, stride, prefetch_rows);
           } else {
             const Panels<E> panels{queries.panels + j * panels_size<E>(count, depth), depth};
             multiply<S>(n_rows, stride, p.key_dim, key_rows, panels, scores_of(j) + n * stride, stride, false);
           }
         });
         for (int64_t j = first_head; j < first_head + heads; ++j) {
-          A *s = scores_of(j), *sum = state.sum + first_row(j) * p.value_dim;
-          A *most = state.most + first_row(j), *weights = state.weights + first_row(j);
+          A *s = scores_of(j), *out = state.out + first_row(j) * p.value_dim;
+          A *row_max = state.row_max + first_row(j), *row_sum = state.row_sum + first_row(j);
           if (few) {
             for (int64_t c = 0; c < count; ++c) {
-              exponentiate_row(s + c * stride, height, unit, most + c, weights + c, sum + c * p.value_dim, p.value_dim);
+              exponentiate_row(s + c * stride, height, unit, row_max + c, row_sum + c, out + c * p.value_dim,
+                               p.value_dim);
             }
             round_rows<S>(s, count, height, stride, s);
           } else {
             for (int64_t c = 0; c < count; c += kLanes<A>) {
-              exponentiate(s + c, height, stride, min(kLanes<A>, count - c), unit, most + c, weights + c,
-                           sum + c * p.value_dim, p.value_dim);
+              exponentiate(s + c, height, stride, min(kLanes<A>, count - c), unit, row_max + c, row_sum + c,
+                           out + c * p.value_dim, p.value_dim);
             }
             round_columns<S>(s, height, stride, s);
           }
@@ -221,8 +223,8 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
           const E* weights = reinterpret_cast<const E*>(scores_of(j)) + n / kTerms<S> * (few ? 1 : stride);
           add_products<S>(count, p.value_dim, n_rows,
                           few ? Strided<E>{weights, stride / kTerms<S>, 1} : Strided<E>{weights, 1, stride},
-                          {values.at(seen.begin + n, j), values.row_stride}, state.sum + first_row(j) * p.value_dim,
-                          ahead);
+                          {values.at(seen.begin + n, j), values.row_stride}, state.out + first_row(j) * p.value_dim,
+                          prefetch_rows);
         });
       }
     });
@@ -231,36 +233,36 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   for (int64_t t = 0; t < targets; ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
       const int64_t row = grouped_row(p, targets, t, h);
-      write_row<T>(p, item.target_begin + t, h, state.sum + row * p.value_dim, state.most[row], state.weights[row]);
+      write_row<T>(p, item.target_begin + t, h, state.out + row * p.value_dim, state.row_max[row], state.row_sum[row]);
     }
   }
 }
 
 template <class T>
-void forward_merge(const TargetAttentionParams& p, const TargetAttentionMerge& merge, void* partials,
-                   int64_t partial_size) {
+void forward_combine(const TargetAttentionParams& p, const TargetAttentionCombine& combine, void* partials,
+                     int64_t partial_size) {
   using A = accumulator_t<T>;
-  const int64_t targets = merge.target_end - merge.target_begin;
+  const int64_t targets = combine.target_end - combine.target_begin;
   const int64_t rows = targets * p.heads;
-  A* first_partial = static_cast<A*>(partials) + merge.partial_begin * partial_size;
-  Softmax<A> total(first_partial, rows, p.value_dim);
+  A* first_partial = static_cast<A*>(partials) + combine.partial_begin * partial_size;
+  RowState<A> total(first_partial, rows, p.value_dim);
   for (int64_t t = 0; t < targets; ++t) {
     for (int64_t h = 0; h < p.heads; ++h) {
       const int64_t row = grouped_row(p, targets, t, h);
-      A* sum = total.sum + row * p.value_dim;
-      A most = total.most[row];
-      A weight = total.weights[row];
-      for (int64_t i = 1; i < merge.partial_end - merge.partial_begin; ++i) {
-        const Softmax<A> next(first_partial + i * partial_size, rows, p.value_dim);
-        const A* next_sum = next.sum + row * p.value_dim;
-        const A new_most = next.most[row] > most ? next.most[row] : most;
-        const A shift = new_most == -kInfinity<A> ? A(0) : new_most;
-        const A keep = exp2<A>(most - shift), add = exp2<A>(next.most[row] - shift);
-        for (int64_t d = 0; d < p.value_dim; ++d) sum[d] = sum[d] * keep + next_sum[d] * add;
-        weight = weight * keep + next.weights[row] * add;
-        most = new_most;
+      A* out = total.out + row * p.value_dim;
+      A row_max = total.row_max[row];
+      A row_sum = total.row_sum[row];
+      for (int64_t i = 1; i < combine.partial_end - combine.partial_begin; ++i) {
+        const RowState<A> next(first_partial + i * partial_size, rows, p.value_dim);
+        const A* next_out = next.out + row * p.value_dim;
+        const A new_max = next.row_max[row] > row_max ? next.row_max[row] : row_max;
+        const A shift = new_max == -kInfinity<A> ? A(0) : new_max;
+        const A keep = exp2<A>(row_max - shift), add = exp2<A>(next.row_max[row] - shift);
+        for (int64_t d = 0; d < p.value_dim; ++d) out[d] = out[d] * keep + next_out[d] * add;
+        row_sum = row_sum * keep + next.row_sum[row] * add;
+        row_max = new_max;
       }
-      write_row<T>(p, merge.target_begin + t, h, sum, most, weight);
+      write_row<T>(p, combine.target_begin + t, h, out, row_max, row_sum);
     }
   }
 }
@@ -274,10 +276,10 @@ void target_attention_item(const TargetAttentionParams& params, const TargetAtte
   });
 }
 
-void target_attention_merge(const TargetAttentionParams& params, const TargetAttentionMerge& merge, void* partials,
-                            int64_t partial_size) {
+void target_attention_combine(const TargetAttentionParams& params, const TargetAttentionCombine& combine,
+                              void* partials, int64_t partial_size) {
   visit_dtype(params.dtype, [&](auto type) {
-    forward_merge<typename decltype(type)::element>(params, merge, partials, partial_size);
+    forward_combine<typename decltype(type)::element>(params, combine, partials, partial_size);
   });
 }
 

@@ -17,11 +17,11 @@ namespace {
 template <class A, class S>
 void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns, const Run<S>& run, int64_t row, A unit,
                    A scale) {
-  const vec_t<A> most = load_first(run.most + row, columns, A(0));
+  const vec_t<A> row_max = load_first(run.row_max + row, columns, A(0));
   const vec_t<A> inverse = load_first(run.inverse + row, columns, A(0));
   const vec_t<A> delta = load_first(run.delta + row, columns, A(0));
   for (int64_t i = 0; i < n; ++i) {
-    const vec_t<A> w = exp2<A>(load(scores + i * stride) * unit - most) * inverse;
+    const vec_t<A> w = exp2<A>(load(scores + i * stride) * unit - row_max) * inverse;
     store(scores + i * stride, w);
     store(dp + i * stride, w * (load(dp + i * stride) - delta) * scale);
   }
@@ -31,7 +31,7 @@ void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns,
 template <class A, class S>
 void differentiate_row(A* scores, A* dp, int64_t n, const Run<S>& run, int64_t row, A unit, A scale) {
   for (int64_t i = 0; i < n; i += kLanes<A>) {
-    const vec_t<A> w = exp2<A>(load(scores + i) * unit - run.most[row]) * run.inverse[row];
+    const vec_t<A> w = exp2<A>(load(scores + i) * unit - run.row_max[row]) * run.inverse[row];
     store(scores + i, w);
     store(dp + i, w * (load(dp + i) - run.delta[row]) * scale);
   }
@@ -47,21 +47,21 @@ struct Weights {
 
 template <class S>
 Weights<S> weigh_few(const TargetAttentionParams& p, const Run<S>& run, int64_t j, Rows<S> k, Rows<S> v, int64_t height,
-                     int64_t ahead, product_t<operand_t<S>>* scores, product_t<operand_t<S>>* dp) {
+                     int64_t prefetch_rows, product_t<operand_t<S>>* scores, product_t<operand_t<S>>* dp) {
   using A = product_t<operand_t<S>>;
   const int64_t count = run.count, stride = whole_lanes<A>(height);
   const bool both = p.shared;
   if (both) dp = scores + count * stride;
-  multiply_dots(count, by_rows(run.scaled + j * count * run.key_room, run.key_room), height, by_rows(k.data, k.stride),
-                operands<S>(p.key_dim), scores, stride, ahead);
-  multiply_dots(count, by_rows(run.douts(j), run.value_room), height, by_rows(v.data, v.stride),
-                operands<S>(p.value_dim), dp, stride, ahead);
+  multiply_dots(count, by_rows(run.scaled + j * count * run.padded_key_dim, run.padded_key_dim), height,
+                by_rows(k.data, k.stride), operands<S>(p.key_dim), scores, stride, prefetch_rows);
+  multiply_dots(count, by_rows(run.douts(j), run.padded_value_dim), height, by_rows(v.data, v.stride),
+                operands<S>(p.value_dim), dp, stride, prefetch_rows);
   for (int64_t c = 0; c < count; ++c) {
     differentiate_row(scores + c * stride, dp + c * stride, height, run, j * count + c, score_unit<S>(p), A(p.scale));
   }
-  A* room = scores + divide_up(count, 2) * stride;  // left by p in pairs
+  A* spare = scores + divide_up(count, 2) * stride;  // left by p in pairs
   Weights<S> w{round_columns<S>(scores, both ? 2 * count : count, stride, scores), {}, {}, both};
-  if (!both) w.ds_transposed = round_columns<S>(dp, count, stride, room);
+  if (!both) w.ds_transposed = round_columns<S>(dp, count, stride, spare);
   w.ds = by_rows(round_rows<S>(dp, count, height, stride, dp), stride);
   return w;
 }
@@ -77,14 +77,14 @@ Weights<S> weigh_many(const TargetAttentionParams& p, const Run<S>& run, int64_t
               Panels<E>{run.query_panels + j * panels_size<E>(count, key_depth), key_depth}, scores, stride, false);
   multiply<S>(height, whole_lanes<A>(count), p.value_dim, by_rows(v.data, v.stride),
               Panels<E>{run.dout_panels + j * panels_size<E>(count, value_depth), value_depth}, dp, stride, false,
-              kFineChain);
+              kFineSumBlock);
   for (int64_t c = 0; c < count; c += kLanes<A>) {
     differentiate(scores + c, dp + c, height, stride, min(kLanes<A>, count - c), run, j * count + c, score_unit<S>(p),
                   A(p.scale));
   }
-  A* room = scores + divide_up(height, 2) * stride;
+  A* spare = scores + divide_up(height, 2) * stride;
   Weights<S> w{by_rows(round_rows<S>(scores, height, count, stride, scores), stride), {}, {}, false};
-  w.ds_transposed = by_rows(round_rows<S>(dp, height, count, stride, room), stride);
+  w.ds_transposed = by_rows(round_rows<S>(dp, height, count, stride, spare), stride);
   w.ds = round_columns<S>(dp, height, stride, dp);
   return w;
 }
@@ -110,19 +110,19 @@ Workspace<T> workspace_of(const TargetAttentionBackwardParams& params, const Tar
   const TargetAttentionParams& p = params.forward;
   const int64_t targets = item.target_end - item.target_begin, block_targets = min(targets, tiling.block_targets);
   const int64_t stacked = block_targets * (p.heads / p.kv_heads), rows = block_targets * p.heads;
-  const int64_t key_depth = operands<S>(p.key_dim), key_room = key_depth * kTerms<S>;
-  const int64_t value_depth = operands<S>(p.value_dim), value_room = value_depth * kTerms<S>;
+  const int64_t key_depth = operands<S>(p.key_dim), padded_key_dim = key_depth * kTerms<S>;
+  const int64_t value_depth = operands<S>(p.value_dim), padded_value_dim = value_depth * kTerms<S>;
   const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
   const bool copies = copies_tiles<T>(p), rounds = sizeof(T) != sizeof(A) && !params.wide;
 
   Scratch scratch{static_cast<char*>(memory)};
   Workspace<T> work;
   work.dq = scratch.take<A>(targets * p.heads * p.key_dim);
-  work.run = {key_room,
-              value_room,
-              scratch.take<S>(rows * (value_room + key_room)),
-              scratch.take<S>(rows * key_room),
-              scratch.take<S>(stacked * value_room),
+  work.run = {padded_key_dim,
+              padded_value_dim,
+              scratch.take<S>(rows * (padded_value_dim + padded_key_dim)),
+              scratch.take<S>(rows * padded_key_dim),
+              scratch.take<S>(stacked * padded_value_dim),
               scratch.take<E>(p.kv_heads * panels_size<E>(stacked, key_depth)),
               scratch.take<E>(p.kv_heads * panels_size<E>(stacked, value_depth)),
               scratch.take<A>(rows),
@@ -130,9 +130,9 @@ Workspace<T> workspace_of(const TargetAttentionBackwardParams& params, const Tar
               scratch.take<A>(rows)};
   work.scores = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
   work.dp = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
-  work.k = copies ? scratch.take<S>(tile_heads * key_room) : nullptr;
+  work.k = copies ? scratch.take<S>(tile_heads * padded_key_dim) : nullptr;
   work.dk = rounds ? scratch.take<A>(tile_heads * p.key_dim) : nullptr;
-  work.v = copies && !p.shared ? scratch.take<S>(tile_heads * value_room) : nullptr;
+  work.v = copies && !p.shared ? scratch.take<S>(tile_heads * padded_value_dim) : nullptr;
   work.dv = rounds && !p.shared ? scratch.take<A>(tile_heads * p.value_dim) : nullptr;
   return work;
 }
@@ -177,24 +177,24 @@ void differentiate_run(const TargetAttentionBackwardParams& params, const Target
   load_run<T>(params, a, b, run);
   const int64_t targets = item.target_end - item.target_begin, group = p.heads / p.kv_heads;
   const int64_t count = run.count, height = seen.end - seen.begin;
-  const int64_t ahead = copies_tiles<T>(p) ? 0 : run.few ? kAheadRows : tile.rows.end - tile.rows.begin;
+  const int64_t prefetch_rows = copies_tiles<T>(p) ? 0 : run.few ? kPrefetchRows : tile.rows.end - tile.rows.begin;
   for (int64_t j = 0; j < p.kv_heads; ++j) {
     const Rows<S> k{tile.k.at(seen.begin, j), tile.k.row_stride}, v{tile.v.at(seen.begin, j), tile.v.row_stride};
-    const Weights<S> w = run.few ? weigh_few(p, run, j, k, v, height, ahead, work.scores, work.dp)
+    const Weights<S> w = run.few ? weigh_few(p, run, j, k, v, height, prefetch_rows, work.scores, work.dp)
                                  : weigh_many(p, run, j, k, v, height, work.scores, work.dp);
     if (tile.dk != nullptr) {
       A* dk = tile.dk + (seen.begin - tile.rows.begin) * tile.k_row + j * p.key_dim;
       A* dv = tile.dv + (seen.begin - tile.rows.begin) * tile.v_row + j * p.value_dim;
-      multiply<S>(height, p.value_dim, w.both ? 2 * count : count, w.transposed, Rows<S>{run.douts(j), run.value_room},
-                  dv, tile.v_row, add);
+      multiply<S>(height, p.value_dim, w.both ? 2 * count : count, w.transposed,
+                  Rows<S>{run.douts(j), run.padded_value_dim}, dv, tile.v_row, add);
       if (!w.both) {
-        multiply<S>(height, p.key_dim, count, w.ds_transposed, Rows<S>{run.queries(j), run.key_room}, dk, tile.k_row,
-                    add || p.shared);
+        multiply<S>(height, p.key_dim, count, w.ds_transposed, Rows<S>{run.queries(j), run.padded_key_dim}, dk,
+                    tile.k_row, add || p.shared);
       }
     }
     A* dq = work.dq + (j * targets + a - item.target_begin) * group * p.key_dim;
-    if (count <= kMostAdded) {
-      add_few<S>(count, p.key_dim, height, w.ds, k, dq, p.key_dim, ahead);
+    if (count <= kMaxAccumulatedRows) {
+      accumulate_few_rows<S>(count, p.key_dim, height, w.ds, k, dq, p.key_dim, prefetch_rows);
     } else {
       multiply<S>(count, p.key_dim, height, w.ds, k, dq, p.key_dim, true);
     }

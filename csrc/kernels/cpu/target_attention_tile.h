@@ -51,13 +51,13 @@ Tile<tile_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, in
   if constexpr (sizeof(T) == sizeof(tile_t<T>)) {
     if (!copies_tiles<T>(p)) return {rows + begin * row_stride, begin, row_stride, head_stride};
   }
-  const int64_t room = whole_operands<tile_t<T>>(width);
+  const int64_t padded_width = whole_operands<tile_t<T>>(width);
   tile_t<T>* to = buffer;
   for (int64_t n = begin; n < end; ++n) {
     const T* row = rows + (p.history_index == nullptr ? n : p.history_index[n]) * row_stride;
-    for (int64_t j = 0; j < p.kv_heads; ++j, to += room) load_row<T>(row + j * head_stride, width, to);
+    for (int64_t j = 0; j < p.kv_heads; ++j, to += padded_width) load_row<T>(row + j * head_stride, width, to);
   }
-  return {buffer, begin, p.kv_heads * room, room};
+  return {buffer, begin, p.kv_heads * padded_width, padded_width};
 }
 
 // Rows (target, head) of a [T, H, width] tensor whose heads share history head j, stacked: out [targets * G, width in
@@ -65,10 +65,10 @@ Tile<tile_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, in
 template <class T>
 void stack_rows(const TargetAttentionParams& p, const void* tensor, int64_t target_stride, int64_t head_stride,
                 int64_t width, int64_t target_begin, int64_t target_end, int64_t j, tile_t<T>* out) {
-  const int64_t group = p.heads / p.kv_heads, room = whole_operands<tile_t<T>>(width);
+  const int64_t group = p.heads / p.kv_heads, padded_width = whole_operands<tile_t<T>>(width);
   const T* rows = static_cast<const T*>(tensor) + j * group * head_stride;
   for (int64_t t = target_begin; t < target_end; ++t) {
-    for (int64_t g = 0; g < group; ++g, out += room) {
+    for (int64_t g = 0; g < group; ++g, out += padded_width) {
       load_row<T>(rows + t * target_stride + g * head_stride, width, out);
     }
   }

@@ -153,7 +153,7 @@ const char* launch(const char* name, void (*kernel)(Parameters...), int64_t grid
 
 // Blocks of a kernel that a multiprocessor holds, with as much shared memory as one block may have.
 template <class Kernel>
-int resident_blocks(Kernel, int, int shared_bytes, int most_shared_bytes) {
+int blocks_per_multiprocessor(Kernel, int, int shared_bytes, int most_shared_bytes) {
   const int blocks = most_shared_bytes / shared_bytes;
   return blocks < 4 ? blocks : 4;
 }
@@ -272,7 +272,7 @@ inline Residence residence(const void* kernel, int threads, int shared_bytes) {
 }
 
 template <class Kernel>
-int resident_blocks(Kernel kernel, int threads, int shared_bytes, int) {
+int blocks_per_multiprocessor(Kernel kernel, int threads, int shared_bytes, int) {
   return residence(reinterpret_cast<const void*>(kernel), threads, shared_bytes).blocks;
 }
 

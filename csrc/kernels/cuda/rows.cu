@@ -18,7 +18,7 @@ constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kAtOnce = 4;             // loads that a thread starts before it uses the first
 constexpr int kCopied = 8 * kThreads;  // words of the result that a block copies
-constexpr int kChain = 32;             // rows added one after the other
+constexpr int kSumBlock = 32;          // rows added one after the other
 constexpr int kLongSegment = 64;       // rows on average, from where on all warps of a block share a segment
 
 // The segment of place i: the last one that starts at or before it and is not empty.
@@ -83,7 +83,7 @@ const char* launch_copy(const char* op, const void* from, Source source, int64_t
   return with_words(uint8_t());
 }
 
-// A sum and what rounding took from it (Knuth's two-sum): a million rows are summed as exactly as kChain.
+// A sum and what rounding took from it (Knuth's two-sum): a million rows are summed as exactly as kSumBlock.
 struct Sum {
   float total, lost;
 
@@ -177,9 +177,9 @@ __global__ void __launch_bounds__(kThreads, 2)
   Sum sums[kV];
 #pragma unroll
   for (int i = 0; i < kV; ++i) sums[i] = {0, 0};
-  for (int64_t first = begin + member; first < end; first += kChain * kSharing) {
-    float chain[kV] = {};
-    const int64_t stop = min(end, first + kChain * kSharing);
+  for (int64_t first = begin + member; first < end; first += kSumBlock * kSharing) {
+    float block_sum[kV] = {};
+    const int64_t stop = min(end, first + kSumBlock * kSharing);
     for (int64_t place = first; place < stop; place += kRows * kSharing) {
       T row[kRows][kV];
 #pragma unroll
@@ -190,11 +190,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int j = 0; j < kRows; ++j) {
 #pragma unroll
-        for (int i = 0; i < kV; ++i) chain[i] += widen(row[j][i]);
+        for (int i = 0; i < kV; ++i) block_sum[i] += widen(row[j][i]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kV; ++i) sums[i].add(chain[i]);
+    for (int i = 0; i < kV; ++i) sums[i].add(block_sum[i]);
   }
 
   T* to = static_cast<T*>(p.sums) + s * p.width + begin_column;

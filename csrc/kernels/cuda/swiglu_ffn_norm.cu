@@ -41,7 +41,7 @@ struct Place {
 };
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) gate(const T* uv, T* g, const int64_t rows, const int hidden) {
+__global__ void __launch_bounds__(kThreads) swiglu_fwd_kernel(const T* uv, T* g, const int64_t rows, const int hidden) {
   const Place<T> at(rows, hidden);
   if (at.count <= 0) return;
   const T* u = uv + at.row * 2 * hidden + at.column;
@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(kThreads) gate(const T* uv, T* g, const int64_
 }
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) gate_backward(T* uv, const T* dg, const int64_t rows, const int hidden) {
+__global__ void __launch_bounds__(kThreads)
+    swiglu_bwd_kernel(T* uv, const T* dg, const int64_t rows, const int hidden) {
   const Place<T> at(rows, hidden);
   if (at.count <= 0) return;
   T* u = uv + at.row * 2 * hidden + at.column;
@@ -87,7 +88,7 @@ STCA_DEVICE void for_vectors(int64_t dim, F f) {
 }
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) norm(const NormParams p, T* y) {
+__global__ void __launch_bounds__(kThreads) layer_norm_fwd_kernel(const NormParams p, T* y) {
   const int64_t row = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
   if (row >= p.num_rows) return;
   const T* h = static_cast<const T*>(p.h) + row * p.dim;
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kThreads) norm(const NormParams p, T* y) {
 
 // dh = rstd * (a - mean(a) - xhat * mean(a * xhat)) with a = dy * weight.
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) norm_backward(const NormParams p, const T* dy, T* dh) {
+__global__ void __launch_bounds__(kThreads) layer_norm_bwd_kernel(const NormParams p, const T* dy, T* dh) {
   const int64_t row = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
   if (row >= p.num_rows) return;
   const T *h = static_cast<const T*>(p.h) + row * p.dim, *weight = static_cast<const T*>(p.weight);
@@ -188,7 +189,7 @@ const char* swiglu_gate_cuda(Dtype dtype, const void* uv, void* g, int64_t rows,
   return visit_cuda_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     return by_alignment(hidden * int64_t(sizeof(T)), {uv, g}, [&](auto aligned) {
-      return launch("swiglu gate", &gate<T, decltype(aligned)::value>,
+      return launch("swiglu gate", &swiglu_fwd_kernel<T, decltype(aligned)::value>,
                     divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads, 0, static_cast<Stream>(stream),
                     static_cast<const T*>(uv), static_cast<T*>(g), rows, int(hidden));
     });
@@ -200,7 +201,7 @@ const char* swiglu_gate_backward_cuda(Dtype dtype, void* uv, const void* dg, int
   return visit_cuda_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     return by_alignment(hidden * int64_t(sizeof(T)), {uv, dg}, [&](auto aligned) {
-      return launch("swiglu gate backward", &gate_backward<T, decltype(aligned)::value>,
+      return launch("swiglu gate backward", &swiglu_bwd_kernel<T, decltype(aligned)::value>,
                     divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads, 0, static_cast<Stream>(stream),
                     static_cast<T*>(uv), static_cast<const T*>(dg), rows, int(hidden));
     });
@@ -211,8 +212,8 @@ const char* norm_cuda(const NormParams& p, void* y, void* stream) {
   return visit_cuda_dtype(p.dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     return by_alignment(p.dim * int64_t(sizeof(T)), {p.h, p.weight, p.bias, y}, [&](auto aligned) {
-      return launch("swiglu norm", &norm<T, decltype(aligned)::value>, divide_up(p.num_rows, kWarps), kThreads, 0,
-                    static_cast<Stream>(stream), p, static_cast<T*>(y));
+      return launch("swiglu norm", &layer_norm_fwd_kernel<T, decltype(aligned)::value>, divide_up(p.num_rows, kWarps),
+                    kThreads, 0, static_cast<Stream>(stream), p, static_cast<T*>(y));
     });
   });
 }
@@ -226,8 +227,9 @@ const char* norm_backward_cuda(const NormParams& p, const void* dy, void* dh, fl
                                static_cast<Stream>(stream), p, static_cast<const T*>(dy), pieces, part_sums);
     if (error != nullptr) return error;
     return by_alignment(p.dim * int64_t(sizeof(T)), {p.h, p.weight, dy, dh}, [&](auto aligned) {
-      return launch("swiglu norm backward", &norm_backward<T, decltype(aligned)::value>, divide_up(p.num_rows, kWarps),
-                    kThreads, 0, static_cast<Stream>(stream), p, static_cast<const T*>(dy), static_cast<T*>(dh));
+      return launch("swiglu norm backward", &layer_norm_bwd_kernel<T, decltype(aligned)::value>,
+                    divide_up(p.num_rows, kWarps), kThreads, 0, static_cast<Stream>(stream), p,
+                    static_cast<const T*>(dy), static_cast<T*>(dh));
     });
   });
 }

@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "../target_attention_cuda.h"
-#include "work.cuh"
+#include "schedule.cuh"
 
 namespace stca {
 namespace cuda {
@@ -56,22 +56,22 @@ STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item,
 
 // What splits of a history give for the query rows of a tile.
 struct Partials {
-  float* sums;     // [partials, rows of a tile, Dv]
-  float* softmax;  // [partials, rows of a tile, 2]
+  float* sums;         // [partials, rows of a tile, Dv]
+  float* max_and_sum;  // [partials, rows of a tile, 2]
 };
 
 // Adds up the partial results of tiles that several ranges share, in order of splits.
-const char* launch_merge(const TargetAttentionParams& p, const Cut& cut, const Work& work, const Partials& partials,
-                         Stream stream);
+const char* launch_combine(const TargetAttentionParams& p, const Tiling& tiling, const Schedule& schedule,
+                           const Partials& partials, Stream stream);
 
-// softmax and lse of query row target * H + head from its largest score (in units of log 2) and its sum of weights.
-STCA_DEVICE void write_softmax(const TargetAttentionParams& p, int64_t row, float most, float weights) {
-  static_cast<float*>(p.softmax)[2 * row] = most;
-  static_cast<float*>(p.softmax)[2 * row + 1] = weights;
-  static_cast<float*>(p.lse)[row] = weights == 0 ? -infinity() : kLn2 * (most + log2(weights));
+// softmax and lse of query row target * H + head from its largest score (in units of log 2) and the sum of its weights.
+STCA_DEVICE void write_max_and_sum(const TargetAttentionParams& p, int64_t row, float row_max, float row_sum) {
+  static_cast<float*>(p.max_and_sum)[2 * row] = row_max;
+  static_cast<float*>(p.max_and_sum)[2 * row + 1] = row_sum;
+  static_cast<float*>(p.lse)[row] = row_sum == 0 ? -infinity() : kLn2 * (row_max + log2(row_sum));
 }
 
-STCA_DEVICE float inverse(float weights) { return weights == 0 ? 0.0f : 1 / weights; }
+STCA_DEVICE float inverse(float row_sum) { return row_sum == 0 ? 0.0f : 1 / row_sum; }
 
 struct Range {
   int begin, end;
@@ -109,19 +109,19 @@ STCA_DEVICE History<T> history_of(const TargetAttentionParams& p, const Item& it
 }
 
 // kRows rows from row `first` of the request's history, as far as `end`, which is behind it, to shared memory.
-template <int kCap, int kRows, int kThreads, class T>
+template <int kMaxWidth, int kRows, int kThreads, class T>
 STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, int end, int64_t width, bool aligned) {
   if (history.index == nullptr) {
-    constexpr int kChunks = Columns<T, kCap>::kChunks;
+    constexpr int kChunks = Columns<T, kMaxWidth>::kChunks;
     const int64_t step = kThreads / kChunks * history.stride;
     const T* next = history.rows + (first + int(threadIdx.x) / kChunks) * history.stride;
-    load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned, [&](int) {
+    load_rows<kMaxWidth, kRows, kThreads>(to, end - first, int(width), aligned, [&](int) {
       const T* row = next;
       next += step;
       return row;
     });
   } else {
-    load_rows<kCap, kRows, kThreads>(to, end - first, int(width), aligned, [&](int row) {
+    load_rows<kMaxWidth, kRows, kThreads>(to, end - first, int(width), aligned, [&](int row) {
       return history.rows + history.index[min(first + row, end - 1)] * history.stride;
     });
   }
@@ -138,13 +138,13 @@ STCA_DEVICE float sum_of_slices(const float* sums, int row, int column) {
 
 constexpr int64_t aligned_bytes(int64_t bytes) { return divide_up(bytes, 256) * 256; }
 
-constexpr int kMostBlocks = 8;  // of a kernel on a multiprocessor, counted
+constexpr int kMaxBlocks = 8;  // of a kernel on a multiprocessor, counted
 
 // Blocks of a kernel that run at once.
 template <class Kernel>
-int slots_of(const CudaDevice& device, Kernel kernel, int threads, int shared_bytes) {
-  const int blocks = resident_blocks(kernel, threads, shared_bytes, device.shared_bytes);
-  return device.multiprocessors * max(1, min(kMostBlocks, blocks));
+int resident_blocks(const CudaDevice& device, Kernel kernel, int threads, int shared_bytes) {
+  const int blocks = blocks_per_multiprocessor(kernel, threads, shared_bytes, device.shared_bytes);
+  return device.multiprocessors * max(1, min(kMaxBlocks, blocks));
 }
 
 // Calls f(Element<T>(), capacity, shared), the last two as types with a value, for the call's element type and widths.

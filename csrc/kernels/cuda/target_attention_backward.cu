@@ -10,26 +10,27 @@ namespace stca {
 namespace cuda {
 namespace {
 
-template <class T, int kCap, bool kShared>
-struct BackwardRows : Columns<T, kCap> {
-  using Columns<T, kCap>::kSlices;
-  using Columns<T, kCap>::kPitch;
+template <class T, int kMaxWidth, bool kShared>
+struct BackwardRows : Columns<T, kMaxWidth> {
+  using Columns<T, kMaxWidth>::kSlices;
+  using Columns<T, kMaxWidth>::kPitch;
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr int kRowWarps = kSlices == 1 || (kHalf && kSlices == 2) ? 4 : kSlices == 8 ? 1 : 2;
-  static constexpr int kM = kHalf && kCap == 1024 ? 2 : 1;                      // 16-row fragments of a warp
-  static constexpr int kColumns = 16 * kM * kRowWarps;                          // history rows of a tile
-  static constexpr int kRows = kHalf && (kCap < 256 || kCap == 512) ? 32 : 16;  // query rows of a tile
+  static constexpr int kRowFragments = kHalf && kMaxWidth == 1024 ? 2 : 1;                // 16-row fragments of a warp
+  static constexpr int kHistoryRows = 16 * kRowFragments * kRowWarps;                     // history rows of a tile
+  static constexpr int kRows = kHalf && (kMaxWidth < 256 || kMaxWidth == 512) ? 32 : 16;  // query rows of a tile
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
-  static constexpr int kBlocks = kThreads == 128 || (kHalf && kShared && kCap == 256) ? 2 : 1;
-  static constexpr int kElements = kRows * kColumns / kThreads;  // scores of a tile that a thread turns into p and ds
-  static constexpr int kSumPitch = kColumns + 4;
-  static constexpr int kWeightPitch = kColumns + 16 / int(sizeof(T));
+  static constexpr int kBlocks = kThreads == 128 || (kHalf && kShared && kMaxWidth == 256) ? 2 : 1;
+  static constexpr int kElements =
+      kRows * kHistoryRows / kThreads;  // scores of a tile that a thread turns into p and ds
+  static constexpr int kSumPitch = kHistoryRows + 4;
+  static constexpr int kWeightPitch = kHistoryRows + 16 / int(sizeof(T));
 
   static constexpr int kQueryTile = kRows * kPitch * int(sizeof(T));
   static constexpr int kKeys = 0;
-  static constexpr int kValues = kShared ? 0 : kColumns * kPitch * int(sizeof(T));
-  static constexpr int kQueries = kValues + kColumns * kPitch * int(sizeof(T));
+  static constexpr int kValues = kShared ? 0 : kHistoryRows * kPitch * int(sizeof(T));
+  static constexpr int kQueries = kValues + kHistoryRows * kPitch * int(sizeof(T));
   static constexpr int kDouts = kQueries + kQueryTile;
   static constexpr int kSums = kDouts + kQueryTile;
   static constexpr int kWeights = kSums + kSlices * kRows * kSumPitch * 4;
@@ -37,15 +38,16 @@ struct BackwardRows : Columns<T, kCap> {
   static constexpr int kInfo = kDs + kRows * kWeightPitch * int(sizeof(T));
   static constexpr int kItem = kInfo + kRows * int(sizeof(Row));
   static constexpr int kBytes = kItem + int(sizeof(Item));
-  static_assert(kBytes <= (kHalf || kCap < 1024 ? kSharedBytes : kLargeSharedBytes));
-  static_assert(kRows * kColumns % kThreads == 0);
+  static_assert(kBytes <= (kHalf || kMaxWidth < 1024 ? kSharedBytes : kLargeSharedBytes));
+  static_assert(kRows * kHistoryRows % kThreads == 0);
 };
 
-template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, BackwardRows<T, kCap, kShared>::kBlocks)
-    differentiate_rows(const TargetAttentionBackwardParams b, const Cut cut, const Work work, const Weighing* weighing,
-                       const Aligned aligned) {
-  using F = BackwardRows<T, kCap, kShared>;
+template <class T, int kMaxWidth, bool kShared>
+__global__ void __launch_bounds__(BackwardRows<T, kMaxWidth, kShared>::kThreads,
+                                  BackwardRows<T, kMaxWidth, kShared>::kBlocks)
+    target_attention_bwd_dkv_kernel(const TargetAttentionBackwardParams b, const Tiling tiling, const Schedule schedule,
+                                    const Weighing* weighing, const Aligned aligned) {
+  using F = BackwardRows<T, kMaxWidth, kShared>;
   const TargetAttentionParams& p = b.forward;
   char* memory = shared_memory();
   T* keys = reinterpret_cast<T*>(memory + F::kKeys);
@@ -57,26 +59,27 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, Back
   T* ds = reinterpret_cast<T*>(memory + F::kDs);
   Row* rows = reinterpret_cast<Row*>(memory + F::kInfo);
   Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
-  const int warp = int(threadIdx.x) / kWarp, slice = warp % F::kSlices, first_row = warp / F::kSlices * 16 * F::kM;
+  const int warp = int(threadIdx.x) / kWarp, slice = warp % F::kSlices,
+            first_row = warp / F::kSlices * 16 * F::kRowFragments;
   const int column = slice * F::kWarpColumns;
   const int key_width = max(0, min(F::kWarpColumns, int(p.key_dim) - column));
   const int value_width = max(0, min(F::kWarpColumns, int(p.value_dim) - column));
 
-  if (!start_range(&item, work, int(blockIdx.x))) return;
+  if (!start_range(&item, schedule, int(blockIdx.x))) return;
   do {
-    load_item(&item, p, cut, work, int(blockIdx.x));
-    load_history_rows<kCap, F::kColumns, F::kThreads>(keys,
-                                                      history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride),
-                                                      item.split_begin, item.split_end, p.key_dim, aligned.k);
+    load_item(&item, p, tiling, schedule, int(blockIdx.x));
+    load_history_rows<kMaxWidth, F::kHistoryRows, F::kThreads>(
+        keys, history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride), item.split_begin, item.split_end, p.key_dim,
+        aligned.k);
     if constexpr (!kShared) {
-      load_history_rows<kCap, F::kColumns, F::kThreads>(values,
-                                                        history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride),
-                                                        item.split_begin, item.split_end, p.value_dim, aligned.v);
+      load_history_rows<kMaxWidth, F::kHistoryRows, F::kThreads>(
+          values, history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride), item.split_begin, item.split_end,
+          p.value_dim, aligned.v);
     }
     commit_copies();
 
-    float dk[F::kM][F::kWarpColumns / 8][4];
-    float dv[kShared ? 1 : F::kM][kShared ? 2 : F::kWarpColumns / 8][4];  // unused where v is k
+    float dk[F::kRowFragments][F::kWarpColumns / 8][4];
+    float dv[kShared ? 1 : F::kRowFragments][kShared ? 2 : F::kWarpColumns / 8][4];  // unused where v is k
     clear(dk);
     clear(dv);
     for (int first = 0; first < item.query_rows; first += F::kRows) {
@@ -84,17 +87,18 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, Back
       const Range seen = seen_by_tile<F::kRows, F::kThreads>(
           p, item, rows, [&](int row) { return backward_row(p, item, first + row, weighing); });
       if (seen.begin == seen.end) continue;
-      load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
-                                             [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
-      load_rows<kCap, F::kRows, F::kThreads>(douts, item.query_rows - first, int(p.value_dim), aligned.dout,
-                                             [&](int row) { return static_cast<const T*>(b.dout) + rows[row].dout; });
+      load_rows<kMaxWidth, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
+                                                  [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
+      load_rows<kMaxWidth, F::kRows, F::kThreads>(
+          douts, item.query_rows - first, int(p.value_dim), aligned.dout,
+          [&](int row) { return static_cast<const T*>(b.dout) + rows[row].dout; });
       commit_copies();
       wait_copies<0>();
       sync_block();
 
-      // Slices' sums of a product [kRows, kColumns] to shared memory.
+      // Slices' sums of a product [kRows, kHistoryRows] to shared memory.
       auto contract = [&](const T* left, const T* right, int width) {
-        float c[F::kRows / 16][2 * F::kM][4];
+        float c[F::kRows / 16][2 * F::kRowFragments][4];
         clear(c);
         warp_product<false, false, F::kWarpColumns>(c, left + column, F::kPitch, right + first_row * F::kPitch + column,
                                                     F::kPitch, round_up(width, 16));
@@ -108,14 +112,14 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, Back
 #pragma unroll
       for (int i = 0; i < F::kElements; ++i) {
         const int at = int(threadIdx.x) + i * F::kThreads;
-        score[i] = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, at / F::kColumns, at % F::kColumns);
+        score[i] = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, at / F::kHistoryRows, at % F::kHistoryRows);
       }
       sync_block();
       contract(douts, values, value_width);
       sync_block();
 #pragma unroll
       for (int i = 0; i < F::kElements; ++i) {
-        const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kColumns, n = at % F::kColumns;
+        const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kHistoryRows, n = at % F::kHistoryRows;
         const float dp = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, row, n);
         const Weights w = weights_of(rows[row], item.split_begin + n, float(p.scale), score[i], dp);
         narrow(w.p, weights[row * F::kWeightPitch + n]);
@@ -153,16 +157,18 @@ __global__ void __launch_bounds__(BackwardRows<T, kCap, kShared>::kThreads, Back
   } while (item.more);
 }
 
-template <class T, int kCap, bool kShared>
+template <class T, int kMaxWidth, bool kShared>
 const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace, Stream stream) {
-  using F = BackwardRows<T, kCap, kShared>;
+  using F = BackwardRows<T, kMaxWidth, kShared>;
   const TargetAttentionParams& p = b.forward;
-  const int slots = slots_of(device, &differentiate_rows<T, kCap, kShared>, F::kThreads, F::kBytes);
-  const Cut cut{F::kColumns, F::kRows, slots, true};
-  const Work work = work_at(workspace, p.num_requests, cut.slots);
-  if (const char* error = launch_work(p, cut, work, stream)) return error;
-  return launch("target_attention backward of history", &differentiate_rows<T, kCap, kShared>, cut.slots, F::kThreads,
-                F::kBytes, stream, b, cut, work, weighing_at(workspace, p, device), aligned_tensors(p, b.dout));
+  const int num_ranges =
+      resident_blocks(device, &target_attention_bwd_dkv_kernel<T, kMaxWidth, kShared>, F::kThreads, F::kBytes);
+  const Tiling tiling{F::kHistoryRows, F::kRows, num_ranges, true};
+  const Schedule schedule = schedule_at(workspace, p.num_requests, tiling.num_ranges);
+  if (const char* error = launch_schedule(p, tiling, schedule, stream)) return error;
+  return launch("target_attention backward of history", &target_attention_bwd_dkv_kernel<T, kMaxWidth, kShared>,
+                tiling.num_ranges, F::kThreads, F::kBytes, stream, b, tiling, schedule,
+                weighing_at(workspace, p, device), aligned_tensors(p, b.dout));
 }
 
 }  // namespace

@@ -5,32 +5,32 @@
 #if defined(STCA_SM90)
 #include "sm90/target_attention.h"
 #endif
-#include "merge.cuh"
+#include "combine.cuh"
 #include "target_attention_backward.cuh"
 
 namespace stca {
 namespace cuda {
 namespace {
 
-template <class T, int kCap, bool kShared>
-struct BackwardQueries : Columns<T, kCap> {
-  using Columns<T, kCap>::kSlices;
-  using Columns<T, kCap>::kPitch;
+template <class T, int kMaxWidth, bool kShared>
+struct BackwardQueries : Columns<T, kMaxWidth> {
+  using Columns<T, kMaxWidth>::kSlices;
+  using Columns<T, kMaxWidth>::kPitch;
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr int kRowWarps = kSlices == 1 || (kHalf && kSlices == 2)   ? 4
                                    : kSlices == 2 || (kHalf && kSlices == 4) ? 2
                                                                              : 1;
-  static constexpr int kRows = 16 * kRowWarps;                    // query rows of a tile
-  static constexpr int kColumns = kHalf && kCap < 512 ? 32 : 16;  // history rows of a tile
-  static constexpr int kStages = !kHalf && kCap == 1024 ? 1 : 2;
+  static constexpr int kRows = 16 * kRowWarps;                             // query rows of a tile
+  static constexpr int kHistoryRows = kHalf && kMaxWidth < 512 ? 32 : 16;  // history rows of a tile
+  static constexpr int kStages = !kHalf && kMaxWidth == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
-  static constexpr int kBlocks = kHalf && kCap == 64 ? 3 : kHalf && (kCap == 128 || kCap == 512) ? 2 : 1;
-  static constexpr int kElements = kRows * kColumns / kThreads;  // scores of a tile that a thread turns into ds
-  static constexpr int kSumPitch = kColumns + 4;
-  static constexpr int kDsPitch = kColumns + 16 / int(sizeof(T));
+  static constexpr int kBlocks = kHalf && kMaxWidth == 64 ? 3 : kHalf && (kMaxWidth == 128 || kMaxWidth == 512) ? 2 : 1;
+  static constexpr int kElements = kRows * kHistoryRows / kThreads;  // scores of a tile that a thread turns into ds
+  static constexpr int kSumPitch = kHistoryRows + 4;
+  static constexpr int kDsPitch = kHistoryRows + 16 / int(sizeof(T));
 
-  static constexpr int kTile = kColumns * kPitch * int(sizeof(T));
+  static constexpr int kTile = kHistoryRows * kPitch * int(sizeof(T));
   static constexpr int kDouts = kRows * kPitch * int(sizeof(T));
   static constexpr int kKeys = 2 * kDouts;
   static constexpr int kValues = kKeys + (kShared ? 0 : kStages * kTile);
@@ -39,16 +39,16 @@ struct BackwardQueries : Columns<T, kCap> {
   static constexpr int kInfo = kDs + kRows * kDsPitch * int(sizeof(T));
   static constexpr int kItem = kInfo + kRows * int(sizeof(Row));
   static constexpr int kBytes = kItem + int(sizeof(Item));
-  static_assert(kBytes <= (kHalf || kCap < 1024 ? kSharedBytes : kLargeSharedBytes));
-  static_assert(kRows * kColumns % kThreads == 0);
+  static_assert(kBytes <= (kHalf || kMaxWidth < 1024 ? kSharedBytes : kLargeSharedBytes));
+  static_assert(kRows * kHistoryRows % kThreads == 0);
 };
 
-template <class T, int kCap, bool kShared>
-__global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads,
-                                  BackwardQueries<T, kCap, kShared>::kBlocks)
-    differentiate_queries(const TargetAttentionBackwardParams b, const Cut cut, const Work work,
-                          const Weighing* weighing, float* partials, const Aligned aligned) {
-  using F = BackwardQueries<T, kCap, kShared>;
+template <class T, int kMaxWidth, bool kShared>
+__global__ void __launch_bounds__(BackwardQueries<T, kMaxWidth, kShared>::kThreads,
+                                  BackwardQueries<T, kMaxWidth, kShared>::kBlocks)
+    target_attention_bwd_dq_kernel(const TargetAttentionBackwardParams b, const Tiling tiling, const Schedule schedule,
+                                   const Weighing* weighing, float* partials, const Aligned aligned) {
+  using F = BackwardQueries<T, kMaxWidth, kShared>;
   const TargetAttentionParams& p = b.forward;
   char* memory = shared_memory();
   T* queries = reinterpret_cast<T*>(memory);
@@ -63,30 +63,32 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads,
   const int key_width = max(0, min(F::kWarpColumns, int(p.key_dim) - column));
   const int value_width = max(0, min(F::kWarpColumns, int(p.value_dim) - column));
 
-  if (!start_range(&item, work, int(blockIdx.x))) return;
+  if (!start_range(&item, schedule, int(blockIdx.x))) return;
   do {
-    load_item(&item, p, cut, work, int(blockIdx.x));
+    load_item(&item, p, tiling, schedule, int(blockIdx.x));
     const int first = item.tile * F::kRows;
     const Range seen = seen_by_tile<F::kRows, F::kThreads>(
         p, item, rows, [&](int row) { return backward_row(p, item, first + row, weighing); });
     const int begin = seen.begin, end = seen.end;
-    const int tiles = (end - begin + F::kColumns - 1) / F::kColumns;
+    const int tiles = (end - begin + F::kHistoryRows - 1) / F::kHistoryRows;
 
     const History<T> keys = history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride);
     const History<T> values = history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride);
     auto load_tile = [&](int tile) {
-      const int from = begin + tile * F::kColumns;
-      load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kKeys, tile), keys, from, end, p.key_dim, aligned.k);
+      const int from = begin + tile * F::kHistoryRows;
+      load_history_rows<kMaxWidth, F::kHistoryRows, F::kThreads>(stage(F::kKeys, tile), keys, from, end, p.key_dim,
+                                                                 aligned.k);
       if constexpr (!kShared) {
-        load_history_rows<kCap, F::kColumns, F::kThreads>(stage(F::kValues, tile), values, from, end, p.value_dim,
-                                                          aligned.v);
+        load_history_rows<kMaxWidth, F::kHistoryRows, F::kThreads>(stage(F::kValues, tile), values, from, end,
+                                                                   p.value_dim, aligned.v);
       }
       commit_copies();
     };
-    load_rows<kCap, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
-                                           [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
-    load_rows<kCap, F::kRows, F::kThreads>(douts, item.query_rows - first, int(p.value_dim), aligned.dout,
-                                           [&](int row) { return static_cast<const T*>(b.dout) + rows[row].dout; });
+    load_rows<kMaxWidth, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
+                                                [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
+    load_rows<kMaxWidth, F::kRows, F::kThreads>(
+        douts, item.query_rows - first, int(p.value_dim), aligned.dout,
+        [&](int row) { return static_cast<const T*>(b.dout) + rows[row].dout; });
     commit_copies();
     if (tiles > 0) load_tile(0);
 
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads,
       if (F::kStages > 1 && tile + 1 < tiles) load_tile(tile + 1);
 
       auto contract = [&](const T* left, const T* right, int width) {
-        float c[1][F::kColumns / 8][4];
+        float c[1][F::kHistoryRows / 8][4];
         clear(c);
         warp_product<false, false, F::kWarpColumns>(c, left + first_row * F::kPitch + column, F::kPitch, right + column,
                                                     F::kPitch, round_up(width, 16));
@@ -112,21 +114,21 @@ __global__ void __launch_bounds__(BackwardQueries<T, kCap, kShared>::kThreads,
 #pragma unroll
       for (int i = 0; i < F::kElements; ++i) {
         const int at = int(threadIdx.x) + i * F::kThreads;
-        score[i] = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, at / F::kColumns, at % F::kColumns);
+        score[i] = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, at / F::kHistoryRows, at % F::kHistoryRows);
       }
       sync_block();
       contract(douts, stage(F::kValues, tile), value_width);
       sync_block();
 #pragma unroll
       for (int i = 0; i < F::kElements; ++i) {
-        const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kColumns, n = at % F::kColumns;
+        const int at = int(threadIdx.x) + i * F::kThreads, row = at / F::kHistoryRows, n = at % F::kHistoryRows;
         const float dp = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, row, n);
-        const int history_row = begin + tile * F::kColumns + n;
+        const int history_row = begin + tile * F::kHistoryRows + n;
         narrow(weights_of(rows[row], history_row, float(p.scale), score[i], dp).ds, ds[row * F::kDsPitch + n]);
       }
       sync_block();
-      warp_product<false, true, F::kColumns>(dq, ds + first_row * F::kDsPitch, F::kDsPitch,
-                                             stage(F::kKeys, tile) + column, F::kPitch, F::kColumns, key_width);
+      warp_product<false, true, F::kHistoryRows>(dq, ds + first_row * F::kDsPitch, F::kDsPitch,
+                                                 stage(F::kKeys, tile) + column, F::kPitch, F::kHistoryRows, key_width);
       if (F::kStages == 1 && tile + 1 < tiles) {
         sync_block();
         load_tile(tile + 1);
@@ -150,7 +152,8 @@ constexpr int kWarps = 4;
 
 // One warp for each (target, head).
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp) weigh(const TargetAttentionBackwardParams b, Weighing* weighing) {
+__global__ void __launch_bounds__(kWarps* kWarp)
+    target_attention_bwd_preprocess_kernel(const TargetAttentionBackwardParams b, Weighing* weighing) {
   const TargetAttentionParams& p = b.forward;
   const int lane = int(threadIdx.x) % kWarp;
   const int64_t at = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
@@ -162,75 +165,81 @@ __global__ void __launch_bounds__(kWarps* kWarp) weigh(const TargetAttentionBack
   }
   for (int by = 1; by < kWarp; by *= 2) sum += shuffle_xor(sum, by);
   if (lane != 0) return;
-  const float* softmax = static_cast<const float*>(p.softmax) + 2 * at;
+  const float* max_and_sum = static_cast<const float*>(p.max_and_sum) + 2 * at;
   const float dlse = b.dlse == nullptr ? 0.0f : static_cast<const float*>(b.dlse)[at];
-  weighing[at] = {softmax[0], inverse(softmax[1]), sum - dlse, 0};
+  weighing[at] = {max_and_sum[0], inverse(max_and_sum[1]), sum - dlse, 0};
 }
 
 // Adds up the partial dq of a query row whose tile several ranges share, in order of splits.
 template <class T>
-__global__ void __launch_bounds__(kMergeThreads) merge(const TargetAttentionBackwardParams b, const Cut cut,
-                                                       const Work work, const float* partials, const Merge merge) {
+__global__ void __launch_bounds__(kCombineThreads)
+    target_attention_bwd_dq_combine_kernel(const TargetAttentionBackwardParams b, const Tiling tiling,
+                                           const Schedule schedule, const float* partials, const Combine combine) {
   const TargetAttentionParams& p = b.forward;
-  const int64_t number = blockIdx.x / merge.parts;
-  if (number >= work.merge_begin[cut.slots]) return;
-  const SplitRow row = split_row(p, cut, work, number);
+  const int64_t number = blockIdx.x / combine.parts;
+  if (number >= schedule.combine_begin[tiling.num_ranges]) return;
+  const SplitRow row = split_row(p, tiling, schedule, number);
   T* dq = static_cast<T*>(b.dq) + row.index * p.key_dim;
   add_splits(
-      row, partials, p.key_dim, merge, int(blockIdx.x % merge.parts), [](int64_t) { return 1.0f; },
+      row, partials, p.key_dim, combine, int(blockIdx.x % combine.parts), [](int64_t) { return 1.0f; },
       [&](int d, float sum) { narrow(sum, dq[d]); });
 }
 
-template <class T, int kCap, bool kShared>
-Cut cut_of(const CudaDevice& device) {
-  using F = BackwardQueries<T, kCap, kShared>;
-  const int slots = slots_of(device, &differentiate_queries<T, kCap, kShared>, F::kThreads, F::kBytes);
-  return {F::kRows, F::kColumns, slots, false};
+template <class T, int kMaxWidth, bool kShared>
+Tiling tiling_of(const CudaDevice& device) {
+  using F = BackwardQueries<T, kMaxWidth, kShared>;
+  const int num_ranges =
+      resident_blocks(device, &target_attention_bwd_dq_kernel<T, kMaxWidth, kShared>, F::kThreads, F::kBytes);
+  return {F::kRows, F::kHistoryRows, num_ranges, false};
 }
 
-template <class T, int kCap, bool kShared>
+template <class T, int kMaxWidth, bool kShared>
 const char* enqueue(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace, Stream stream) {
-  using F = BackwardQueries<T, kCap, kShared>;
+  using F = BackwardQueries<T, kMaxWidth, kShared>;
   const TargetAttentionParams& p = b.forward;
-  const Cut cut = cut_of<T, kCap, kShared>(device);
-  const Work work = work_at(workspace, p.num_requests, cut.slots);
+  const Tiling tiling = tiling_of<T, kMaxWidth, kShared>(device);
+  const Schedule schedule = schedule_at(workspace, p.num_requests, tiling.num_ranges);
   Weighing* weighing = weighing_at(workspace, p, device);
   float* partials = reinterpret_cast<float*>(reinterpret_cast<char*>(weighing) + weighing_bytes(p));
   const int64_t blocks = divide_up(p.num_targets * p.heads, kWarps);
-  const char* error = launch("target_attention weighing", &weigh<T>, blocks, kWarps * kWarp, 0, stream, b, weighing);
+  const char* error = launch("target_attention weighing", &target_attention_bwd_preprocess_kernel<T>, blocks,
+                             kWarps * kWarp, 0, stream, b, weighing);
 #if defined(STCA_SM90)
   if (error == nullptr && sm90::takes_backward(b, device)) {
     return sm90::launch_backward(b, device, workspace, weighing, partials, stream);
   }
 #endif
   if (error == nullptr) error = launch_backward_of_history(b, device, workspace, stream);
-  if (error == nullptr) error = launch_work(p, cut, work, stream);  // in the place of the one before, which is done
+  if (error == nullptr)
+    error = launch_schedule(p, tiling, schedule, stream);  // in the place of the one before, which is done
   if (error == nullptr) {
-    error = launch("target_attention backward of q", &differentiate_queries<T, kCap, kShared>, cut.slots, F::kThreads,
-                   F::kBytes, stream, b, cut, work, weighing, partials, aligned_tensors(p, b.dout));
+    error = launch("target_attention backward of q", &target_attention_bwd_dq_kernel<T, kMaxWidth, kShared>,
+                   tiling.num_ranges, F::kThreads, F::kBytes, stream, b, tiling, schedule, weighing, partials,
+                   aligned_tensors(p, b.dout));
   }
   if (error != nullptr) return error;
-  return launch_merge_of_q(b, cut, work, partials, stream);
+  return launch_combine_dq(b, tiling, schedule, partials, stream);
 }
 
-template <class T, int kCap, bool kShared>
+template <class T, int kMaxWidth, bool kShared>
 int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
-  const Cut cut = cut_of<T, kCap, kShared>(device);
-  int64_t rows = most_partials(cut.slots) * cut.tile_rows;
+  const Tiling tiling = tiling_of<T, kMaxWidth, kShared>(device);
+  int64_t rows = max_partials(tiling.num_ranges) * tiling.tile_rows;
 #if defined(STCA_SM90)
   if (sm90::takes(p, device)) rows = max(rows, sm90::partial_rows(device));
 #endif
-  return most_work_bytes(p, device) + weighing_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
+  return max_schedule_bytes(p, device) + weighing_bytes(p) + rows * p.key_dim * int64_t(sizeof(float));
 }
 
 }  // namespace
 
-const char* launch_merge_of_q(const TargetAttentionBackwardParams& b, const Cut& cut, const Work& work,
+const char* launch_combine_dq(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
                               const float* partials, Stream stream) {
-  const Merge rows = merge_of(b.forward, cut, b.forward.key_dim);
+  const Combine rows = combine_of(b.forward, tiling, b.forward.key_dim);
   return visit_cuda_dtype(b.forward.dtype, [&](auto type) {
-    return launch("target_attention merge of dq", &merge<typename decltype(type)::element>, rows.grid(), kMergeThreads,
-                  kMergeBytes, stream, b, cut, work, partials, rows);
+    return launch("target_attention combine of dq",
+                  &target_attention_bwd_dq_combine_kernel<typename decltype(type)::element>, rows.grid(),
+                  kCombineThreads, kCombineBytes, stream, b, tiling, schedule, partials, rows);
   });
 }
 

@@ -1,8 +1,8 @@
 // Tiles in shared memory and the products of one warp with them.
 //
-// Rows of up to kCap elements are cut into column slices of at most 128, one for each of kSlices warps side by side.
-// A warp holds its part of an output of that width in registers, and contracts over its own slice where the width is
-// summed over; those sums are then added up over slices through shared memory.
+// Rows of up to kMaxWidth elements are cut into column slices of at most 128, one for each of kSlices warps side by
+// side. A warp holds its part of an output of that width in registers, and contracts over its own slice where the width
+// is summed over; those sums are then added up over slices through shared memory.
 #pragma once
 
 #include <cstring>
@@ -74,13 +74,13 @@ STCA_DEVICE void store_vector(const float (&from)[kVector<T>], int count, bool a
   }
 }
 
-template <class T, int kCap>
+template <class T, int kMaxWidth>
 struct Columns {
-  static constexpr int kWarpColumns = kCap < 128 ? kCap : 128;
-  static constexpr int kSlices = kCap / kWarpColumns;
-  static constexpr int kPitch = kCap + 16 / int(sizeof(T));  // rows start 16 bytes apart among the banks
-  static constexpr int kChunk = 16 / int(sizeof(T));         // elements of a 16-byte copy
-  static constexpr int kChunks = kCap / kChunk;              // copies of a row
+  static constexpr int kWarpColumns = kMaxWidth < 128 ? kMaxWidth : 128;
+  static constexpr int kSlices = kMaxWidth / kWarpColumns;
+  static constexpr int kPitch = kMaxWidth + 16 / int(sizeof(T));  // rows start 16 bytes apart among the banks
+  static constexpr int kChunk = 16 / int(sizeof(T));              // elements of a 16-byte copy
+  static constexpr int kChunks = kMaxWidth / kChunk;              // copies of a row
 };
 
 // c [16 M, 8 N] += a [16 M, depth] b [depth, 8 N] by one warp, from shared memory; depth is a multiple of 16, at most
@@ -198,9 +198,9 @@ STCA_DEVICE void clear(float (&c)[M][N][4]) {
 // and walks down the rows threadIdx.x / kChunks, that + kThreads / kChunks, ..., for then nothing but a row's address
 // is left to be found for each copy; neighbours copy neighbouring chunks of a row. row_of(i) is where row i starts; it
 // is asked for all of the thread's rows in order, also for those past `valid`, which are not read.
-template <int kCap, int kRows, int kThreads, class T, class RowOf>
+template <int kMaxWidth, int kRows, int kThreads, class T, class RowOf>
 STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of) {
-  using C = Columns<T, kCap>;
+  using C = Columns<T, kMaxWidth>;
   constexpr int kStep = kThreads / C::kChunks, kOwn = kRows / kStep;
   constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
   static_assert(kThreads % C::kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);

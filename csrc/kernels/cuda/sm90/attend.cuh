@@ -22,8 +22,9 @@ namespace sm90 {
 
 template <Pass kPass, class T, int kBlocks>
 __global__ void __launch_bounds__(kThreads, 1)
-    attend(const __grid_constant__ Streams streams, const __grid_constant__ TargetAttentionBackwardParams b,
-           const Cut cut, const Work work, const Weighing* weighing, const Partials partials) {
+    target_attention_sm90_kernel(const __grid_constant__ Streams streams,
+                                 const __grid_constant__ TargetAttentionBackwardParams b, const Tiling tiling,
+                                 const Schedule schedule, const Weighing* weighing, const Partials partials) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using M = Memory<kPass, kBlocks>;
   constexpr int kQueries = kQueryRows<kPass>;
@@ -75,17 +76,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   constexpr int kStep = kPass == Pass::kHistory ? kQueries : kColumns;  // rows of the stream that a tile takes
   auto range = [] { return opaque(int(blockIdx.x)) / kBlocks; };
-  if (!start_range(&item, work, range())) return;
+  if (!start_range(&item, schedule, range())) return;
   int at = 0;  // tiles so far, of all items
   if (group == kScores) {
     take_registers<184>();
     const float scale = float(p.scale) * kLog2E;
     do {
-      load_item(&item, p, cut, work, range());
+      load_item(&item, p, tiling, schedule, range());
       const Range streamed = streamed_by();
       uint32_t kept[kHeldSteps][4];
       load_kept<kPass, T>(kept, memory + M::kKept, b, item, info, column);
-      Softmax softmax{{-infinity(), -infinity()}, {0, 0}};
+      RowState state{{-infinity(), -infinity()}, {0, 0}};
       const int end_at = at + (streamed.end - streamed.begin + kStep - 1) / kStep;
       const int offset = streamed.begin - at * kStep;
       if constexpr (kPass == Pass::kHistory) {
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             if (first_lane) arrive_remote(remote(barriers.read(), cluster_rank() ^ 1));
           }
           float factor[2];
-          weigh_scores(s, softmax, factor, info, from, scale, t);
+          weigh_scores(s, state, factor, info, from, scale, t);
           wait(barriers.used(buffer), at / M::kWeightBuffers & 1 ^ 1);
           if (t % 4 == 0) {
             factors[buffer * kRows + row] = factor[0];
@@ -188,21 +189,21 @@ __global__ void __launch_bounds__(kThreads, 1)
         // When the last weights are used, what the output is multiplied by takes the place of their factors.
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          for (int by = 1; by < 4; by *= 2) softmax.sum[r] += shuffle_xor(softmax.sum[r], by);
+          for (int by = 1; by < 4; by *= 2) state.row_sum[r] += shuffle_xor(state.row_sum[r], by);
         }
         if (at > 0) wait(barriers.used((at - 1) % M::kWeightBuffers), (at - 1) / M::kWeightBuffers & 1);
         if (t % 4 == 0) {
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             const int own = row + 8 * r, query = item.tile * kQueries + own;
-            factors[own] = item.partial < 0 ? inverse(softmax.sum[r]) : 1.0f;
+            factors[own] = item.partial < 0 ? inverse(state.row_sum[r]) : 1.0f;
             if (rank == 0 && query < item.query_rows) {
               if (item.partial < 0) {
-                write_softmax(p, info[own].index, softmax.most[r], softmax.sum[r]);
+                write_max_and_sum(p, info[own].index, state.row_max[r], state.row_sum[r]);
               } else {
-                float* to = partials.softmax + 2 * (int64_t(item.partial) * kQueries + own);
-                to[0] = softmax.most[r];
-                to[1] = softmax.sum[r];
+                float* to = partials.max_and_sum + 2 * (int64_t(item.partial) * kQueries + own);
+                to[0] = state.row_max[r];
+                to[1] = state.row_sum[r];
               }
             }
           }
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     give_registers<160>();
     do {
-      load_item(&item, p, cut, work, range());
+      load_item(&item, p, tiling, schedule, range());
       const Range streamed = streamed_by();
       const int end_at = at + (streamed.end - streamed.begin + kStep - 1) / kStep;
       const int offset = streamed.begin - at * kStep;

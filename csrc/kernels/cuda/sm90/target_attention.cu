@@ -12,7 +12,7 @@ namespace {
 
 // One pass: the tensor maps of what it streams, and the kernel.
 template <class T, int kBlocks, Pass kPass>
-const char* launch_pass(const TargetAttentionBackwardParams& b, const Cut& cut, const Work& work,
+const char* launch_pass(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
                         const Weighing* weighing, const Partials& partials, cudaStream_t stream) {
   const TargetAttentionParams& p = b.forward;
   const bool bfloat = p.dtype == Dtype::kBFloat16;
@@ -30,20 +30,20 @@ const char* launch_pass(const TargetAttentionBackwardParams& b, const Cut& cut, 
   }
   if (error != nullptr) return error;
   using M = Memory<kPass, kBlocks>;
-  auto* kernel = &attend<kPass, T, kBlocks>;
+  auto* kernel = &target_attention_sm90_kernel<kPass, T, kBlocks>;
   cudaError_t status = residence(reinterpret_cast<const void*>(kernel), kThreads, M::kBytes).error;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {unsigned(kBlocks), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(kBlocks * cut.slots));
+  config.gridDim = dim3(unsigned(kBlocks * tiling.num_ranges));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = M::kBytes;
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
   if (status == cudaSuccess) {
-    status = cudaLaunchKernelEx(&config, kernel, streams, b, cut, work, weighing, partials);
+    status = cudaLaunchKernelEx(&config, kernel, streams, b, tiling, schedule, weighing, partials);
   }
   if (status == cudaSuccess) return nullptr;
   cudaGetLastError();
@@ -52,35 +52,35 @@ const char* launch_pass(const TargetAttentionBackwardParams& b, const Cut& cut, 
 
 template <class T, int kBlocks>
 const char* forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, cudaStream_t stream) {
-  const Cut cut{kRows, kColumns, device.multiprocessors / kBlocks, false};
-  const Work work = work_at(workspace, p.num_requests, cut.slots);
-  float* sums =
-      reinterpret_cast<float*>(static_cast<char*>(workspace) + aligned_bytes(work_bytes(p.num_requests, cut.slots)));
-  const Partials partials{sums, sums + most_partials(cut.slots) * kRows * p.value_dim};
-  const char* error = launch_work(p, cut, work, stream);
+  const Tiling tiling{kRows, kColumns, device.multiprocessors / kBlocks, false};
+  const Schedule schedule = schedule_at(workspace, p.num_requests, tiling.num_ranges);
+  float* sums = reinterpret_cast<float*>(static_cast<char*>(workspace) +
+                                         aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)));
+  const Partials partials{sums, sums + max_partials(tiling.num_ranges) * kRows * p.value_dim};
+  const char* error = launch_schedule(p, tiling, schedule, stream);
   if (error == nullptr) {
     TargetAttentionBackwardParams b{};
     b.forward = p;
-    error = launch_pass<T, kBlocks, Pass::kForward>(b, cut, work, nullptr, partials, stream);
+    error = launch_pass<T, kBlocks, Pass::kForward>(b, tiling, schedule, nullptr, partials, stream);
   }
-  return error != nullptr ? error : launch_merge(p, cut, work, partials, stream);
+  return error != nullptr ? error : launch_combine(p, tiling, schedule, partials, stream);
 }
 
 template <class T, int kBlocks>
 const char* backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
                      const Weighing* weighing, float* sums, cudaStream_t stream) {
   const TargetAttentionParams& p = b.forward;
-  const int slots = device.multiprocessors / kBlocks;
-  const Cut rows{kRows, kQueryRows<Pass::kHistory>, slots, true},
-      queries{kQueryRows<Pass::kQueries>, kColumns, slots, false};
-  const Work work = work_at(workspace, p.num_requests, slots);
-  const char* error = launch_work(p, rows, work, stream);
-  if (error == nullptr) error = launch_pass<T, kBlocks, Pass::kHistory>(b, rows, work, weighing, {}, stream);
-  if (error == nullptr) error = launch_work(p, queries, work, stream);
+  const int num_ranges = device.multiprocessors / kBlocks;
+  const Tiling rows{kRows, kQueryRows<Pass::kHistory>, num_ranges, true},
+      queries{kQueryRows<Pass::kQueries>, kColumns, num_ranges, false};
+  const Schedule schedule = schedule_at(workspace, p.num_requests, num_ranges);
+  const char* error = launch_schedule(p, rows, schedule, stream);
+  if (error == nullptr) error = launch_pass<T, kBlocks, Pass::kHistory>(b, rows, schedule, weighing, {}, stream);
+  if (error == nullptr) error = launch_schedule(p, queries, schedule, stream);
   if (error == nullptr) {
-    error = launch_pass<T, kBlocks, Pass::kQueries>(b, queries, work, weighing, {sums, nullptr}, stream);
+    error = launch_pass<T, kBlocks, Pass::kQueries>(b, queries, schedule, weighing, {sums, nullptr}, stream);
   }
-  return error != nullptr ? error : launch_merge_of_q(b, queries, work, sums, stream);
+  return error != nullptr ? error : launch_combine_dq(b, queries, schedule, sums, stream);
 }
 
 // Calls f(Element<T>(), blocks) for the call's type and width.
@@ -116,11 +116,11 @@ bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& de
 }
 
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
-  return aligned_bytes(work_bytes(p.num_requests, device.multiprocessors)) +
-         most_partials(device.multiprocessors) * kRows * (p.value_dim + 2) * int64_t(sizeof(float));
+  return aligned_bytes(schedule_bytes(p.num_requests, device.multiprocessors)) +
+         max_partials(device.multiprocessors) * kRows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
 
-int64_t partial_rows(const CudaDevice& device) { return most_partials(device.multiprocessors) * kRows; }
+int64_t partial_rows(const CudaDevice& device) { return max_partials(device.multiprocessors) * kRows; }
 
 const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
   return visit_call(p, [&](auto type, auto blocks) {

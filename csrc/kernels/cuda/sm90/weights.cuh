@@ -7,13 +7,13 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// Of the thread's two query rows: the largest score in units of log 2, and its own columns' sum of 2^(score - most).
-struct Softmax {
-  float most[2], sum[2];
+// Of the thread's two query rows: the largest score in units of log 2, and its own columns' sum of 2^(score - row_max).
+struct RowState {
+  float row_max[2], row_sum[2];
 };
 
 // Forward: weights of a tile's history rows, the first of which is `from`; factors of what was added up before.
-STCA_DEVICE void weigh_scores(float (&s)[32], Softmax& own, float (&factor)[2], const QueryRow* rows, int from,
+STCA_DEVICE void weigh_scores(float (&s)[32], RowState& own, float (&factor)[2], const QueryRow* rows, int from,
                               float scale, int t) {
   const int row = row_of(t);
 #pragma unroll
@@ -28,13 +28,13 @@ STCA_DEVICE void weigh_scores(float (&s)[32], Softmax& own, float (&factor)[2], 
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    float largest = own.most[r];
+    float largest = own.row_max[r];
 #pragma unroll
     for (int i = 2 * r; i < 32; i += 4) largest = fmaxf(largest, fmaxf(s[i], s[i + 1]));
     for (int by = 1; by < 4; by *= 2) largest = fmaxf(largest, shuffle_xor(largest, by));
     const float shift = largest == -infinity() ? 0.0f : largest;
-    factor[r] = exp2(own.most[r] - shift);
-    own.most[r] = largest;
+    factor[r] = exp2(own.row_max[r] - shift);
+    own.row_max[r] = largest;
     float added = 0;
 #pragma unroll
     for (int i = 2 * r; i < 32; i += 4) {
@@ -42,7 +42,7 @@ STCA_DEVICE void weigh_scores(float (&s)[32], Softmax& own, float (&factor)[2], 
       s[i + 1] = exp2(s[i + 1] - shift);
       added += s[i] + s[i + 1];
     }
-    own.sum[r] = own.sum[r] * factor[r] + added;
+    own.row_sum[r] = own.row_sum[r] * factor[r] + added;
   }
 }
 
@@ -63,7 +63,7 @@ STCA_DEVICE void weigh_streamed_queries(float (&s)[32], const TargetAttentionPar
     for (int r = 0; r < 2; ++r) {
       float &dp = s[i / 2 * 4 + 2 * r + i % 2], &score = s[16 + i / 2 * 4 + 2 * r + i % 2];
       const bool seen = begin <= n + 8 * r && n + 8 * r < end;
-      const float weight = exp2(rounded_product(scale, score) - of.most) * of.inverse;
+      const float weight = exp2(rounded_product(scale, score) - of.row_max) * of.inverse;
       score = seen ? weight * (dp - of.delta) * float(p.scale) : 0.0f;
       dp = seen ? weight : 0.0f;
     }
@@ -99,7 +99,7 @@ STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams&
     for (int j = 0; j < 4; ++j) {
       const int n = 8 * i + j % 2, r = j / 2;
       const float score = low ? s[4 * i + j] : each[j], dp = low ? each[j] : s[16 + 4 * i + j];
-      const float weight = exp2(rounded_product(scale, score) - of[r].most) * of[r].inverse;
+      const float weight = exp2(rounded_product(scale, score) - of[r].row_max) * of[r].inverse;
       s[4 * i + j] = begin[r] <= n && n < end[r] ? weight * (dp - of[r].delta) * float(p.scale) : 0.0f;
     }
   }

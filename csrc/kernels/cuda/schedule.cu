@@ -1,5 +1,5 @@
-// The kernel that cuts a call into ranges (see work.cuh), in one block.
-#include "work.cuh"
+// The kernel that cuts a call into ranges (see schedule.cuh), in one block.
+#include "schedule.cuh"
 
 namespace stca {
 namespace cuda {
@@ -42,53 +42,56 @@ STCA_DEVICE void prefix_sums(int64_t* to, int64_t count, int64_t* sums, F value_
 // The place of a unit. Half of kTileCost stands before the tile's blocks and half behind, for either side of a cut pays
 // as much again. A cut in there moves to the tile's end: a range takes up to kTileCost / 2 units more, and needs no
 // part of the tile for them. Tiles of history are cut nowhere, so the nearer end is taken.
-STCA_DEVICE Point point_at(const TargetAttentionParams& p, const Cut& cut, const Work& work, int64_t unit) {
-  const int64_t request = find(work.unit_begin, p.num_requests + 1, unit);
+STCA_DEVICE Point point_at(const TargetAttentionParams& p, const Tiling& tiling, const Schedule& schedule,
+                           int64_t unit) {
+  const int64_t request = find(schedule.unit_begin, p.num_requests + 1, unit);
   if (request == p.num_requests) return {request, 0, 0, 0};
-  const Shape s = shape_of(p, cut, request);
-  const int64_t local = unit - work.unit_begin[request];
+  const Shape s = shape_of(p, tiling, request);
+  const int64_t local = unit - schedule.unit_begin[request];
   const int tile = int(local / (s.blocks + kTileCost)), place = int(local % (s.blocks + kTileCost));
   const int block = place - kTileCost / 2;
-  if (cut.history ? 2 * block < s.blocks : block <= 0) return {request, tile, 0, 0};
-  if (!cut.history && block < s.blocks) return {request, tile, block, 0};
-  return next_tile(p, work, s, {request, tile, 0, 0});
+  if (tiling.history ? 2 * block < s.blocks : block <= 0) return {request, tile, 0, 0};
+  if (!tiling.history && block < s.blocks) return {request, tile, block, 0};
+  return next_tile(p, schedule, s, {request, tile, 0, 0});
 }
 
-__global__ void __launch_bounds__(kThreads) cut_work(const TargetAttentionParams p, const Cut cut, const Work work) {
+__global__ void __launch_bounds__(kThreads)
+    target_attention_schedule_kernel(const TargetAttentionParams p, const Tiling tiling, const Schedule schedule) {
   int64_t* sums = reinterpret_cast<int64_t*>(shared_memory());
-  prefix_sums(work.unit_begin, p.num_requests, sums, [&](int64_t r) {
-    const Shape s = shape_of(p, cut, r);
+  prefix_sums(schedule.unit_begin, p.num_requests, sums, [&](int64_t r) {
+    const Shape s = shape_of(p, tiling, r);
     return p.kv_heads * s.tiles * (s.blocks + kTileCost);
   });
   sync_block();
 
-  const int64_t units = work.unit_begin[p.num_requests];
-  const int64_t ranges = max(int64_t(1), min(int64_t(cut.slots), units / kMinimalRange));
-  for (int64_t b = threadIdx.x; b <= cut.slots; b += kThreads) {
-    work.points[b] = point_at(p, cut, work, units * min(b, ranges) / ranges);
+  const int64_t units = schedule.unit_begin[p.num_requests];
+  const int64_t ranges = max(int64_t(1), min(int64_t(tiling.num_ranges), units / kMinimalRange));
+  for (int64_t b = threadIdx.x; b <= tiling.num_ranges; b += kThreads) {
+    schedule.points[b] = point_at(p, tiling, schedule, units * min(b, ranges) / ranges);
   }
   sync_block();
 
-  prefix_sums(work.merge_begin, cut.slots, sums, [&](int64_t b) -> int64_t {
-    Point& at = work.points[b];
-    if (at.block == 0 || same_tile(at, work.points[b + 1])) return 0;
+  prefix_sums(schedule.combine_begin, tiling.num_ranges, sums, [&](int64_t b) -> int64_t {
+    Point& at = schedule.points[b];
+    if (at.block == 0 || same_tile(at, schedule.points[b + 1])) return 0;
     const Point begin{at.request, at.tile, 0, 0};
     int64_t first = 0;
     for (int64_t high = b; high - first > 1;) {
       const int64_t middle = (first + high) / 2;
-      (before(begin, work.points[middle]) ? high : first) = middle;
+      (before(begin, schedule.points[middle]) ? high : first) = middle;
     }
     at.first_range = int(first);
-    const Shape s = shape_of(p, cut, at.request);
-    return min(cut.tile_rows, s.query_rows - at.tile % s.tiles * cut.tile_rows);
+    const Shape s = shape_of(p, tiling, at.request);
+    return min(tiling.tile_rows, s.query_rows - at.tile % s.tiles * tiling.tile_rows);
   });
 }
 
 }  // namespace
 
-const char* launch_work(const TargetAttentionParams& params, const Cut& cut, const Work& work, void* stream) {
-  return launch("target_attention work", &cut_work, 1, kThreads, kThreads / kWarp * int(sizeof(int64_t)),
-                static_cast<Stream>(stream), params, cut, work);
+const char* launch_schedule(const TargetAttentionParams& params, const Tiling& tiling, const Schedule& schedule,
+                            void* stream) {
+  return launch("target_attention schedule", &target_attention_schedule_kernel, 1, kThreads,
+                kThreads / kWarp * int(sizeof(int64_t)), static_cast<Stream>(stream), params, tiling, schedule);
 }
 
 }  // namespace cuda

@@ -22,36 +22,37 @@ struct Point {
   int first_range;  // in cut tiles, where set: the range that begins with the tile's first block
 };
 
-struct Work {
-  int64_t* unit_begin;   // [R + 1] units of earlier requests: history blocks, and kTileCost for each tile
-  int64_t* merge_begin;  // [slots + 1] query rows whose last of several partial results earlier ranges write
-  Point* points;         // [slots + 1] where ranges begin
+struct Schedule {
+  int64_t* unit_begin;     // [R + 1] units of earlier requests: history blocks, and kTileCost for each tile
+  int64_t* combine_begin;  // [num_ranges + 1] query rows whose last of several partial results earlier ranges write
+  Point* points;           // [num_ranges + 1] where ranges begin
 };
 
 // What is cut: query rows by history blocks, or history rows by blocks of query rows. The latter stay whole: every
 // history row's gradient has one owner.
-struct Cut {
-  int tile_rows;    // query rows of a tile; history rows where `history`
-  int column_rows;  // rows of a block, which an item takes at a time: of the history; query rows where `history`
-  int slots;        // ranges: thread blocks that run at once
+struct Tiling {
+  int tile_rows;   // query rows of a tile; history rows where `history`
+  int block_rows;  // rows of a block, which an item takes at a time: of the history; query rows where `history`
+  int num_ranges;  // ranges: thread blocks that run at once
   bool history;
 };
 
 constexpr int kTileCost = 4;      // blocks that take as long as loading a tile's queries and writing its results
 constexpr int kMinimalRange = 4;  // units: shorter ranges cost more to add up than they gain
 
-constexpr int64_t work_bytes(int64_t requests, int slots) {
-  return (requests + 1 + slots + 1) * int64_t(sizeof(int64_t)) + (slots + 1) * int64_t(sizeof(Point));
+constexpr int64_t schedule_bytes(int64_t requests, int num_ranges) {
+  return (requests + 1 + num_ranges + 1) * int64_t(sizeof(int64_t)) + (num_ranges + 1) * int64_t(sizeof(Point));
 }
 
-constexpr int64_t most_partials(int slots) { return 2 * int64_t(slots); }
+constexpr int64_t max_partials(int num_ranges) { return 2 * int64_t(num_ranges); }
 
-inline Work work_at(void* memory, int64_t requests, int slots) {
+inline Schedule schedule_at(void* memory, int64_t requests, int num_ranges) {
   int64_t* at = static_cast<int64_t*>(memory);
-  return {at, at + requests + 1, reinterpret_cast<Point*>(at + requests + 1 + slots + 1)};
+  return {at, at + requests + 1, reinterpret_cast<Point*>(at + requests + 1 + num_ranges + 1)};
 }
 
-const char* launch_work(const TargetAttentionParams& params, const Cut& cut, const Work& work, void* stream);
+const char* launch_schedule(const TargetAttentionParams& params, const Tiling& tiling, const Schedule& schedule,
+                            void* stream);
 
 // Rows of one request are counted by int, rows of all requests by int64_t.
 struct Shape {
@@ -60,15 +61,16 @@ struct Shape {
   int tiles;                        // of one kv head
   int blocks;                       // of one tile, one at least
 };
-STCA_DEVICE Shape shape_of(const TargetAttentionParams& p, const Cut& cut, int64_t request) {
+STCA_DEVICE Shape shape_of(const TargetAttentionParams& p, const Tiling& tiling, int64_t request) {
   Shape s;
   s.target_begin = p.target_offsets[request];
   s.row_begin = p.history_offsets[request];
   s.query_rows = max(0, int(p.target_offsets[request + 1] - s.target_begin) * (int(p.heads) / int(p.kv_heads)));
   s.history_rows = max(0, int(p.history_offsets[request + 1] - s.row_begin));
-  const int rows = cut.history ? s.history_rows : s.query_rows, columns = cut.history ? s.query_rows : s.history_rows;
-  s.tiles = (rows + cut.tile_rows - 1) / cut.tile_rows;
-  s.blocks = max(1, (columns + cut.column_rows - 1) / cut.column_rows);
+  const int rows = tiling.history ? s.history_rows : s.query_rows,
+            columns = tiling.history ? s.query_rows : s.history_rows;
+  s.tiles = (rows + tiling.tile_rows - 1) / tiling.tile_rows;
+  s.blocks = max(1, (columns + tiling.block_rows - 1) / tiling.block_rows);
   return s;
 }
 
@@ -79,10 +81,10 @@ STCA_DEVICE bool before(const Point& a, const Point& b) {
 }
 
 // Where the tile after that of `at` begins; `s` is the shape of its request.
-STCA_DEVICE Point next_tile(const TargetAttentionParams& p, const Work& work, const Shape& s, const Point& at) {
+STCA_DEVICE Point next_tile(const TargetAttentionParams& p, const Schedule& schedule, const Shape& s, const Point& at) {
   if (at.tile + 1 < s.tiles * int(p.kv_heads)) return {at.request, at.tile + 1, 0, 0};
   int64_t next = at.request + 1;
-  const int64_t* begin = work.unit_begin;
+  const int64_t* begin = schedule.unit_begin;
   if (next < p.num_requests && begin[next] == begin[next + 1]) next = find(begin, p.num_requests + 1, begin[next]);
   return {next, 0, 0, 0};
 }
@@ -101,24 +103,26 @@ struct Item {
 
 // Where a range begins; false where it holds no item. A range is a thread block's, or, where rows take several blocks,
 // a cluster's.
-STCA_DEVICE bool start_range(Item* item, const Work& work, int range) {
-  const Point begin = work.points[range], end = work.points[range + 1];
+STCA_DEVICE bool start_range(Item* item, const Schedule& schedule, int range) {
+  const Point begin = schedule.points[range], end = schedule.points[range + 1];
   if (threadIdx.x == 0) item->next = begin;
   return before(begin, end);
 }
 
 // The range's next item to shared memory, when all threads are done with the one before.
-STCA_DEVICE void load_item(Item* item, const TargetAttentionParams& p, const Cut& cut, const Work& work, int range) {
+STCA_DEVICE void load_item(Item* item, const TargetAttentionParams& p, const Tiling& tiling, const Schedule& schedule,
+                           int range) {
   sync_block();
   if (threadIdx.x == 0) {
-    const Point at = item->next, end = work.points[range + 1];
-    const Shape s = shape_of(p, cut, at.request);
+    const Point at = item->next, end = schedule.points[range + 1];
+    const Shape s = shape_of(p, tiling, at.request);
     const bool last = same_tile(at, end);
     const int until = last ? end.block : s.blocks, tile = at.tile % s.tiles;
-    const int64_t begin = int64_t(cut.history ? tile : at.block) * (cut.history ? cut.tile_rows : cut.column_rows);
-    const int64_t rows = cut.history ? cut.tile_rows : int64_t(until - at.block) * cut.column_rows;
+    const int64_t begin =
+        int64_t(tiling.history ? tile : at.block) * (tiling.history ? tiling.tile_rows : tiling.block_rows);
+    const int64_t rows = tiling.history ? tiling.tile_rows : int64_t(until - at.block) * tiling.block_rows;
     const bool whole = at.block == 0 && until == s.blocks;
-    item->next = last ? end : next_tile(p, work, s, at);
+    item->next = last ? end : next_tile(p, schedule, s, at);
     item->more = before(item->next, end);
     item->target_begin = s.target_begin;
     item->row_begin = s.row_begin;

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 
 import pytest
 from cases import offsets
-from emulated import Cut, Item, emulated_items
+from emulated import Item, Tiling, emulated_items
 
-TILE_COST = 4  # history blocks that loading a tile's queries and writing its results takes, as in work.cuh
-WIDE = Cut(tile_rows=32, column_rows=16, slots=132)  # one history of width 1024, 16 bits, on an H100
-PROJECTED = Cut(tile_rows=64, column_rows=32, slots=4 * 132)  # 16 heads of width 64
+TILE_COST = 4  # history blocks that loading a tile's queries and writing its results takes, as in schedule.cuh
+WIDE = Tiling(tile_rows=32, block_rows=16, num_ranges=132)  # one history of width 1024, 16 bits, on an H100
+PROJECTED = Tiling(tile_rows=64, block_rows=32, num_ranges=4 * 132)  # 16 heads of width 64
 
 Batch = Sequence[tuple[int, int]]  # targets and history rows of each request
 
 
-def _items(batch: Batch, heads: int, kv_heads: int, cut: Cut) -> list[list[Item]]:
+def _items(batch: Batch, heads: int, kv_heads: int, tiling: Tiling) -> list[list[Item]]:
     target_offsets, history_offsets = (offsets(lengths) for lengths in zip(*batch, strict=True))
-    return emulated_items(target_offsets, history_offsets, heads, kv_heads, cut)
+    return emulated_items(target_offsets, history_offsets, heads, kv_heads, tiling)
 
 
-def _blocks(item: Item, cut: Cut) -> int:
-    return max(1, -(-(item.split_end - item.split_begin) // cut.column_rows))
+def _blocks(item: Item, tiling: Tiling) -> int:
+    return max(1, -(-(item.split_end - item.split_begin) // tiling.block_rows))
 
 
-def _times(ranges: list[list[Item]], cut: Cut) -> tuple[float, int]:
+def _times(ranges: list[list[Item]], tiling: Tiling) -> tuple[float, int]:
     """How many blocks' time the average range takes, and the longest."""
-    times = [sum(TILE_COST + _blocks(item, cut) for item in items) for items in ranges]
-    return sum(times) / cut.slots, max(times)
+    times = [sum(TILE_COST + _blocks(item, tiling) for item in items) for items in ranges]
+    return sum(times) / tiling.num_ranges, max(times)
 
 
 def _random_batch(seed: int) -> Batch:
@@ -46,10 +46,10 @@ CASES = [(name, batch, 1, WIDE) for name, batch in (FULL | SERVING | TRAINING).i
 CASES += [(name, batch, 16, PROJECTED) for name, batch in GIVEN.items()]
 
 
-@pytest.mark.parametrize(("batch", "kv_heads", "cut"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_the_machine_is_busy(batch: Batch, kv_heads: int, cut: Cut) -> None:
+@pytest.mark.parametrize(("batch", "kv_heads", "tiling"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_the_machine_is_busy(batch: Batch, kv_heads: int, tiling: Tiling) -> None:
     """But for one block, where a range has few of them."""
-    average, longest = _times(_items(batch, 16, kv_heads, cut), cut)
+    average, longest = _times(_items(batch, 16, kv_heads, tiling), tiling)
     assert average >= 0.97 * (longest - (longest < 30))
 
 
@@ -59,7 +59,7 @@ def test_the_machine_is_busy_with_random_batches() -> None:
         ranges = _items(_random_batch(seed), 16, 1, WIDE)
         average, longest = _times(ranges, WIDE)
         uncut = sum(_blocks(i, WIDE) + TILE_COST * (i.split_begin == 0) for items in ranges for i in items)
-        share = uncut / WIDE.slots
+        share = uncut / WIDE.num_ranges
         assert longest <= max(share, 8) + TILE_COST + 1
         busy += [average / longest] if share >= 16 else []
     assert len(busy) > 200
@@ -77,11 +77,11 @@ EDGES: list[Batch] = [
 
 
 @pytest.mark.parametrize("batch", [*EDGES, *map(_random_batch, range(4))])
-@pytest.mark.parametrize("cut", [WIDE, Cut(16, 32, 7), Cut(16, 16, 2), Cut(64, 32, 1)], ids=str)
-def test_every_tile_meets_its_history_once(batch: Batch, cut: Cut) -> None:
+@pytest.mark.parametrize("tiling", [WIDE, Tiling(16, 32, 7), Tiling(16, 16, 2), Tiling(64, 32, 1)], ids=str)
+def test_every_tile_meets_its_history_once(batch: Batch, tiling: Tiling) -> None:
     heads, kv_heads = 4, 2
     met: dict[tuple[int, int, int, int], list[Item]] = defaultdict(list)
-    ranges = _items(batch, heads, kv_heads, cut)
+    ranges = _items(batch, heads, kv_heads, tiling)
     for number, items in enumerate(ranges):
         for item in items:
             met[item.target_begin, item.row_begin, item.kv_head, item.tile].append(item)
@@ -89,7 +89,7 @@ def test_every_tile_meets_its_history_once(batch: Batch, cut: Cut) -> None:
     expected, targets, rows = {}, 0, 0
     for m, length in batch:
         for kv_head in range(kv_heads):
-            for tile in range(-(-m * heads // kv_heads // cut.tile_rows)):
+            for tile in range(-(-m * heads // kv_heads // tiling.tile_rows)):
                 expected[targets, rows, kv_head, tile] = length
         targets, rows = targets + m, rows + length
     assert list(met) == list(expected)
@@ -103,8 +103,8 @@ def test_every_tile_meets_its_history_once(batch: Batch, cut: Cut) -> None:
 
 @pytest.mark.parametrize("batch", [*EDGES, _random_batch(0)])
 def test_tiles_of_history_stay_whole(batch: Batch) -> None:
-    cut = Cut(tile_rows=32, column_rows=16, slots=13, history=True)
-    items = [item for items in _items(batch, 4, 2, cut) for item in items]
+    tiling = Tiling(tile_rows=32, block_rows=16, num_ranges=13, history=True)
+    items = [item for items in _items(batch, 4, 2, tiling) for item in items]
     owned = [(i.row_begin + n, i.kv_head) for i in items for n in range(i.split_begin, i.split_end)]
     assert all(item.partial == -1 for item in items)
     assert sorted(owned) == [(n, head) for n in range(sum(length for _, length in batch)) for head in range(2)]
