@@ -79,7 +79,7 @@ def main() -> None:
         check(len(kernels) > 0, f"sm_{arch}: {len(kernels)} kernels")
         local = [name for name, kernel in kernels.items() if count(kernel, "LDL", "STL")]
         check(not local, f"sm_{arch}: none uses local memory{''.join(f' {name}' for name in local)}")
-        attention = {n: k for n, k in kernels.items() if re.search(r"attend|differentiate", n)}
+        attention = {n: k for n, k in kernels.items() if re.search(r"target_attention_(fwd|bwd_dkv|bwd_dq)_kernel", n)}
         half = {n: k for n, k in attention.items() if "float16" in n}
         check(
             len(half) > 0 and all(count(k, "HMMA.16816.F32") for k in half.values()),
