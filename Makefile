@@ -74,11 +74,11 @@ cuda-build: | $(CUDA_VENV)/bin/python
 	$(CUDA_VENV)/bin/pip install --quiet $(CUDA_TORCH)
 	CUDA_HOME=$(abspath $(CUDA_VENV)/cuda) STCA_CMAKE_ARGS=-DSTCA_CUDA=ON \
 	  $(CUDA_VENV)/bin/pip install --quiet --no-build-isolation .
-	cd tests && ../$(CUDA_VENV)/bin/python cuda_build.py
+	$(CUDA_VENV)/bin/python tools/cuda_build.py
 
 # With the Python that holds torch: nothing is installed, no network is needed.
 gpu:
-	$(PYTHON) tests/on_gpu.py
+	$(PYTHON) tools/on_gpu.py
 
 clean:
 	rm -rf build dist *.egg-info stca/*.so $(INSTALLED)

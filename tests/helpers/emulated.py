@@ -11,7 +11,7 @@ import torch
 from cases import TargetAttentionInputs
 from torch import Tensor
 
-_LIBRARY = Path(__file__).parents[1] / "build" / "simt" / "libstca_simt.so"
+_LIBRARY = Path(__file__).parents[2] / "build" / "simt" / "libstca_simt.so"
 
 
 @cache

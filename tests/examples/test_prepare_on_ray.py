@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from test_data_group import make_events
+from logs import make_events
 
 from stca.data import group_log, read_events, write_requests
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "prepare_on_ray.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "prepare_on_ray.py"
 MIB, FILES, EVENTS = 850, 6, 1_000_000  # of a file
 NAIVE = """
 import pathlib, sys, pandas, stca.data

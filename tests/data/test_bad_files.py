@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from batches import make_requests
 from cases import offsets
-from test_data import make_requests
 
 from stca.batch import RequestBatch
 from stca.data import RequestDataset, read_events, write_requests

@@ -1,15 +1,11 @@
 """The parts of examples/train_ranker.py: no target sees its own future, and an interrupted run goes on unchanged."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 from ranker.batches import group_requests, make_batch
 from ranker.generate import generate_log
 from ranker.logs import Log, make_log, read_log, split_by_time

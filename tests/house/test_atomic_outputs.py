@@ -10,21 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from test_data import make_requests
-
-from stca.batch import RequestBatch
-from stca.data import RequestDataset, write_requests
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 import scaling
+import torch
 import train_ranker
+from batches import make_requests
 from ranker.batches import TIME_BUCKETS, event_bucket
 from ranker.logs import COUNTER_BUCKETS, Log, item_counters, make_log, split_by_time
 from ranker.model import Ranker
 from ranker.report import make_ready
 from ranker.train import Config, Training
+
+from stca.batch import RequestBatch
+from stca.data import RequestDataset, write_requests
 
 
 def _items(path: Path) -> list[int]:
@@ -66,8 +63,8 @@ def test_an_output_may_be_the_input(tmp_path: Path) -> None:
 
 STOPPED = """
 import os, resource, signal, sys
-sys.path[:0] = [os.getcwd(), "tests"]
-from test_data import make_requests
+sys.path[:0] = [os.getcwd(), "tests/helpers"]
+from batches import make_requests
 from stca.data import write_requests
 def batches():
     for seed in range(50):

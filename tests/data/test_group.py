@@ -8,27 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from logs import make_events
 
 from stca.batch import RequestBatch, to_pointwise
 from stca.data import RequestDataset, group, group_events, group_log, write_requests
 from stca.data.convert import main
-
-
-def make_events(count: int, users: int, seed: int = 0) -> pa.Table:
-    """Events in no order; few moments, so that requests of a user meet at one time."""
-    rng = np.random.default_rng(seed)
-    user, time = rng.integers(0, users, count) * 1001, rng.integers(0, 1 + 2 * count // users, count)
-    return pa.table(
-        {
-            "user_id": user,
-            "item_id": np.arange(count),
-            "timestamp": time,
-            "request_id": 2 * time + rng.integers(0, 2, count),
-            "label": rng.integers(0, 2, count).astype(np.float32),
-            "label_like": rng.random(count).astype(np.float32),
-            "price": rng.random(count),
-        }
-    )
 
 
 def _check(batches: list[RequestBatch], events: pa.Table, max_length: int | None) -> None:

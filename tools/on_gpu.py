@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = Path(os.environ.get("OUT", ROOT / "build" / "gpu")).resolve()
 SITE = ROOT / "build" / "gpu" / "site"
 TOTAL = 520  # seconds
-TESTS = ["tests/test_gpu.py", *sorted(f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*_cuda.py"))]
+TESTS = [
+    "tests/cuda/test_gpu.py",
+    *sorted(f"tests/cuda/{path.name}" for path in ROOT.glob("tests/cuda/test_*_cuda.py")),
+]
 # Small shapes of every kernel, for tools that slow them down a hundred times.
 FEW = (
     "gpu and bfloat16 and (width-13 or width-7-9 or block-edges-visible or one-long-projected"

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from batches import make_requests
 from cases import offsets
-from test_data import make_requests
 
 from stca.batch import RequestBatch
 from stca.data import RequestDataset, write_requests

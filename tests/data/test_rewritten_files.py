@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from accuracy import assert_bitwise_equal
-from test_data import make_requests
+from batches import make_requests
 
 from stca.data import RequestDataset, write_requests
 

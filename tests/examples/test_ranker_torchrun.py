@@ -13,19 +13,16 @@ import numpy as np
 import pytest
 import torch
 from processes import run_ranks
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 from ranker.generate import generate_log
 from ranker.logs import split_by_time
 from ranker.model import Ranker
 from ranker.train import Config, Training
+from torch import Tensor
 
 from stca.lengths import TokenBudgetSampler
 
 CONFIG = Config(epochs=1, budget=600, max_length=300, average_length=100, min_length=8, learning_rate=0.1, warmup=1)
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _train(rank: int = 0, kind: type[Training] = Training) -> dict[str, Tensor]:

@@ -9,8 +9,8 @@ from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import NAN_AND_INFINITIES, TARGET_ATTENTION, TARGET_ATTENTION_SMALL, TargetAttentionCase
 from cuda_devices import DEVICES, DTYPES, supported, target_attention_on
 from emulated import emulated_target_attention
+from layouts import LAYOUTS
 from plain import references_of_case, target_attention_references
-from test_target_attention_strides import LAYOUTS
 
 CASES = [case for case in TARGET_ATTENTION if supported(case)]
 SPLIT = TargetAttentionCase("split", [(2, 4000), (1, 0), (3, 2600)], 2, 1, 5, 3, "random")

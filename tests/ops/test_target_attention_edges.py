@@ -5,6 +5,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import cases
 import pytest
 import torch
 from accuracy import assert_bitwise_equal
@@ -213,7 +214,7 @@ def test_nothing_is_read_beyond_the_tensors() -> None:
         "block-edges-reordered",
     ]
     assert {case.name for case in TARGET_ATTENTION} >= set(names)
-    command = [sys.executable, "-c", _GUARDED, str(Path(__file__).parent), *names]
+    command = [sys.executable, "-c", _GUARDED, str(Path(cases.__file__).parent), *names]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("guarded") == len(names) * len(DTYPES) * len(ISAS) * 2

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 from cases import offsets
-from test_layering import OPS
+from operators import OPS
 from torch import Tensor
 from torch.autograd import forward_ad
 

@@ -1,13 +1,7 @@
 """The parts of examples/rlb_savings.py: both forms are the same training, and the table says what was measured."""
 
-import sys
-from pathlib import Path
-
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 import rlb_savings
+import torch
 
 from stca.batch import bce_loss
 

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,6 +31,23 @@ def parquet(path: Path, **columns: Any) -> Path:
     defaults: dict[str, Any] = {name: list(range(rows)) for name in ("user_id", "item_id", "timestamp")}
     pq.write_table(pa.table(defaults | {"label": [1] * rows} | columns), path)
     return path
+
+
+def make_events(count: int, users: int, seed: int = 0) -> pa.Table:
+    """Events in no order; few moments, so that requests of a user meet at one time."""
+    rng = np.random.default_rng(seed)
+    user, time = rng.integers(0, users, count) * 1001, rng.integers(0, 1 + 2 * count // users, count)
+    return pa.table(
+        {
+            "user_id": user,
+            "item_id": np.arange(count),
+            "timestamp": time,
+            "request_id": 2 * time + rng.integers(0, 2, count),
+            "label": rng.integers(0, 2, count).astype(np.float32),
+            "label_like": rng.random(count).astype(np.float32),
+            "price": rng.random(count),
+        }
+    )
 
 
 def groups(values: list[Any]) -> list[int]:

@@ -5,20 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
+from operators import OPS
 
 import stca
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".cpp", ".h", ".cu", ".cuh"})
-PYTHON = sorted(p for folder in ("stca", "tests", "examples", "benchmarks") for p in (ROOT / folder).rglob("*.py"))
-OPS = sorted(
-    {
-        schema.name.removeprefix("stca::")
-        for schema in torch._C._jit_get_all_schemas()
-        if schema.name.startswith("stca::") and not schema.name.endswith("_backward")
-    }
-)
+FOLDERS = ("stca", "tests", "examples", "benchmarks", "tools")
+PYTHON = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 
 
 def _under(folder: str) -> list[Path]:
@@ -71,7 +65,7 @@ def test_an_op_has_one_name(op: str) -> None:
     assert op in stca.ops.__all__
     assert getattr(stca.ops, op).__module__ == f"stca.ops.{op}"
     assert (ROOT / "csrc" / "ops" / f"{op}.cpp").exists()
-    assert list((ROOT / "tests").glob(f"test_{op}*.py"))
+    assert list((ROOT / "tests" / "ops").glob(f"test_{op}*.py"))
     assert hasattr(stca.reference, op)
 
 

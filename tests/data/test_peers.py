@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from accuracy import assert_bitwise_equal
-from test_data import make_requests
+from batches import make_requests
 
 from stca.data import RequestDataset, write_requests
 
