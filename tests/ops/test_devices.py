@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 from cases import offsets
+from operators import REGISTERED, assert_has_each
 from torch import Tensor
-
-import stca
 
 TARGETS, HISTORY = offsets([2, 1]), offsets([3, 1])
 INDEX, KEEP = torch.tensor([1, 0]), torch.tensor([2, 9])
@@ -57,9 +56,4 @@ def test_one_tensor_elsewhere(op: str) -> None:
 
 
 def test_every_operator_is_called() -> None:
-    assert {*CALLS} == {
-        schema.name.removeprefix("stca::")
-        for schema in torch._C._jit_get_all_schemas()
-        if schema.name.startswith("stca::")
-    }
-    assert {*stca.ops.__all__} <= {*CALLS}
+    assert_has_each(CALLS, REGISTERED, "tests/ops/test_devices.py: CALLS")

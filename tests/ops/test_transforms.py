@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 from cases import offsets
-from operators import OPS
+from operators import OPS, assert_has_each
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -22,8 +22,12 @@ FUNCTIONS: dict[str, Callable[[Tensor], object]] = {  # of x [4, 1, 4]
 }
 
 
+def test_every_operator_is_transformed() -> None:
+    assert_has_each(FUNCTIONS, OPS, "tests/ops/test_transforms.py: FUNCTIONS")
+
+
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FUNCTIONS)
 def test_tangents_are_refused(op: str, requires_grad: bool) -> None:
     x = torch.randn(4, 1, 4, requires_grad=requires_grad)
     message = f"{op}: forward-mode derivatives are not supported, got a tangent of "
@@ -35,7 +39,7 @@ def test_tangents_are_refused(op: str, requires_grad: bool) -> None:
         FUNCTIONS[op](x)  # no tangent, no complaint
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", FUNCTIONS)
 def test_torch_func_grad(op: str) -> None:
     def loss(x: Tensor) -> Tensor:
         leaves = torch.utils._pytree.tree_leaves(FUNCTIONS[op](x))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import TARGET_ATTENTION_SMALL, TargetAttentionCase, offsets, swiglu_inputs
+from operators import OPS, assert_has_each
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, jacrev, vmap
@@ -27,6 +28,10 @@ ROWS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {  # of x [rows, 4], b
     "target_attention": (lambda x: stca.ops.target_attention(x[:, None], K, None, AT, offsets([2, 3, 0])), 3),
     "swiglu_ffn_norm": (lambda x: stca.ops.swiglu_ffn_norm(x, *WEIGHTS), 3),
 }
+
+
+def test_every_operator_is_mapped() -> None:
+    assert_has_each({name.split()[0] for name in ROWS}, OPS, "tests/ops/test_vmap_and_flops.py: ROWS")
 
 
 @pytest.mark.parametrize("name", ROWS)
