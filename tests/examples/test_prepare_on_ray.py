@@ -17,6 +17,7 @@ from logs import make_events
 
 from stca.data import group_log, read_events, write_requests
 
+pytestmark = pytest.mark.peers
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "prepare_on_ray.py"
 MIB, FILES, EVENTS = 850, 6, 1_000_000  # of a file
 NAIVE = """
@@ -38,7 +39,6 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("prepare_on_ray").prepare
 
 
-@pytest.mark.peers
 def test_f14_what_cannot_be_written_is_refused_before_work(tmp_path: Path, prepare: Any) -> None:
     log, out = tmp_path / "log.parquet", tmp_path / "out"
     pq.write_table(make_events(10, 2), log)
