@@ -11,7 +11,7 @@ from stca.batch import RequestBatch, Sample, from_keyed, from_nested, from_point
 
 
 @pytest.mark.peers
-def test_f7_keyed_tensors_of_other_forms(keyed: Callable[..., Any]) -> None:
+def test_keyed_tensors_of_other_forms(keyed: Callable[..., Any]) -> None:
     ones, values = torch.tensor([1, 1, 1, 1]), torch.tensor([5, 20, 21, 22])
     good = keyed(["item"], torch.tensor([1, 2]), lengths=torch.tensor([1, 1]))
     for other, message in (

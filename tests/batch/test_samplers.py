@@ -48,7 +48,7 @@ def test_samplers_go_on_or_refuse(lengths: list[int], stop: int, shuffle: bool, 
     world_size=st.integers(1, 3),
     shuffle=st.booleans(),
 )
-def test_w4_targets_have_a_budget_too(sizes: list[tuple[int, int]], world_size: int, shuffle: bool) -> None:
+def test_targets_have_a_budget_too(sizes: list[tuple[int, int]], world_size: int, shuffle: bool) -> None:
     sizes = sizes + [(1, 1)] * 40
     lengths, targets = (list(each) for each in zip(*sizes, strict=True))
     ranks = [

@@ -1,4 +1,4 @@
-"""The command line checks before it works, and its outputs are whole or absent (faults F4, F5, F12, W16, W18)."""
+"""The command line checks before it works, and its outputs are whole or absent."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def _convert(log: Path, *options: str) -> Any:
 
 
 @pytest.mark.parametrize("ours", ["time", "user", "item", "label_item", "label_label", "label_", "label_time"])
-def test_f4_a_column_that_would_overwrite_ours_is_refused(log: Path, ours: str) -> None:
+def test_a_column_that_would_overwrite_ours_is_refused(log: Path, ours: str) -> None:
     with pytest.raises(ValueError, match=f"LogFormat: column {ours} must have another name, since in batches"):
         _convert(log, "--column", f"{ours}=hour")
     assert not log.with_name("out.parquet").exists()
@@ -46,7 +46,7 @@ def test_f4_a_column_that_would_overwrite_ours_is_refused(log: Path, ours: str) 
         LogFormat({**ALL, "hour": "hour", "label_hour": "hour"})
 
 
-def test_f5_zero_is_a_value(log: Path) -> None:
+def test_zero_is_a_value(log: Path) -> None:
     assert sorted(_convert(log, "--positive", "0").labels["label"].tolist()) == [0, 1, 1]
     assert sorted(_convert(log, "--positive", "-5").labels["label"].tolist()) == [1, 1, 1]
     assert _convert(log, "--max-length", "0").visible.diff(dim=1).flatten().tolist() == [0] * 3
@@ -54,7 +54,7 @@ def test_f5_zero_is_a_value(log: Path) -> None:
     assert [row["label"] for row in rows] == [0, 1, 1]
 
 
-def test_w18_options_do_not_turn_detection_off(log: Path) -> None:
+def test_options_do_not_turn_detection_off(log: Path) -> None:
     batch = _convert(log, "--positive", "3", "--column", "hour=hour")
     assert sorted(batch.labels["label"].tolist()) == [0, 0, 1]
     assert sorted(batch.targets["hour"].tolist()) == [9, 9, 10]
@@ -87,7 +87,7 @@ def test_w18_options_do_not_turn_detection_off(log: Path) -> None:
         (["--lasting", "refuse", "--column", "request_id=hour"], "requests must have one time|already"),
     ],
 )
-def test_w18_options_that_are_wrong(log: Path, options: list[str], message: str) -> None:
+def test_options_that_are_wrong(log: Path, options: list[str], message: str) -> None:
     if "refuse" in options:
         write(log, "7,1,100,5,9", "7,2,200,3,9", header="user_id,item_id,timestamp,rating,hour\n")
     with pytest.raises(ValueError, match=message):
@@ -95,7 +95,7 @@ def test_w18_options_that_are_wrong(log: Path, options: list[str], message: str)
     assert [path.name for path in log.parent.iterdir()] == ["log.csv"]
 
 
-def test_w16_outputs_are_checked_before_the_log_is_read(log: Path, tmp_path: Path) -> None:
+def test_outputs_are_checked_before_the_log_is_read(log: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for out in (tmp_path / "none" / "out.parquet", tmp_path / "folder"):
         with pytest.raises(ValueError, match=str(out)):
@@ -103,7 +103,7 @@ def test_w16_outputs_are_checked_before_the_log_is_read(log: Path, tmp_path: Pat
     assert list((tmp_path / "folder").iterdir()) == []
 
 
-def test_f12_an_error_leaves_what_was_there(log: Path, tmp_path: Path) -> None:
+def test_an_error_leaves_what_was_there(log: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.parquet"
     five = write(tmp_path / "five.csv", *(f"u{i},1,{i},1" for i in range(5)))
     main([str(five), str(out), "--events"])

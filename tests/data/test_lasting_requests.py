@@ -1,4 +1,4 @@
-"""Requests with events at several times, and batches of many targets (faults F19, W4)."""
+"""Requests with events at several times, and batches of many targets."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def _seen(batches: list[RequestBatch]) -> dict[int, list[int]]:
     return found
 
 
-def test_f19_a_request_that_lasts_sees_what_was_before_its_first_event(tmp_path: Path) -> None:
+def test_a_request_that_lasts_sees_what_was_before_its_first_event(tmp_path: Path) -> None:
     rows: list[Row] = [(1, 10, 100, 1, 5), (1, 11, 101, 0, 5), (1, 12, 102, 1, 5)]
     [batch] = group_events(_table(rows))
     assert batch.requests()[0].tolist() == [3]
@@ -48,7 +48,7 @@ def test_f19_a_request_that_lasts_sees_what_was_before_its_first_event(tmp_path:
 
 @pytest.mark.parametrize("per_history", [None, 1, 2])
 @pytest.mark.parametrize("name", [int, str])
-def test_f19_requests_that_last_and_interleave(name: Any, per_history: int | None) -> None:
+def test_requests_that_last_and_interleave(name: Any, per_history: int | None) -> None:
     # Request 5 lasts from 100 to 104; 6 lies inside of it and sees only its first event; 5 of user 2 is another.
     rows: list[Row] = [
         (1, 10, 100, 1, 5), (1, 11, 102, 0, 6), (1, 12, 104, 1, 5), (1, 13, 105, 1, 7), (1, 9, 99, 1, 4),
@@ -78,7 +78,7 @@ def test_request_ids_of_which_some_are_empty_are_refused() -> None:
     assert batch.requests()[0].tolist() == [2, 1]
 
 
-def test_w4_batches_are_bounded_by_targets_too() -> None:
+def test_batches_are_bounded_by_targets_too() -> None:
     count = 5000
     alone = _table([(user, user, 1, 1, 0) for user in range(count)])
     batches = list(group_events(alone, tokens=100))

@@ -1,4 +1,4 @@
-"""Times, labels and features are what the file says, or an error that names the row (faults F6, F16, W1, W5, W7)."""
+"""Times, labels and features are what the file says, or an error that names the row."""
 
 import decimal
 import warnings
@@ -23,7 +23,7 @@ def _times(path: Path | list[Path], **options: Any) -> list[int]:
 
 @pytest.mark.parametrize(("unit", "rate"), [("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
 @pytest.mark.parametrize("kind", ["text", "int64", "float64", "real text"])
-def test_w1_units_are_found_and_said(tmp_path: Path, unit: str, rate: int, kind: str) -> None:
+def test_units_are_found_and_said(tmp_path: Path, unit: str, rate: int, kind: str) -> None:
     values = [NOW * rate + rate - 1, (NOW + 5) * rate, 0]
     if kind == "text":
         path = write(tmp_path / "log.csv", *(f"1,1,{value},1" for value in values))
@@ -41,7 +41,7 @@ def test_w1_units_are_found_and_said(tmp_path: Path, unit: str, rate: int, kind:
         assert _times(path, form=LogFormat(ALL, per_second=rate * 2))[1] == (NOW + 5) // 2
 
 
-def test_w1_seconds_are_quiet_and_mixtures_refused(tmp_path: Path) -> None:
+def test_seconds_are_quiet_and_mixtures_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", f"1,1,{NOW},1", "1,1,5,1", "1,1,-7,1", "1,1,1.9,1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -64,7 +64,7 @@ def test_w1_seconds_are_quiet_and_mixtures_refused(tmp_path: Path) -> None:
         events(write(tmp_path / "none.csv", "1,1,20190301,1", "1,1,20190229,1"), form=days)
 
 
-def test_w5_typed_times_have_their_unit(tmp_path: Path) -> None:
+def test_typed_times_have_their_unit(tmp_path: Path) -> None:
     ns = NOW * 10**9 + 789
     for kind in ("s", "ms", "us", "ns"):
         for zone in (None, "Asia/Tokyo"):
@@ -122,13 +122,13 @@ def test_times_of_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "NaN", "nan", "inf", "-inf", "yes", "2", "0.5", "1e400", "0x1"])
-def test_f6_labels_that_are_none(tmp_path: Path, wrong: str) -> None:
+def test_labels_that_are_none(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(ValueError, match=r"log.csv: column label must .* row 2$"):
         events(write(tmp_path / "log.csv", "1,1,1,1", f"1,1,1,{wrong}"))
 
 
 @pytest.mark.parametrize("wrong", [None, float("nan"), float("inf"), -float("inf")])
-def test_f6_ratings_that_are_none(tmp_path: Path, wrong: float | None) -> None:
+def test_ratings_that_are_none(tmp_path: Path, wrong: float | None) -> None:
     path = parquet(tmp_path / "log.parquet", rating=[5.0, wrong])
     with pytest.raises(ValueError, match=r"log.parquet: column rating must .* in row 2"):
         events(path, form=FORMATS["ratings"])
@@ -161,7 +161,7 @@ def test_labels_of_any_type(tmp_path: Path) -> None:
         )
 
 
-def test_f16_w7_features_have_the_type_of_all_their_values(tmp_path: Path) -> None:
+def test_features_have_the_type_of_all_their_values(tmp_path: Path) -> None:
     form = LogFormat({**ALL, "price": "price"})
     header = "user_id,item_id,timestamp,label,price\n"
     whole = write(tmp_path / "a.csv", *["1,1,1,1,9"] * 70_000, header=header)

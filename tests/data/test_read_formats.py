@@ -1,4 +1,4 @@
-"""The right thing is read, however it is laid out (faults F11, W6, W10, W11, W12, W19)."""
+"""The right thing is read, however it is laid out."""
 
 import bz2
 import gzip
@@ -21,7 +21,7 @@ def _items(path: Any, **options: Any) -> list[int]:
     return [row["item_id"] for row in events(path, **options)]
 
 
-def test_f11_unneeded_columns_and_late_surprises(tmp_path: Path) -> None:
+def test_unneeded_columns_and_late_surprises(tmp_path: Path) -> None:
     good = [f"{i},{i},{i},1," for i in range(90_000)]
     header = "user_id,item_id,timestamp,label,note\n"
     late = write(tmp_path / "late.csv", *good, "5,5,5,1,hello", header=header)
@@ -83,7 +83,7 @@ def test_packed_files_by_their_bytes(tmp_path: Path, pack: str, named: bool) -> 
         events(path)
 
 
-def test_w6_w11_w12_headers(tmp_path: Path) -> None:
+def test_headers(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_bytes(b"\xef\xbb\xbf" + f"{HEADER}1,2,3,1\r\n".replace("\n", "\r\n").encode())
     assert _items(path) == [2]
@@ -121,7 +121,7 @@ def test_w6_w11_w12_headers(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out.user_id.parquet")["user_id"].to_pylist() == ["é"]
 
 
-def test_w10_an_empty_part_among_good_ones(tmp_path: Path) -> None:
+def test_an_empty_part_among_good_ones(tmp_path: Path) -> None:
     parts = [tmp_path / "a.csv", write(tmp_path / "b.csv"), write(tmp_path / "c.csv", "1,2,3,1")]
     parts[0].touch()
     parts.append(tmp_path / "e.csv.gz")
@@ -137,7 +137,7 @@ def test_w10_an_empty_part_among_good_ones(tmp_path: Path) -> None:
         events(parts[0])
 
 
-def test_w19_unneeded_columns_of_parquet_are_not_read(tmp_path: Path) -> None:
+def test_unneeded_columns_of_parquet_are_not_read(tmp_path: Path) -> None:
     path = parquet(tmp_path / "log.parquet", item_id=[1, 2], text=["long", "text"])
     whole = path.read_bytes()
     part = pq.read_metadata(path).row_group(0).column(4)

@@ -1,4 +1,4 @@
-"""Git clones, and folders that are none (faults F2, F9, F10, F15, W22)."""
+"""Git clones, and folders that are none."""
 
 import gzip
 import os
@@ -43,7 +43,7 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def test_f2_a_folder_inside_a_clone_is_its_parts(clone: Path) -> None:
+def test_a_folder_inside_a_clone_is_its_parts(clone: Path) -> None:
     folder = clone / "data"
     folder.mkdir()
     parquet(folder / "part-0.parquet", item_id=[77])
@@ -79,14 +79,14 @@ def _touched(clone: Path) -> list[list[str]]:
     return [sorted(files) for files in requests.values()]
 
 
-def test_f9_a_shallow_clone_has_no_files_that_were_not_touched(clone: Path, tmp_path: Path) -> None:
+def test_a_shallow_clone_has_no_files_that_were_not_touched(clone: Path, tmp_path: Path) -> None:
     git(tmp_path, "clone", "--quiet", "--depth", "50", f"file://{clone}", "shallow")
     with pytest.warns(UserWarning, match="shallow: a shallow clone, of whose commits the oldest, 1, cannot be read"):
         assert [len(files) for files in _touched(tmp_path / "shallow")] == [1] * 49
     assert sorted(map(len, _touched(clone))) == [1] * 60 + [30]
 
 
-def test_f10_no_setting_of_the_user_changes_what_is_read(
+def test_no_setting_of_the_user_changes_what_is_read(
     clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = _touched(clone)
@@ -112,7 +112,7 @@ def test_f10_no_setting_of_the_user_changes_what_is_read(
     assert _touched(bare) == expected
 
 
-def test_f15_names_of_files_are_bytes(tmp_path: Path) -> None:
+def test_names_of_files_are_bytes(tmp_path: Path) -> None:
     folder = tmp_path / "clone"
     folder.mkdir()
     git(folder, "init", "--quiet")
@@ -180,7 +180,7 @@ def test_what_a_folder_holds_beside_a_log_is_said(clone: Path, tmp_path: Path) -
         events(folder)
 
 
-def test_w22_without_git(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="clone: git must be installed"):
         events(clone)

@@ -1,4 +1,4 @@
-"""Ids are never merged, rounded or guessed, whatever file they come from (faults F1, F3, F17, W9, W14, W23)."""
+"""Ids are never merged, rounded or guessed, whatever file they come from."""
 
 import decimal
 import uuid
@@ -20,7 +20,7 @@ def _users(path: Any, **options: Any) -> list[int]:
     return [row["user_id"] for row in events(path, **options)]
 
 
-def test_f1_ids_past_int64_are_ten_users(tmp_path: Path) -> None:
+def test_ids_past_int64_are_ten_users(tmp_path: Path) -> None:
     names = Names()
     path = write(tmp_path / "log.csv", *(f"{BIG + i},{i},{100 + i},1" for i in range(10)))
     assert len(set(_users(path, names=names))) == 10
@@ -62,7 +62,7 @@ def test_what_no_id_can_be_is_refused(tmp_path: Path, values: pa.Array, got: str
 
 @pytest.mark.parametrize("blank", ["", '""', "NULL", "null", "NaN", "nan", "NA", "None", "\\N", " "])
 @pytest.mark.parametrize("others", [("ann", "bob"), ("1", "2"), ("01", "2.0")])
-def test_f3_blank_ids_are_refused_alike(tmp_path: Path, blank: str, others: tuple[str, str]) -> None:
+def test_blank_ids_are_refused_alike(tmp_path: Path, blank: str, others: tuple[str, str]) -> None:
     path = write(tmp_path / "log.csv", f"{others[0]},i1,100,1", f"{blank},i2,101,0", f"{others[1]},i3,102,1")
     with pytest.raises(
         ValueError, match=r"log.csv: column user_id must not have empty values, got 1, the first in row 2"
@@ -70,14 +70,14 @@ def test_f3_blank_ids_are_refused_alike(tmp_path: Path, blank: str, others: tupl
         events(path)
 
 
-def test_f3_blank_ids_of_parquet_are_refused_alike(tmp_path: Path) -> None:
+def test_blank_ids_of_parquet_are_refused_alike(tmp_path: Path) -> None:
     texts = ["", "  ", "\u00a0", "\u3000", "nan", "None", "<NA>", "NaT", "NULL"]
     for values in (*(["ann", text] for text in (None, *texts)), [1, None], [b"a", b""], [b"a", b"  "], [None, 1.0]):
         with pytest.raises(ValueError, match="column user_id must"):
             events(parquet(tmp_path / "log.parquet", user_id=values))
 
 
-def test_f11_f17_text_stays_text_wherever_it_turns_up(tmp_path: Path) -> None:
+def test_text_stays_text_wherever_it_turns_up(tmp_path: Path) -> None:
     ids = ["01", "1", "1.0", "+1", "0x1", "1e0", "-0", "0", " 1", "\uff11", "1 "]
     assert len(set(_users(write(tmp_path / "log.csv", *(f"{each},1,1,1" for each in ids))))) == len(ids)
     for last in ("B00X", "007", "1.5", str(BIG)):  # long after the first megabyte
@@ -93,7 +93,7 @@ def test_integers_of_text_are_themselves(tmp_path: Path) -> None:
     assert _users(write(tmp_path / "quoted.csv", *(f'"{each}",1,1,1' for each in ids))) == ids
 
 
-def test_w14_uuids_and_bytes(tmp_path: Path) -> None:
+def test_uuids_and_bytes(tmp_path: Path) -> None:
     each = [uuid.UUID(int=i << 64) for i in range(3)]
     column = pa.array([x.bytes for x in each], pa.uuid())
     names = Names()
@@ -105,7 +105,7 @@ def test_w14_uuids_and_bytes(tmp_path: Path) -> None:
     assert _users(parquet(tmp_path / "either.parquet", user_id=either)) == [0, 1, 2]
 
 
-def test_w9_a_later_run_keeps_the_numbers_of_an_earlier(tmp_path: Path) -> None:
+def test_a_later_run_keeps_the_numbers_of_an_earlier(tmp_path: Path) -> None:
     one = write(tmp_path / "one.csv", "ann,x,1,1", "bob,y,2,1")
     two = write(tmp_path / "two.csv", "bob,y,1,1", "ann,z,2,1", "cid,x,3,1")
     main([str(one), str(tmp_path / "train.parquet"), "--events"])
@@ -120,7 +120,7 @@ def test_w9_a_later_run_keeps_the_numbers_of_an_earlier(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "i.user_id.parquet")["user_id"].to_pylist() == ["ann", "bob", "1"]
 
 
-def test_w9_ids_of_an_earlier_run_must_be_its_own(tmp_path: Path) -> None:
+def test_ids_of_an_earlier_run_must_be_its_own(tmp_path: Path) -> None:
     def convert(log: Path, *options: str) -> None:
         main([str(log), str(tmp_path / "test.parquet"), "--events", *options])
 
@@ -153,7 +153,7 @@ def test_w9_ids_of_an_earlier_run_must_be_its_own(tmp_path: Path) -> None:
         convert(write(tmp_path / "d.csv", "1,x,1,1"), *ids)
 
 
-def test_w23_tables_of_ids_lie_beside_their_own_output(tmp_path: Path) -> None:
+def test_tables_of_ids_lie_beside_their_own_output(tmp_path: Path) -> None:
     for i, name in enumerate(("day.1", "day.2", "day.1.parquet")):
         main([str(write(tmp_path / "log.csv", f"user{i},i,1,1")), str(tmp_path / name), "--events"])
     found = {path.name: pq.read_table(path)["user_id"].to_pylist() for path in tmp_path.glob("*user_id*")}
@@ -170,7 +170,7 @@ def test_w23_tables_of_ids_lie_beside_their_own_output(tmp_path: Path) -> None:
     assert not (tmp_path / "own.parquet").exists()
 
 
-def test_w15_request_ids_of_text_take_no_memory_that_grows(tmp_path: Path) -> None:
+def test_request_ids_of_text_take_no_memory_that_grows(tmp_path: Path) -> None:
     path = write(
         tmp_path / "log.csv",
         *(f"{i % 7},1,{i},1,{uuid.UUID(int=i)}" for i in range(100)),

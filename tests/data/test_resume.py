@@ -41,7 +41,7 @@ def _after(dataset: RequestDataset, batches: int) -> tuple[list[int], dict[str, 
     return _numbers(next(stream) for _ in range(batches)), dataset.state_dict()
 
 
-def test_f8_a_state_of_others_is_refused(sixty: Path) -> None:
+def test_a_state_of_others_is_refused(sixty: Path) -> None:
     done, state = _after(RequestDataset(sixty, budget=12, seed=1), 9)
     same = RequestDataset(sixty, budget=12, seed=1)
     same.load_state_dict(state)
@@ -68,7 +68,7 @@ def test_f8_a_state_of_others_is_refused(sixty: Path) -> None:
         same.load_state_dict(state)
 
 
-def test_f8_a_state_of_other_files_is_refused(sixty: Path, tmp_path: Path) -> None:
+def test_a_state_of_other_files_is_refused(sixty: Path, tmp_path: Path) -> None:
     _, state = _after(RequestDataset(sixty, budget=12), 9)
     again, moved = tmp_path / "more" / "log.parquet", tmp_path / "moved" / "log.parquet"
     for path in (again, moved):
@@ -94,7 +94,7 @@ def test_ranks_may_change_between_epochs(sixty: Path) -> None:
     assert sorted(first) == sorted(second) == list(range(360))
 
 
-def test_f8_other_workers_are_refused(sixty: Path) -> None:
+def test_other_workers_are_refused(sixty: Path) -> None:
     done, state = _after(RequestDataset(sixty, budget=12), 9)
     resumed = RequestDataset(sixty, budget=12)
     resumed.load_state_dict(state)
@@ -104,7 +104,7 @@ def test_f8_other_workers_are_refused(sixty: Path) -> None:
     assert sorted(done + _numbers(loaded)) == list(range(360))
 
 
-def test_w2_an_iterator_takes_nothing_from_the_next(sixty: Path) -> None:
+def test_an_iterator_takes_nothing_from_the_next(sixty: Path) -> None:
     dataset = RequestDataset(sixty, budget=12)
     peeked = _numbers([next(iter(dataset))])
     first = _numbers(dataset)
@@ -121,7 +121,7 @@ def test_w2_an_iterator_takes_nothing_from_the_next(sixty: Path) -> None:
     assert sorted(number for a, _ in pairs for number in a) == list(range(360))
 
 
-def test_w2_the_state_is_that_of_the_iterator_made_last(sixty: Path) -> None:
+def test_the_state_is_that_of_the_iterator_made_last(sixty: Path) -> None:
     dataset, resumed = RequestDataset(sixty, budget=12), RequestDataset(sixty, budget=12)
     start = dataset.state_dict()
     done, state = _after(dataset, 7)
@@ -137,7 +137,7 @@ def test_w2_the_state_is_that_of_the_iterator_made_last(sixty: Path) -> None:
         resumed.load_state_dict(state)
 
 
-def test_w4_many_candidates_and_users_of_one_event(tmp_path: Path) -> None:
+def test_many_candidates_and_users_of_one_event(tmp_path: Path) -> None:
     candidates, single = tmp_path / "candidates.parquet", tmp_path / "single.parquet"
     write_requests(_requests(60, 1, targets=500), candidates)
     for options, most in (({}, 6000), ({"target_budget": 1000}, 1000)):
@@ -150,7 +150,7 @@ def test_w4_many_candidates_and_users_of_one_event(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "nbytes"), [(10**9, 4000), (10**9, 1), (50, 10**9), (1, 1)])
-def test_w4_row_groups_are_bounded_and_whole(tmp_path: Path, tokens: int, nbytes: int) -> None:
+def test_row_groups_are_bounded_and_whole(tmp_path: Path, tokens: int, nbytes: int) -> None:
     batch = make_requests(60)
     parts = [batch.select(torch.arange(begin, min(begin + 7, 60))) for begin in range(0, 60, 7)]
     for name, batches in (("whole", [batch]), ("parts", parts)):
@@ -165,7 +165,7 @@ def test_w4_row_groups_are_bounded_and_whole(tmp_path: Path, tokens: int, nbytes
         assert len(table) == 1 or table.nbytes <= nbytes
 
 
-def test_w3_fewer_row_groups_than_readers(tmp_path: Path) -> None:
+def test_fewer_row_groups_than_readers(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     write_requests(_requests(60, 6), path)
     for rank in range(4):
@@ -180,7 +180,7 @@ def test_w3_fewer_row_groups_than_readers(tmp_path: Path) -> None:
         RequestDataset([], budget=12)
 
 
-def test_w20_a_footer_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_footer_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_requests(_requests(100, 1), tmp_path / "log.parquet", tokens=1)
     parsed: list[Path] = []
 

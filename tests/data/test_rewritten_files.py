@@ -36,7 +36,7 @@ LISTS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize(("outer", "inner"), [*zip(LISTS, LISTS, strict=True), ("list", "large_list_view")])
-def test_w8_lists_of_other_kinds(written: Path, tmp_path: Path, outer: str, inner: str) -> None:
+def test_lists_of_other_kinds(written: Path, tmp_path: Path, outer: str, inner: str) -> None:
     table, columns = pq.read_table(written), {}
     for name in table.column_names:
         value = table.schema.field(name).type.value_type
@@ -51,7 +51,7 @@ def test_w8_lists_of_other_kinds(written: Path, tmp_path: Path, outer: str, inne
     assert sum(batch.N for batch in both) == 2 * make_requests(40).N
 
 
-def test_w8_rows_of_one_length_and_histories_of_none(tmp_path: Path) -> None:
+def test_rows_of_one_length_and_histories_of_none(tmp_path: Path) -> None:
     numbers = {"visible_begin": 0, "visible_end": 0, "request_targets": 1, "target_item": 7}
     ones = {name: pa.array([[number]] * 3, pa.list_(pa.int64(), 1)) for name, number in numbers.items()}
     vectors = pa.array([[], [], []], pa.list_(pa.list_(pa.float32())))
@@ -84,7 +84,7 @@ REFUSED = "must be a list of numbers, .* got .*"
         (pa.array([1, 2, 3]), f"{REFUSED}int64"),
     ],
 )
-def test_w8_what_is_no_number_is_refused(tmp_path: Path, column: pa.Array, message: str) -> None:
+def test_what_is_no_number_is_refused(tmp_path: Path, column: pa.Array, message: str) -> None:
     path = tmp_path / "log.parquet"
     lengths = [len(rows) if isinstance(rows, list) else 0 for rows in column.to_pylist()]
     columns = {"visible_begin": [[0]] * 3, "visible_end": [[n] for n in lengths], "request_targets": [[1]] * 3}
@@ -125,7 +125,7 @@ def _with(table: pa.Table, name: str, kind: pa.DataType, values: Any = None) -> 
 
 
 @pytest.mark.peers
-def test_w8_written_again_by_duckdb(written: Path, tmp_path: Path) -> None:
+def test_written_again_by_duckdb(written: Path, tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     duckdb.sql(f"copy (select * from '{written}') to '{tmp_path / 'other.parquet'}' (format parquet)")
     assert sum(batch.N for batch in RequestDataset(tmp_path / "other.parquet", budget=100)) == make_requests(40).N
@@ -135,7 +135,7 @@ def test_w8_written_again_by_duckdb(written: Path, tmp_path: Path) -> None:
 
 @pytest.mark.peers
 @pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_w8_written_again_by_frames(written: Path, tmp_path: Path, library: str) -> None:
+def test_written_again_by_frames(written: Path, tmp_path: Path, library: str) -> None:
     module = pytest.importorskip(library)
     frame = module.read_parquet(written)
     (frame.write_parquet if library == "polars" else frame.to_parquet)(tmp_path / "other.parquet")

@@ -39,7 +39,7 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("prepare_on_ray").prepare
 
 
-def test_f14_what_cannot_be_written_is_refused_before_work(tmp_path: Path, prepare: Any) -> None:
+def test_what_cannot_be_written_is_refused_before_work(tmp_path: Path, prepare: Any) -> None:
     log, out = tmp_path / "log.parquet", tmp_path / "out"
     pq.write_table(make_events(10, 2), log)
     for options, message in (
@@ -65,7 +65,7 @@ def test_f14_what_cannot_be_written_is_refused_before_work(tmp_path: Path, prepa
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_f14_a_second_run_replaces_or_refuses(tmp_path: Path) -> None:
+def test_a_second_run_replaces_or_refuses(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     log, out = tmp_path / "log.parquet", tmp_path / "deep" / "out"
     pq.write_table(make_events(120, 20), log)

@@ -28,7 +28,7 @@ def _items(path: Path) -> list[int]:
     return sorted(item for batch in RequestDataset(path, budget=1000) for item in batch.targets["item"].tolist())
 
 
-def test_f13_two_writers_of_requests(tmp_path: Path) -> None:
+def test_two_writers_of_requests(tmp_path: Path) -> None:
     path, first, second = tmp_path / "log.parquet", make_requests(30, seed=1), make_requests(30, seed=2)
 
     def overtaken() -> Iterator[RequestBatch]:
@@ -41,7 +41,7 @@ def test_f13_two_writers_of_requests(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_w16_an_output_that_cannot_be_written_is_refused_before_work(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_refused_before_work(tmp_path: Path) -> None:
     def never() -> Iterator[RequestBatch]:
         pytest.fail("the log was read")
         yield make_requests(1)
@@ -96,7 +96,7 @@ def _log(labels_from: int = 0) -> Log:
     return make_log(user, item, time, ((np.arange(300) + labels_from) % 2).astype(np.float64))
 
 
-def test_w13_checkpoints_of_others(tmp_path: Path) -> None:
+def test_checkpoints_of_others(tmp_path: Path) -> None:
     path, log = tmp_path / "run.pt", _log()
     split, config = split_by_time(log), Config(epochs=1, budget=400, max_length=20, average_length=9, min_length=1)
 
@@ -122,7 +122,7 @@ def test_w13_checkpoints_of_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"settings": {"a"', "[1]", "3", '{"settings": {}}'])
-def test_w13_results_of_others(tmp_path: Path, text: str) -> None:
+def test_results_of_others(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match=r"run\.json: must be a whole result of a run"):
         scaling.made_or_make(tmp_path / "run.json", {}, lambda _: pytest.fail("it was made anew"))
@@ -143,7 +143,7 @@ def _counters(item: list[int], time: list[int], label: list[float]) -> list[list
 
 @pytest.mark.parametrize("span", [0, 40, 365 * 86400 * 10**6, 2**62, 2**64 - 2])
 @pytest.mark.parametrize("items", [3, 300_000, 2**63 - 1])
-def test_f18_counters_of_any_times_and_items(span: int, items: int) -> None:
+def test_counters_of_any_times_and_items(span: int, items: int) -> None:
     rng = np.random.default_rng(0)
     some = rng.integers(-items if items > 2**60 else 0, items, 5)
     item = some[rng.integers(0, 5, 200)]
@@ -153,7 +153,7 @@ def test_f18_counters_of_any_times_and_items(span: int, items: int) -> None:
 
 
 @pytest.mark.parametrize("span", [1, 63, 64, 1000, 365 * 86400 * 10**9])
-def test_f18_buckets_of_any_times(span: int) -> None:
+def test_buckets_of_any_times(span: int) -> None:
     log = _log()
     time = np.sort(np.concatenate([[5, 5 + span], np.random.default_rng(0).integers(5, 5 + span, 298)]))
     expected = [(int(t) - 5) * TIME_BUCKETS // (span + 1) for t in time]

@@ -1,4 +1,4 @@
-"""W8: errors name the module, the argument and the value. W6: what symbolic tracing does with the modules."""
+"""Errors name the module, the argument and the value. What symbolic tracing does with the modules."""
 
 import re
 from collections.abc import Callable
@@ -53,7 +53,7 @@ PADDED: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("options", "error", "message"), PADDED)
-def test_w8_padded(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_padded_inputs_that_are_wrong(options: dict[str, Any], error: type[Exception], message: str) -> None:
     for module in (STCA(16, 1, 2), TargetAttention(16, 2)):
         with pytest.raises(error, match=re.escape(message)) as raised:
             module(X, ROWS, **options)
@@ -64,7 +64,7 @@ def test_w8_padded(options: dict[str, Any], error: type[Exception], message: str
     "name", ["targets", "history", "target_offsets", "history_offsets", "visible", "history_index"]
 )
 @pytest.mark.parametrize("value", [[1, 2], 7, "abc"])
-def test_w8_no_tensor(name: str, value: Any) -> None:
+def test_what_is_no_tensor(name: str, value: Any) -> None:
     arguments = {
         **dict(zip(("targets", "history", "target_offsets", "history_offsets"), FLAT, strict=True)),
         name: value,
@@ -75,7 +75,7 @@ def test_w8_no_tensor(name: str, value: Any) -> None:
             module(**arguments)
 
 
-def test_w8_nothing_in_place_of_rows() -> None:
+def test_nothing_in_place_of_rows() -> None:
     model: Any = STCA(16, 1, 2)
     calls: tuple[tuple[Callable[[], Any], str], ...] = (
         (lambda: model(FLAT[0], None, *FLAT[2:]), "STCA: history"),
@@ -91,7 +91,7 @@ def test_w8_nothing_in_place_of_rows() -> None:
             call()
 
 
-def test_w8_what_is_kept_for_serving() -> None:
+def test_what_is_kept_for_serving() -> None:
     model: Any = STCA(16, 2, 2)
     with pytest.raises(TypeError, match=r"STCA\.attend: encoded must be a sequence of tensors, got int 7"):
         model.attend(FLAT[0], 7, *FLAT[2:])
@@ -107,7 +107,7 @@ def test_w8_what_is_kept_for_serving() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
-def test_w8_nested_visible_is_the_flat_one(kind: torch.dtype) -> None:
+def test_nested_visible_is_the_flat_one(kind: torch.dtype) -> None:
     model, counts = STCA(16, 1, 2), torch.tensor([4, 2])
     visible = torch.tensor([[0, 5], [1, 3], [2, 2], [0, 1], [4, 5], [0, 2]], dtype=kind)
     x, rows = _nested(FLAT[0], counts), _nested(ROWS)
@@ -142,7 +142,7 @@ SIZES: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("build", "message"), SIZES)
-def test_w8_sizes_that_no_module_has(build: Callable[[], Any], message: str) -> None:
+def test_sizes_that_no_module_has(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         build()
 
@@ -174,7 +174,7 @@ class _NoLeaves(torch.fx.Tracer):
 
 
 @pytest.mark.parametrize("tracer", [torch.fx.Tracer, _NoLeaves])
-def test_w6_traced_as_parts_of_a_model(tracer: type[torch.fx.Tracer]) -> None:
+def test_traced_as_parts_of_a_model(tracer: type[torch.fx.Tracer]) -> None:
     model = _Ranker()
     args = torch.randn(6, 4), torch.randn(10, 4), *FLAT[2:]
     traced = torch.fx.GraphModule(model, tracer().trace(model))
@@ -186,7 +186,7 @@ def test_w6_traced_as_parts_of_a_model(tracer: type[torch.fx.Tracer]) -> None:
 
 
 @pytest.mark.parametrize("build", [lambda: STCA(16, 1, 2), lambda: TargetAttention(16, 2), lambda: SwiGLUFFN(16)])
-def test_w6_the_root_cannot_be_traced(build: Callable[[], nn.Module]) -> None:
+def test_the_root_cannot_be_traced(build: Callable[[], nn.Module]) -> None:
     module = build()
     name = type(module).__name__
     with pytest.raises(TraceError, match=f"^{name}: .* must be a Tensor, got Proxy.*trace a model that contains"):
@@ -198,7 +198,7 @@ class _Doubled(STCA):
         return 2 * super().forward(*args, **kwargs)
 
 
-def test_w6_a_subclass_is_one_call_with_all_it_adds() -> None:
+def test_a_subclass_is_one_call_with_all_it_adds() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Identity())
     model[1] = _Doubled(8, 1, 2)
     rows, own = torch.randn(10, 8), {"target_offsets": offsets([3, 3]), "history_offsets": offsets([5, 5])}
@@ -216,7 +216,7 @@ def test_w6_a_subclass_is_one_call_with_all_it_adds() -> None:
     assert torch.equal(torch.fx.symbolic_trace(whole)(x, rows), whole(x, rows))
 
 
-def test_w6_a_traced_model_goes_on_to_be_compiled_and_traced_again() -> None:
+def test_a_traced_model_goes_on_to_be_compiled_and_traced_again() -> None:
     model = _Ranker()
     args = torch.randn(6, 4), torch.randn(10, 4), *FLAT[2:]
     traced = torch.fx.symbolic_trace(torch.fx.symbolic_trace(model))

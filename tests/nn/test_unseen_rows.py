@@ -1,4 +1,4 @@
-"""F3: what no target sees, whatever it holds, leaves no trace: not in a result, and not in any gradient."""
+"""What no target sees, whatever it holds, leaves no trace: not in a result, and not in any gradient."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,7 @@ def _same(actual: list[Tensor], expected: list[Tensor], seen: Tensor, **toleranc
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", MODELS)
-def test_f3_unseen_rows_are_in_no_gradient(kind: str, case: str, poison: float) -> None:
+def test_unseen_rows_are_in_no_gradient(kind: str, case: str, poison: float) -> None:
     model = MODELS[kind](dtype=torch.float64)
     args, seen = _inputs(case, torch.float64, 0.0)
     expected = _results(model, args)
@@ -85,7 +85,7 @@ def test_f3_unseen_rows_are_in_no_gradient(kind: str, case: str, poison: float) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", MODELS)
-def test_f3_in_fewer_bits(kind: str, case: str, dtype: torch.dtype) -> None:
+def test_unseen_rows_in_fewer_bits(kind: str, case: str, dtype: torch.dtype) -> None:
     model = MODELS[kind](dtype=dtype)
     args, seen = _inputs(case, dtype, 0.0)
     expected = _results(model, args)
@@ -94,7 +94,7 @@ def test_f3_in_fewer_bits(kind: str, case: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_f3_under_autocast_and_with_its_backward_pass_there(kind: str) -> None:
+def test_unseen_rows_under_autocast_and_with_its_backward_pass_there(kind: str) -> None:
     model = MODELS[kind]()
     with torch.autocast("cpu", torch.bfloat16):
         args, seen = _inputs("visible", torch.float32, 0.0)
@@ -104,7 +104,7 @@ def test_f3_under_autocast_and_with_its_backward_pass_there(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["projected", "reordered", "stca projected"])
-def test_f3_compiled(kind: str) -> None:
+def test_unseen_rows_compiled(kind: str) -> None:
     model = MODELS[kind](dtype=torch.float64)
     args, seen = _inputs("visible", torch.float64, 0.0)
     expected = _results(model, args)
@@ -115,7 +115,7 @@ def test_f3_compiled(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["projected", "reordered", "stca projected"])
-def test_f3_in_a_transform(kind: str) -> None:
+def test_unseen_rows_in_a_transform(kind: str) -> None:
     model = MODELS[kind](dtype=torch.float64)
     (x, rows, options), seen = _inputs("index", torch.float64, torch.nan)
 
@@ -130,7 +130,7 @@ def test_f3_in_a_transform(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_f3_what_is_seen_is_not_hidden(kind: str) -> None:
+def test_what_is_seen_is_not_hidden(kind: str) -> None:
     model = MODELS[kind]()
     (x, rows, options), _ = _inputs("visible", torch.float32, 0.0)
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_f3_what_is_seen_is_not_hidden(kind: str) -> None:
 
 @pytest.mark.parametrize("poison", POISON)
 @pytest.mark.parametrize("kind", MODELS)
-def test_f3_padding_of_targets_and_what_it_alone_would_see(kind: str, poison: float) -> None:
+def test_padding_of_targets_and_what_it_alone_would_see(kind: str, poison: float) -> None:
     """The same requests without padding are 2 and 0 targets, and 3 rows."""
     model = MODELS[kind](dtype=torch.float64)
     torch.manual_seed(1)
@@ -167,7 +167,7 @@ def _of_rank(rank: int, kind: str) -> list[list[Tensor]]:
 
 
 @pytest.mark.parametrize("kind", ["projected", "stca projected"])
-def test_f3_parts_of_histories_on_two_ranks(kind: str, tmp_path: Path) -> None:
+def test_parts_of_histories_on_two_ranks(kind: str, tmp_path: Path) -> None:
     seen = _inputs("visible", torch.float64, 0.0)[1]
     for expected, actual in run_ranks(_of_rank, 2, tmp_path, kind):
         _same(actual, expected, seen)

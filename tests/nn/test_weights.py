@@ -25,13 +25,13 @@ def _reset(model: Any) -> None:
             part.reset_parameters()
 
 
-def test_f5_every_exported_module_is_built_here() -> None:
+def test_every_exported_module_is_built_here() -> None:
     assert {each.__name__ for each in MODULES} == {*stca.nn.__all__}
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("kind", MODULES)
-def test_f5_meta_to_empty_reset(kind: type[nn.Module], sharded: bool, request: pytest.FixtureRequest) -> None:
+def test_meta_to_empty_reset(kind: type[nn.Module], sharded: bool, request: pytest.FixtureRequest) -> None:
     with torch.device("meta"):
         model = MODULES[kind]()
     if sharded:
@@ -51,7 +51,7 @@ def test_f5_meta_to_empty_reset(kind: type[nn.Module], sharded: bool, request: p
             torch.testing.assert_close(values.std(), like.std().detach(), rtol=0.25, atol=0, msg=name)
 
 
-def test_f5_a_part_resets_its_own_weights_and_no_others() -> None:
+def test_a_part_resets_its_own_weights_and_no_others() -> None:
     for build in MODULES.values():
         model = build()
         for part in model.modules():
@@ -69,7 +69,7 @@ def test_f5_a_part_resets_its_own_weights_and_no_others() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("frozen", ["in_proj", "out_proj", "in_proj_weight", "out_proj.bias", "none", "all"])
 @pytest.mark.parametrize("training", [False, True])
-def test_w9_frozen_stays_frozen(frozen: str, bias: bool, training: bool) -> None:
+def test_frozen_stays_frozen(frozen: str, bias: bool, training: bool) -> None:
     mha = nn.MultiheadAttention(16, 4, bias=bias, dtype=torch.float64).train(training)
     for name, p in mha.named_parameters():
         p.requires_grad_(not (name.startswith(frozen) or frozen == "all"))
@@ -124,12 +124,12 @@ def _other(mha: nn.MultiheadAttention, **parts: Any) -> nn.MultiheadAttention:
         ),
     ],
 )
-def test_w9_something_else(mha: Any, error: type[Exception], message: str) -> None:
+def test_weights_of_something_else(mha: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=rf"^TargetAttention\.from_multihead_attention: .*{message}"):
         TargetAttention.from_multihead_attention(mha)
 
 
-def test_w9_a_subclass_and_a_parametrized_one_are_taken() -> None:
+def test_a_subclass_and_a_parametrized_one_are_taken() -> None:
     mha = _Named(16, 4, bias=False, dtype=torch.float64, batch_first=True)
     nn.utils.parametrizations.weight_norm(mha, "in_proj_weight")
     x, rows = torch.randn(2, 3, 16, dtype=torch.float64), torch.randn(2, 7, 16, dtype=torch.float64)

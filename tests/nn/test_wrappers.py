@@ -1,7 +1,4 @@
-"""Modules inside what others put around modules: checkpoint wrappers, hooks, compilers, sharding.
-
-Each test names the entry of the list of faults that it keeps from coming back.
-"""
+"""Modules inside what others put around modules: checkpoint wrappers, hooks, compilers, sharding."""
 
 import os
 import subprocess
@@ -49,7 +46,7 @@ def _wrap(model: STCA, kind: str, implementation: CheckpointImpl) -> None:
 @pytest.mark.parametrize("implementation", CheckpointImpl)
 @pytest.mark.parametrize("kind", WRAPPED)
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_f1_checkpoint_wrapper(layers: int, kind: str, implementation: CheckpointImpl) -> None:
+def test_checkpoint_wrapper(layers: int, kind: str, implementation: CheckpointImpl) -> None:
     model, args = STCA(16, layers, 2, use_lse=True, dtype=torch.float64), _inputs()
     args[1].requires_grad_()  # reentrant checkpoints need an input that does
     expected = _gradients(model, args)
@@ -69,7 +66,7 @@ def test_f1_checkpoint_wrapper(layers: int, kind: str, implementation: Checkpoin
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_f1_inputs_of_every_module_stay_what_they_were() -> None:
+def test_inputs_of_every_module_stay_what_they_were() -> None:
     model, args = STCA(16, 3, 2, use_lse=True), _inputs(torch.float32)
     seen: list[tuple[list[Any], list[Any]]] = []
 
@@ -90,7 +87,7 @@ def test_f1_inputs_of_every_module_stay_what_they_were() -> None:
     assert all(map(torch.equal, args, copies))
 
 
-def test_f2_first_large_call_inside_a_checkpoint_and_hooks() -> None:
+def test_first_large_call_inside_a_checkpoint_and_hooks() -> None:
     """Nothing runs in a forward pass but the forward pass: what is saved is what was saved before."""
     attention = TargetAttention(256, 8)
     x, history = torch.randn(64, 256), torch.randn(2048, 256)
@@ -111,7 +108,7 @@ print(tuple(stca.nn.TargetAttention(256, 8)(torch.randn(64, 256), torch.randn(20
 """
 
 
-def test_f8_no_home_folder() -> None:
+def test_no_home_folder() -> None:
     found = subprocess.run([sys.executable, "-c", _WITHOUT_HOME], capture_output=True, text=True, env=_environment())
     assert found.stdout == "(64, 256)\n", found.stderr
 
@@ -144,13 +141,13 @@ print("ok")
 
 @pytest.mark.parametrize("seed", ["0", "2"])  # of twenty, these crashed and most others
 @pytest.mark.parametrize("module", ["0", "1", "2"])
-def test_f7_nested_tensors_compile_in_any_order_of_sets(module: str, seed: str) -> None:
+def test_nested_tensors_compile_in_any_order_of_sets(module: str, seed: str) -> None:
     command = [sys.executable, "-c", _NESTED, module]
     found = subprocess.run(command, capture_output=True, text=True, env=_environment(PYTHONHASHSEED=seed))
     assert found.stdout == "ok\n", found.stderr[-2000:]
 
 
-def test_f7_data_dependent_lengths_compile() -> None:
+def test_data_dependent_lengths_compile() -> None:
     """Kin of the nested sizes: how many rows `jagged_select` finds, which nothing may be decided by either."""
     attention, (x, history, *_) = TargetAttention(16, 2), _inputs(torch.float32)
 
@@ -170,7 +167,7 @@ def _with_weights(model: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("served", [False, True])
 @pytest.mark.parametrize("options", [{}, {"checkpoint": True}, {"share_ffn": True}, {"final_norm": True}])
-def test_w2_hooks_of_every_module_with_weights_run(options: dict[str, Any], served: bool) -> None:
+def test_hooks_of_every_module_with_weights_run(options: dict[str, Any], served: bool) -> None:
     model, args = STCA(16, 2, 2, use_lse=True, **options), _inputs(torch.float32)
     before, after = [], []
     for name, part in model.named_modules():
@@ -185,7 +182,7 @@ def test_w2_hooks_of_every_module_with_weights_run(options: dict[str, Any], serv
 @pytest.mark.parametrize("parts", [(), ("attention",), ("history_ffn", "query_ffn"), ("history_ffn", "attention")])
 @pytest.mark.parametrize("whole_layers", [False, True])
 @pytest.mark.parametrize("options", [{}, {"checkpoint": True}])
-def test_w2_any_part_can_be_sharded(
+def test_any_part_can_be_sharded(
     mesh: DeviceMesh, parts: tuple[str, ...], whole_layers: bool, options: dict[str, Any]
 ) -> None:
     model, args = STCA(16, 2, 2, use_lse=True, dtype=torch.float64, **options), _inputs()

@@ -1,4 +1,4 @@
-"""The operators on inputs that once failed, each with everything of its kind."""
+"""Gradients where they are easily wrong: rows without one, norm weights of any size, means of many targets."""
 
 from itertools import product
 from typing import Any
@@ -45,7 +45,7 @@ def _swiglu(device: str, inputs: dict[str, Tensor], dy: Tensor) -> dict[str, Ten
     ids=str,
 )
 @pytest.mark.parametrize("threads_used", [1, 2])
-def test_f3_rows_without_a_gradient_leave_no_trace(
+def test_rows_without_a_gradient_leave_no_trace(
     isa: str, rows: int, unseen: slice, dtype: torch.dtype, norm: int, threads_used: int, threads: Any
 ) -> None:
     """The weights' gradients are, bit for bit, those of the batch without the rows; in plain torch they are NaN."""
@@ -71,7 +71,7 @@ def test_f3_rows_without_a_gradient_leave_no_trace(
     ids=str,
 )
 @pytest.mark.parametrize("device", DEVICES)
-def test_f3_rows_without_a_gradient_on_cuda(device: str, rows: int, norm: int, dtype: torch.dtype) -> None:
+def test_rows_without_a_gradient_on_cuda(device: str, rows: int, norm: int, dtype: torch.dtype) -> None:
     inputs, dy = swiglu_inputs(rows, 8, 12, norm, dtype), torch.randn(rows, 8).to(dtype)
     dead = torch.arange(rows) % 3 == 0
     dy[dead] = -0.0
@@ -89,7 +89,7 @@ def test_f3_rows_without_a_gradient_on_cuda(device: str, rows: int, norm: int, d
 
 @pytest.mark.parametrize("device", ["cpu", *DEVICES])
 @pytest.mark.parametrize("norm", [0, 2])
-def test_f3_a_gradient_that_is_not_a_number_still_comes_through(norm: int, device: str) -> None:
+def test_a_gradient_that_is_not_a_number_still_comes_through(norm: int, device: str) -> None:
     inputs, dy = swiglu_inputs(100, 8, 12, norm, torch.float32), torch.zeros(100, 8)
     dy[50, 3] = torch.nan
     for name, grad in _swiglu(device, inputs, dy).items():
@@ -117,7 +117,7 @@ SIZES = (1.0, 1e-20, 1e-30, 1e-37, 1e-39, 1e-41, 1e-43, 3e-45, 1e-45, 0.0, 1e30,
 @pytest.mark.parametrize("bias", ["none", "small", "large"])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_f10_the_gradient_of_a_norm_weight_of_any_size(isa: str, size: float, mixed: bool, bias: str) -> None:
+def test_the_gradient_of_a_norm_weight_of_any_size(isa: str, size: float, mixed: bool, bias: str) -> None:
     """It does not depend on the weight, and y = xhat * weight has no bits of xhat left where that is subnormal."""
     inputs, dy = swiglu_inputs(200, 24, 40, 1 if bias == "none" else 2, torch.float32), torch.randn(200, 24)
     inputs["norm_weight"] = torch.where(torch.arange(24) % 5 == 2, size, inputs["norm_weight"] if mixed else size)
@@ -129,7 +129,7 @@ def test_f10_the_gradient_of_a_norm_weight_of_any_size(isa: str, size: float, mi
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-100, 1e-300, 1e-308, 1e-312, 5e-324, 0.0, 1e300])
-def test_f10_in_float64(size: float) -> None:
+def test_the_gradient_of_a_norm_weight_in_float64(size: float) -> None:
     inputs, dy = swiglu_inputs(60, 8, 12, 2), torch.randn(60, 8, dtype=torch.float64)
     inputs["norm_bias"] *= size
     inputs["norm_weight"] = torch.full((8,), size, dtype=torch.float64)
@@ -140,7 +140,7 @@ def test_f10_in_float64(size: float) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 1e-2, 1e-3])
 @pytest.mark.parametrize("bias", [0.0, 0.1, 1.0, 8.0])
-def test_f10_a_bias_that_hides_what_the_norm_adds_to_it(isa: str, bias: float, scale: float) -> None:
+def test_a_bias_that_hides_what_the_norm_adds_to_it(isa: str, bias: float, scale: float) -> None:
     """Rows of small variance, which eps makes smaller still."""
     inputs, dy = swiglu_inputs(200, 24, 40, 2, torch.float32), torch.randn(200, 24)
     inputs |= {"norm_weight": torch.ones(24), "norm_bias": torch.full((24,), bias)}
@@ -149,7 +149,7 @@ def test_f10_a_bias_that_hides_what_the_norm_adds_to_it(isa: str, bias: float, s
     assert_all_as_accurate(_swiglu("cpu", inputs, dy), {name: (exact[name], plain[name]) for name in exact})
 
 
-def test_f10_where_the_cpu_takes_subnormal_numbers_as_0() -> None:
+def test_where_the_cpu_takes_subnormal_numbers_as_0() -> None:
     inputs, dy = swiglu_inputs(200, 24, 40, 1, torch.float32), torch.randn(200, 24)
     exact, plain = (_plain(inputs, dy, dtype)["dnorm_weight"] for dtype in (torch.float64, torch.float32))
     inputs["norm_weight"] = torch.full((24,), 1e-37)
@@ -164,7 +164,7 @@ def test_f10_where_the_cpu_takes_subnormal_numbers_as_0() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("count", [1, 3, 1001, 65_519, 65_520, 70_000, 200_000])
-def test_f4_the_gradient_of_a_mean_of_many(count: int, dtype: torch.dtype) -> None:
+def test_the_gradient_of_a_mean_of_many(count: int, dtype: torch.dtype) -> None:
     """1 / count times what came in, rounded once; the count itself is infinite in float16 from 65,520 on."""
     x = torch.ones(count + 2, 2, dtype=dtype, requires_grad=True)
     incoming = torch.tensor([[3.0, -0.7], [1.0, 2.0], [5.0, 7.0]]).to(dtype)
@@ -180,7 +180,7 @@ def test_f4_the_gradient_of_a_mean_of_many(count: int, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("mean", [False, True])
-def test_f4_on_cuda(mean: bool, dtype: torch.dtype, device: str) -> None:
+def test_the_gradient_of_a_mean_on_cuda(mean: bool, dtype: torch.dtype, device: str) -> None:
     arguments = torch.randn(3, 1).to(dtype), torch.tensor([0, 66_000, 66_000, 66_007]), mean, 66_007
     expected = torch.ops.stca.request_reduce_backward(*arguments)
     assert torch.equal(call_on(device, "request_reduce_backward", *arguments), expected)
@@ -189,7 +189,7 @@ def test_f4_on_cuda(mean: bool, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("reduction", ["target", "request"])
 @pytest.mark.parametrize("count", [2, 70_000, 400_000])
-def test_f4_the_loss_of_many_targets(count: int, reduction: Any, dtype: torch.dtype) -> None:
+def test_the_loss_of_many_targets(count: int, reduction: Any, dtype: torch.dtype) -> None:
     offsets = torch.tensor([0, count - 1, count])
     batch = stca.batch.RequestBatch({}, torch.tensor([0, 0, 0]), {}, offsets)
     logits, labels = torch.randn(count).to(dtype).requires_grad_(), torch.rand(count)

@@ -1,4 +1,4 @@
-"""request_gather, request_reduce and jagged_select on inputs that once failed, each with everything of its kind."""
+"""request_gather, request_reduce and jagged_select at their limits: narrow rows, sizes that no memory holds."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ print((status("VmHWM") - before) * 1024 / nbytes)
 @pytest.mark.parametrize(
     ("dtype", "way", "most"), [("int8", "forward", 1.3), ("int64", "forward", 1.1), ("bfloat16", "backward", 3.4)]
 )
-def test_w7_memory_of_narrow_rows(dtype: str, way: str, most: float) -> None:
+def test_memory_of_narrow_rows(dtype: str, way: str, most: float) -> None:
     """What is allocated is the result; with gradients it, the incoming one and the one that is made."""
     run = subprocess.run([sys.executable, "-c", _PEAK, dtype, way], capture_output=True, text=True, check=True)
     assert float(run.stdout) <= most
@@ -51,7 +51,7 @@ KINDS = (torch.bool, torch.int8, torch.int16, torch.float32, torch.float64, torc
 
 
 @pytest.mark.parametrize("dtype", KINDS, ids=str)
-def test_w7_narrow_rows(isa: str, dtype: torch.dtype, threads: Any) -> None:
+def test_narrow_rows(isa: str, dtype: torch.dtype, threads: Any) -> None:
     """They are stored as whole vectors, over what comes next: also where one thread's rows end and another's begin."""
     index, keep = torch.tensor([7, 2, 2, 10, 0, 1, 11]), torch.tensor([9, 1, 2, 64, 3, 5, 40])
     for shape in NARROW:
@@ -69,7 +69,7 @@ def test_w7_narrow_rows(isa: str, dtype: torch.dtype, threads: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (3,), (40,), (600,)], ids=str)
-def test_w7_gradients_of_ranges(isa: str, shape: tuple[int, ...], dtype: torch.dtype, threads: Any) -> None:
+def test_gradients_of_ranges(isa: str, shape: tuple[int, ...], dtype: torch.dtype, threads: Any) -> None:
     """Suffixes of many lengths of the same history, in the order in which they were chosen, as one row at a time."""
     generator = torch.Generator().manual_seed(0)
     at = offsets([0, 9, 1, 0, 50, 3])
@@ -141,7 +141,7 @@ TOO_MUCH: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), TOO_MUCH)
-def test_w8_results_that_do_not_fit(call: Callable[[], Any], message: str) -> None:
+def test_results_that_do_not_fit(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(RuntimeError, match=f"^{message}"):
         call()
 
@@ -169,18 +169,18 @@ WRONG: list[tuple[Callable[[], Any], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG)
-def test_w8_sizes_below_zero_or_beyond_numbers(call: Callable[[], Any], message: str) -> None:
+def test_sizes_below_zero_or_beyond_numbers(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         call()
 
 
-def test_w8_totals_below_zero_without_values() -> None:
+def test_totals_below_zero_without_values() -> None:
     with pytest.raises(ValueError, match=r"^request_gather: total must be at least 0, got -1"):
         stca.ops.request_gather(torch.ones(2, device="meta"), offsets([1, 1]).to("meta"), total=-1)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_w8_totals_below_zero_on_cuda(device: str) -> None:
+def test_totals_below_zero_on_cuda(device: str) -> None:
     """Where offsets are trusted, and nothing else would notice."""
     with pytest.raises(ValueError, match=r"^request_gather: total must be at least 0, got -1"):
         call_on(device, "request_gather", [torch.ones(2)], offsets([1, 1]), -1)

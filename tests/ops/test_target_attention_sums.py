@@ -1,4 +1,4 @@
-"""target_attention where public bug reports led to wrong sums or to memory that grows: F6, W3 and W4."""
+"""target_attention where sums round badly and memory could grow: weights of one row, many targets, indexed rows."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def _on_cpu(name: str, *arguments: Any) -> Any:
 @pytest.mark.parametrize("n", [10_000, 100_000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shared", [True, False])
-def test_f6_weights_of_one_row_sum_to_one(shared: bool, dtype: torch.dtype, n: int, isa: str) -> None:
+def test_weights_of_one_row_sum_to_one(shared: bool, dtype: torch.dtype, n: int, isa: str) -> None:
     gradient = _gradients_of_one_row(_on_cpu, dtype, n, shared, 1e-3)
     # 1 / n itself is rounded where the CPU multiplies bfloat16.
     eps = max(torch.finfo(dtype).eps, 1e-6 if dtype == torch.float32 else 0.0)
@@ -56,7 +56,7 @@ def test_f6_weights_of_one_row_sum_to_one(shared: bool, dtype: torch.dtype, n: i
 @pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("device", DEVICES)
-def test_f6_on_cuda(device: str, shared: bool, dtype: torch.dtype) -> None:
+def test_weights_of_one_row_sum_to_one_on_cuda(device: str, shared: bool, dtype: torch.dtype) -> None:
     gradient = _gradients_of_one_row(lambda *arguments: call_on(device, *arguments), dtype, 3000, shared, 1e-3)
     expected = torch.full_like(gradient, 1e-3)
     torch.testing.assert_close(gradient, expected, rtol=max(torch.finfo(dtype).eps, 1e-6), atol=0)
@@ -65,7 +65,7 @@ def test_f6_on_cuda(device: str, shared: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("value_dim", [None, 3])
 @pytest.mark.parametrize("visible", ["all", "random"])
-def test_f6_sums_of_several_rows_are_rounded_once(
+def test_sums_of_several_rows_are_rounded_once(
     visible: str, value_dim: int | None, dtype: torch.dtype, isa: str
 ) -> None:
     """Each of 5 rows stands for thousands, whose own gradients are less than float16 holds."""
@@ -81,9 +81,7 @@ def test_f6_sums_of_several_rows_are_rounded_once(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", IN_RANGES, ids=str)
-def test_w4_ranges_of_history_rows(
-    case: TargetAttentionCase, dtype: torch.dtype, threads: Callable[[int], None]
-) -> None:
+def test_ranges_of_history_rows(case: TargetAttentionCase, dtype: torch.dtype, threads: Callable[[int], None]) -> None:
     inputs = case.build(dtype)
     references = target_attention_references(inputs)
     for count in (1, 2, 5):
@@ -97,7 +95,7 @@ def test_w4_ranges_of_history_rows(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value_dim", [None, 24])
 @pytest.mark.parametrize("count", [1, 2, 8])
-def test_w4_rows_that_are_seen_once_keep_their_bits(
+def test_rows_that_are_seen_once_keep_their_bits(
     count: int, value_dim: int | None, dtype: torch.dtype, threads: Callable[[int], None], isa: str
 ) -> None:
     """Rows in another order, among others that nobody sees: each gradient is that of the row alone."""
@@ -127,7 +125,7 @@ MANY_TARGETS = TargetAttentionCase("many-targets", [(600, 900), (1, 0), (2, 3000
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [MANY_TARGETS, *IN_RANGES[:1]], ids=str)
 @pytest.mark.usefixtures("uninitialized_is_nan")
-def test_w3_the_same_bits_whoever_is_done_first(
+def test_the_same_bits_whoever_is_done_first(
     case: TargetAttentionCase, dtype: torch.dtype, count: int, threads: Callable[[int], None]
 ) -> None:
     """Pieces of a history are done in any order, and their dq are added up in one."""
@@ -144,7 +142,7 @@ def test_w3_the_same_bits_whoever_is_done_first(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_w3_is_as_accurate(dtype: torch.dtype, threads: Callable[[int], None]) -> None:
+def test_many_targets_are_as_accurate(dtype: torch.dtype, threads: Callable[[int], None]) -> None:
     threads(5)
     inputs: TargetAttentionInputs = MANY_TARGETS.build(dtype)
     assert_all_as_accurate(inputs.results(), target_attention_references(inputs))
@@ -185,7 +183,7 @@ def _extra_memory(*arguments: Any) -> float:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("count", "dtype"), [(2, "float32"), (8, "float32"), (8, "bfloat16")])
-def test_w3_memory_of_many_targets(count: int, dtype: str) -> None:
+def test_memory_of_many_targets(count: int, dtype: str) -> None:
     """1,000 targets of 8 x 64, whose dq takes 2 MB: one for each thread, and one where sums are to be rounded."""
     extra = [_extra_memory(count, 1000, rows, 0, dtype, "none") for rows in (4000, 12_000)]
     assert max(extra) < 2.1 * (count + (dtype != "float32")) + 1.5 * count + 2
@@ -195,7 +193,7 @@ def test_w3_memory_of_many_targets(count: int, dtype: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("value", ["none", "given"])
-def test_w4_memory_of_indexed_rows(value: str, dtype: str) -> None:
+def test_memory_of_indexed_rows(value: str, dtype: str) -> None:
     """A gradient of each of 400,000 rows, 64 wide, would take 100 MB in float32."""
     extra = [_extra_memory(2, 1, rows, 1000, dtype, value) for rows in (50_000, 400_000)]
     assert max(extra) < 12

@@ -1,4 +1,4 @@
-"""The operators under torch's transforms and counters that once refused or missed them, each with all of its kind."""
+"""The operators under torch.func.vmap and its Jacobians, and what FlopCounterMode counts of them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +35,7 @@ def test_every_operator_is_mapped() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_w1_vmap_and_jacobians(name: str) -> None:
+def test_vmap_and_jacobians(name: str) -> None:
     f, rows = ROWS[name]
     xs = torch.randn(2, 5, rows, 4, dtype=torch.float64)
     each = torch.stack([torch.stack([f(x) for x in row]) for row in xs])
@@ -56,7 +56,7 @@ def test_w1_vmap_and_jacobians(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if "_attention" not in name and "swiglu" not in name])
-def test_w1_second_derivatives(name: str) -> None:
+def test_second_derivatives(name: str) -> None:
     f, rows = ROWS[name]
     x = torch.randn(rows, 4, dtype=torch.float64)
 
@@ -68,7 +68,7 @@ def test_w1_second_derivatives(name: str) -> None:
     torch.testing.assert_close(jacrev(jacrev(loss))(x), expected)
 
 
-def test_w1_a_batch_of_offsets_or_indices() -> None:
+def test_a_batch_of_offsets_or_indices() -> None:
     """Each member is a call of its own, and says so where they do not give as many rows."""
     x, ats = torch.randn(4, 3), torch.stack([offsets([1, 0, 2]), offsets([0, 3, 0])])
     calls: list[Callable[..., Tensor]] = [
@@ -97,7 +97,7 @@ def test_w1_a_batch_of_offsets_or_indices() -> None:
         vmap(lambda at: stca.ops.request_gather(x[0, :1], at))(torch.tensor([[0, 1], [0, 2]]))
 
 
-def test_w1_gradients_of_each_sample_of_a_stack() -> None:
+def test_gradients_of_each_sample_of_a_stack() -> None:
     model = stca.nn.STCA(8, num_layers=1, num_heads=2).double()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     xs, hs = torch.randn(3, 3, 8, dtype=torch.float64), torch.randn(3, 5, 8, dtype=torch.float64)
@@ -119,7 +119,7 @@ def _counted(f: Callable[[], Any]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("case", TARGET_ATTENTION_SMALL, ids=str)
-def test_w5_attention(case: TargetAttentionCase) -> None:
+def test_flops_of_attention(case: TargetAttentionCase) -> None:
     """2 FLOPs for each multiplication and addition, of the targets with the rows that they see and no others."""
     inputs = case.build()
     rows = torch.tensor([n for m, n in case.requests for _ in range(m)])
@@ -133,7 +133,7 @@ def test_w5_attention(case: TargetAttentionCase) -> None:
     assert frozen["target_attention_backward"] == 2 * H * (2 * Dk + Dv) * seen
 
 
-def test_w5_tensors_without_values_count_as_requests_that_are_alike() -> None:
+def test_tensors_without_values_count_as_requests_that_are_alike() -> None:
     q, k, at = torch.randn(12, 2, 8), torch.randn(60, 1, 8), torch.zeros(4, dtype=torch.int64)
     fake = FakeTensorMode()
     for change in (lambda x: x.to("meta"), fake.from_tensor):
@@ -144,7 +144,7 @@ def test_w5_tensors_without_values_count_as_requests_that_are_alike() -> None:
 
 @pytest.mark.parametrize("norm", [0, 2])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_w5_network(frozen: bool, norm: int) -> None:
+def test_flops_of_the_network(frozen: bool, norm: int) -> None:
     inputs = {name: x.requires_grad_() for name, x in swiglu_inputs(50, 8, 12, norm, torch.float32).items()}
     inputs["x"].requires_grad_(not frozen)
     dy = torch.randn(50, 8)
@@ -158,7 +158,7 @@ def test_w5_network(frozen: bool, norm: int) -> None:
 
 
 @pytest.mark.parametrize("order", ["reordered", "projected"])
-def test_w5_a_stack_by_the_papers_formulas(order: Any) -> None:
+def test_flops_of_a_stack_by_the_papers_formulas(order: Any) -> None:
     """Per layer and request: history FFN 6 L D F; attention 4 L D H m reordered; 4 L D^2 and 4 L D m projected."""
     D, H, R, m, L, layers = 64, 4, 3, 2, 500, 2
     model = stca.nn.STCA(D, num_layers=layers, num_heads=H, order=order)
