@@ -1,4 +1,4 @@
-// Kernels with one fault each, which the emulator must report (tests/test_simt.py), and one without.
+// Kernels with one fault each, which the emulator must report (tests/cuda/test_simt.py), and one without.
 #include <cstring>
 
 #include "../../csrc/kernels/cuda/ptx.cuh"

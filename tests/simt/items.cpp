@@ -1,5 +1,5 @@
 // Lists what csrc/kernels/cuda/schedule.cuh gives each range, by a kernel that walks them as the attention kernels do
-// (tests/test_cuda_work.py).
+// (tests/cuda/test_schedule.py).
 #include <cstdlib>
 #include <cstring>
 #include <exception>

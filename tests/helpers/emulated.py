@@ -1,0 +1,100 @@
+"""The CUDA kernels on the CPU: the library that tests/simt builds, `make simt`."""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from cases import TargetAttentionInputs
+from torch import Tensor
+
+_LIBRARY = Path(__file__).parents[2] / "build" / "simt" / "libstca_simt.so"
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    if not _LIBRARY.exists():
+        raise FileNotFoundError(f"{_LIBRARY} is missing: run `make simt`, or `make test`, which does")
+    torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
+    library = ctypes.CDLL(str(_LIBRARY))
+    library.simt_fault.restype = library.simt_items.restype = ctypes.c_char_p
+    return library
+
+
+@contextmanager
+def emulated_device(seed: int = 1, shared_bytes: int = 227 * 1024) -> Iterator[Any]:
+    """Gives the emulated operators. What torch allocates meanwhile is the memory of the emulated device.
+
+    Threads of a block take turns in an order that `seed` chooses. A block has as much shared memory as on sm_90.
+    """
+    _library().simt_start(seed, shared_bytes)
+    try:
+        yield torch.ops.stca_simt
+    finally:
+        _library().simt_stop()
+
+
+def emulated_fault(name: str) -> tuple[str, Tensor]:
+    """Runs a kernel of tests/simt/faults.cpp; what the emulator says, and the 256 floats that the kernel had."""
+    memory = torch.arange(256.0)
+    message = _library().simt_fault(name.encode(), ctypes.c_void_p(memory.data_ptr()))
+    assert message is not None, f"{name} is not in faults.cpp"
+    return message.decode(), memory
+
+
+class Tiling(NamedTuple):
+    """As in csrc/kernels/cuda/schedule.cuh."""
+
+    tile_rows: int
+    block_rows: int
+    num_ranges: int
+    history: bool = False
+
+
+class Item(NamedTuple):
+    """One tile of query rows against consecutive rows of its history; where its partial result goes, or -1."""
+
+    target_begin: int
+    row_begin: int
+    kv_head: int
+    tile: int
+    split_begin: int
+    split_end: int
+    partial: int
+
+
+def emulated_items(
+    target_offsets: Tensor, history_offsets: Tensor, heads: int, kv_heads: int, tiling: Tiling
+) -> list[list[Item]]:
+    """The items of each of the `tiling.num_ranges` ranges that the kernels give a call."""
+    rows = int(history_offsets[-1] * kv_heads if tiling.history else target_offsets[-1] * heads)
+    most = rows // tiling.tile_rows + len(target_offsets) * kv_heads
+    with emulated_device():
+        offsets = [target_offsets.clone(), history_offsets.clone()]
+        items = torch.empty(tiling.num_ranges, most, len(Item._fields), dtype=torch.int64)  # -1: new memory is 0xff
+        message = _library().simt_items(
+            ctypes.c_int64(len(target_offsets) - 1),
+            *(ctypes.c_void_p(x.data_ptr()) for x in offsets),
+            ctypes.c_int64(heads),
+            ctypes.c_int64(kv_heads),
+            (ctypes.c_int * 4)(*tiling),
+            ctypes.c_void_p(items.data_ptr()),
+            ctypes.c_int64(most),
+        )
+        assert not message, message.decode()
+        return [[Item(*fields) for fields in one[one[:, 0] >= 0].tolist()] for one in items]
+
+
+def emulated_target_attention(inputs: TargetAttentionInputs, seed: int = 1) -> dict[str, Tensor]:
+    """What `TargetAttentionInputs.results` gives, by the CUDA kernels: out, lse, dq, dk and, where v is given, dv."""
+    with emulated_device(seed) as ops:
+        moved = inputs.on(lambda storage: torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage))
+        *tensors, scale = moved.arguments()
+        out, lse, max_and_sum = ops.target_attention(*tensors, scale)
+        dlse = moved.dlse.to(lse.dtype)
+        dq, dk, dv = ops.target_attention_backward(moved.dout, dlse, *tensors, out, max_and_sum, scale)
+        results = {"out": out, "lse": lse, "dq": dq, "dk": dk} | ({} if inputs.v is None else {"dv": dv})
+    return {name: x.clone() for name, x in results.items()}

@@ -1,0 +1,153 @@
+"""The benchmarks run, check what they time, and the report says what their JSON holds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import growth
+import problem
+import pytest
+import report
+import torch
+from grid import all_cases
+from problem import Implementation, Problem, check
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+KEYS = {"op", "case", "dtype", "direction", "stca_ms", "best_peer", "best_peer_ms", "ratio", "floor_share", "peak_mb"}
+
+
+def _run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_compare(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "cpu.json"
+    text = _run("compare.py", "--quick", "--only", "small call", "--seconds", "0.05", "--json", str(out))
+    rows = json.loads(out.read_text())
+    assert [row["direction"] for row in rows] == ["forward", "forward+backward"]
+    for row in rows:
+        assert row.keys() >= KEYS | {"peer_peak_mb"}
+        assert row["ratio"] == row["best_peer_ms"] / row["stca_ms"]
+        assert row["best_peer_ms"] == min(ms for name, ms in row["all_ms"].items() if name != "stca")
+        assert f"x as fast as {row['best_peer']}" in text
+        assert row["cannot"].keys() == {"nn.MultiheadAttention", "sdpa nested"}
+    machine = json.loads(out.with_suffix(".machine.json").read_text())
+    assert machine["gemm_gflops"] > 0
+    assert machine["build_info"]["torch"] == torch.__version__
+
+
+def test_gpu_program_on_small_shapes(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    text = _run("gpu.py", "--device", "cpu", "--only", "request_gather.*bfloat16|m=8 L=200 R=1,", "--json", str(out))
+    rows = json.loads(out.read_text())
+    assert {row["op"] for row in rows} == {"request_gather", "target_attention reordered"}
+    for row in rows:
+        assert row.keys() >= KEYS | {"tflops", "gbs", "gemm_share", "copy_share"}
+    assert "FAILED" not in text
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_grid(quick: bool) -> None:
+    cases = all_cases(quick)
+    assert len({(case.op, case.name, case.dtype) for case in cases}) == len(cases)
+    ops = {case.op.split()[0] for case in cases}
+    assert ops == {"target_attention", "TargetAttention", "swiglu_ffn_norm", "request_gather", "jagged_select", "STCA"}
+
+
+def _problem(theirs: float) -> Problem:
+    x = torch.ones(4)
+    return Problem([x], {"stca": Implementation(lambda x: x * 2), "peer": Implementation(lambda x: x * theirs)}, 1, 1)
+
+
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+def test_a_wrong_peer_is_not_timed(direction: Any) -> None:
+    runners, _ = check(_problem(2.0), direction, 1e-3)
+    assert runners.keys() == {"stca", "peer"}
+    for wrong in (2.1, float("nan")):
+        with pytest.raises(AssertionError, match=r"peer, forward.*: differs from stca by"):
+            check(_problem(wrong), direction, 1e-3)
+
+
+def test_a_gradient_that_torch_loses_is_left_out_and_no_other() -> None:
+    def peer(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return x + bias.detach() + 0 * bias
+
+    leaves = [torch.ones(4), torch.ones(4)]
+    ways = {"stca": Implementation(lambda x, bias: x + bias), "peer": Implementation(peer)}
+    check(Problem(leaves, ways, 1, 1, lost_by_torch=frozenset({1})), "forward+backward", 1e-3)
+    for lost in ((), (0,)):
+        with pytest.raises(AssertionError, match=r"peer, forward\+backward: differs from stca by"):
+            check(Problem(leaves, ways, 1, 1, lost_by_torch=frozenset(lost)), "forward+backward", 1e-3)
+
+
+@pytest.mark.parametrize(("flops", "expected"), [(1, torch.float32), (0, torch.bfloat16)])
+def test_peers_multiply_in_float32_on_a_slow_cpu(
+    monkeypatch: pytest.MonkeyPatch, flops: int, expected: torch.dtype
+) -> None:
+    seen = set()
+
+    def peer(x: torch.Tensor) -> torch.Tensor:
+        seen.add(x.dtype)
+        return x * 2
+
+    ways = {
+        "stca": Implementation(lambda x: x * 2),
+        "also": Implementation(lambda x: x + x, ours=True),
+        "peer": Implementation(peer),
+    }
+    monkeypatch.setattr(problem, "SLOW_ON_CPU", frozenset({torch.bfloat16}))
+    runners, _ = check(Problem([torch.ones(4).bfloat16()], ways, flops, 1), "forward+backward", 1e-3)
+    assert seen == {expected}
+    assert {name: runner.own[0].dtype for name, runner in runners.items()} == {
+        "stca": torch.bfloat16,
+        "also": torch.bfloat16,
+        "peer": expected,
+    }
+
+
+def test_exponents() -> None:
+    values = [1, 2, 4, 8, 16, 32]
+    assert growth.exponent(values, [9.0, 9.0, 9.0, *(0.5 * v**1.5 for v in values[3:])]) == pytest.approx(1.5)
+
+
+def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
+    times = {"stca": 2.0, "stca reordered": 2.0, "stca projected": 1.0, "peer": 3.0}
+    row = {
+        "op": "TargetAttention",
+        "case": "D=8 H=2 m=1 L=9 R=1",
+        "dtype": "float32",
+        "direction": "forward",
+        "stca_ms": 2.0,
+    }
+    row |= {"best_peer": "peer", "best_peer_ms": 3.0, "ratio": 1.5, "floor_share": 0.8, "peak_mb": 1.0}
+    rows = [row | {"peer_peak_mb": 4.0, "all_ms": times, "cannot": {}}]
+    rows.append(rows[0] | {"op": "target_attention reordered", "ratio": 6.0, "all_ms": {"stca": 2.0, "peer": 12.0}})
+    curve = {"op": "STCA", "direction": "forward", "variable": "L", "values": [1, 2, 4]}
+    machine = {"cpu": "C", "threads": 2, "torch": "T", "gemm_gflops": 1, "read_gbs": 1, "date": "D"}
+    for name, content in {
+        "cpu-I.json": rows,
+        "cpu-I.machine.json": machine | {"build_info": {"cpu_isa": "I"}, "bfloat16_peers": "float32"},
+        "cpu-J.json": rows,
+        "cpu-J.machine.json": machine | {"build_info": {"cpu_isa": "J"}, "bfloat16_peers": "bfloat16"},
+        "growth.json": [curve | {"ms": [1.0, 2.0, 4.0], "peak_mb": [1, 1, 1], "exponent": 1.0}],
+    }.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}old\n{report.END}after\n")
+    _run("report.py", "--results", str(tmp_path), "--readme", str(readme))
+    text = readme.read_text()
+    assert text.count("| TargetAttention, forward | float32 | 1 | 1.50 (1.50) | 0 | 80% | 0.25 |") == 2
+    assert text.count("ran in float32") == 1
+    assert "forward 6.00" in text
+    assert "in 0 of 1 cases; at worst it takes 2.00 times as long." in text
+    assert "| STCA, forward | L^1.00 |" in text
+    assert "**GPU**: an H200's figures so far are in `benchmarks/NOTES.md`" in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    for isa in "IJ":
+        assert f"results/ratios-{isa}.png" in text
+        assert (tmp_path / f"ratios-{isa}.png").stat().st_size > 5000
