@@ -12,7 +12,7 @@ namespace {
 
 py::list supported_isas() {
   py::list names;
-#define STCA_APPEND_ISA(name) \
+#define STCA_APPEND_ISA(name, ...) \
   if (stca::cpu_supports(stca::CpuIsa::name)) names.append(#name);
   STCA_FOR_EACH_CPU_ISA(STCA_APPEND_ISA)
 #undef STCA_APPEND_ISA
@@ -21,7 +21,7 @@ py::list supported_isas() {
 
 py::list compiled_isas() {
   py::list names;
-#define STCA_APPEND_ISA(name) names.append(#name);
+#define STCA_APPEND_ISA(name, ...) names.append(#name);
   STCA_FOR_EACH_CPU_ISA(STCA_APPEND_ISA)
 #undef STCA_APPEND_ISA
   return names;

@@ -7,7 +7,7 @@ namespace stca {
 namespace {
 
 constexpr CpuIsa kAll[] = {
-#define STCA_CPU_ISA_VALUE(name) CpuIsa::name,
+#define STCA_CPU_ISA_VALUE(name, ...) CpuIsa::name,
     STCA_FOR_EACH_CPU_ISA(STCA_CPU_ISA_VALUE)
 #undef STCA_CPU_ISA_VALUE
 };
@@ -41,8 +41,8 @@ CpuIsa cpu_isa() { return active().load(std::memory_order_relaxed); }
 
 const char* cpu_isa_name(CpuIsa isa) {
   switch (isa) {
-#define STCA_CPU_ISA_NAME(name) \
-  case CpuIsa::name:            \
+#define STCA_CPU_ISA_NAME(name, ...) \
+  case CpuIsa::name:                 \
     return #name;
     STCA_FOR_EACH_CPU_ISA(STCA_CPU_ISA_NAME)
 #undef STCA_CPU_ISA_NAME
@@ -60,14 +60,15 @@ bool set_cpu_isa(const char* name) {
 bool cpu_supports(CpuIsa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (isa == CpuIsa::avx2) return avx2;
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (isa == CpuIsa::avx512) return avx512;
-  if (isa == CpuIsa::avx512bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
-  return isa == CpuIsa::baseline;
+  switch (isa) {
+#define STCA_CPU_ISA_SUPPORTED(name, supported, ...) \
+  case CpuIsa::name:                                 \
+    return supported;
+    STCA_FOR_EACH_CPU_ISA(STCA_CPU_ISA_SUPPORTED)
+#undef STCA_CPU_ISA_SUPPORTED
+  }
+  return false;
 }
 
 }  // namespace stca

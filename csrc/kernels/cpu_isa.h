@@ -2,18 +2,28 @@
 // namespace of that name; a call goes through the copy that `cpu_isa()` names.
 #pragma once
 
-// X(name): the sets that this build holds, least first. `baseline` runs on any CPU of the architecture; avx512bf16 is
-// avx512 with products of bfloat16.
+// X(name, whether this CPU can run it, further arguments): the sets that this build holds, least first. `baseline` runs
+// on any CPU of the architecture; avx512bf16 is avx512 with products of bfloat16. Their compiler flags are in
+// CMakeLists.txt.
+#define STCA_HAS __builtin_cpu_supports
 #if defined(__x86_64__)
-#define STCA_FOR_EACH_CPU_ISA(X) X(baseline) X(avx2) X(avx512) X(avx512bf16)
+#define STCA_FOR_EACH_CPU_ISA(X, ...)     \
+  X(baseline, true, __VA_ARGS__)          \
+  X(avx2, STCA_HAS_AVX2, __VA_ARGS__)     \
+  X(avx512, STCA_HAS_AVX512, __VA_ARGS__) \
+  X(avx512bf16, STCA_HAS_AVX512BF16, __VA_ARGS__)
+#define STCA_HAS_AVX2 (STCA_HAS("avx2") && STCA_HAS("fma"))
+#define STCA_HAS_AVX512 \
+  (STCA_HAS_AVX2 && STCA_HAS("avx512f") && STCA_HAS("avx512bw") && STCA_HAS("avx512dq") && STCA_HAS("avx512vl"))
+#define STCA_HAS_AVX512BF16 (STCA_HAS_AVX512 && STCA_HAS("avx512bf16"))
 #else
-#define STCA_FOR_EACH_CPU_ISA(X) X(baseline)
+#define STCA_FOR_EACH_CPU_ISA(X, ...) X(baseline, true, __VA_ARGS__)
 #endif
 
 namespace stca {
 
 enum class CpuIsa : int {
-#define STCA_CPU_ISA_ENUMERATOR(name) name,
+#define STCA_CPU_ISA_ENUMERATOR(name, ...) name,
   STCA_FOR_EACH_CPU_ISA(STCA_CPU_ISA_ENUMERATOR)
 #undef STCA_CPU_ISA_ENUMERATOR
 };
@@ -31,33 +41,22 @@ bool cpu_supports(CpuIsa isa);
 
 }  // namespace stca
 
-// Declares `void name(arguments)` in the namespace of every instruction set.
-#define STCA_DECLARE_CPU_KERNEL(name, ...)                \
-  STCA_DECLARE_CPU_KERNEL_IN(baseline, name, __VA_ARGS__) \
-  STCA_DECLARE_CPU_KERNEL_X86(name, __VA_ARGS__)
-#define STCA_DECLARE_CPU_KERNEL_IN(isa, name, ...) \
-  namespace isa {                                  \
-  void name(__VA_ARGS__);                          \
+// Declares `result name(arguments)` in the namespace of every instruction set.
+#define STCA_DECLARE_CPU_KERNEL(result, name, ...) \
+  STCA_FOR_EACH_CPU_ISA(STCA_DECLARE_CPU_KERNEL_IN, result, name, __VA_ARGS__)
+#define STCA_DECLARE_CPU_KERNEL_IN(isa, supported, result, name, ...) \
+  namespace isa {                                                     \
+  result name(__VA_ARGS__);                                           \
   }
-#if defined(__x86_64__)
-#define STCA_DECLARE_CPU_KERNEL_X86(name, ...)          \
-  STCA_DECLARE_CPU_KERNEL_IN(avx2, name, __VA_ARGS__)   \
-  STCA_DECLARE_CPU_KERNEL_IN(avx512, name, __VA_ARGS__) \
-  STCA_DECLARE_CPU_KERNEL_IN(avx512bf16, name, __VA_ARGS__)
-#else
-#define STCA_DECLARE_CPU_KERNEL_X86(name, ...)
-#endif
 
 // The copy of `name` for the set `isa`, as a function pointer. Kernels of one call that agree on a layout must be of
 // one set: another thread may choose a new one at any time.
-#if defined(__x86_64__)
-#define STCA_CPU_KERNEL(isa, name)                                 \
-  ((isa) == ::stca::CpuIsa::avx512bf16 ? &::stca::avx512bf16::name \
-   : (isa) == ::stca::CpuIsa::avx512   ? &::stca::avx512::name     \
-   : (isa) == ::stca::CpuIsa::avx2     ? &::stca::avx2::name       \
-                                       : &::stca::baseline::name)
-#else
-#define STCA_CPU_KERNEL(isa, name) ((void)(isa), &::stca::baseline::name)
-#endif
+#define STCA_CPU_KERNEL(isa, name)                                                                               \
+  [](::stca::CpuIsa chosen) {                                                                                    \
+    constexpr decltype(&::stca::baseline::name) kCopies[] = {STCA_FOR_EACH_CPU_ISA(STCA_CPU_KERNEL_COPY, name)}; \
+    return kCopies[int(chosen)];                                                                                 \
+  }(isa)
+#define STCA_CPU_KERNEL_COPY(isa, supported, name) &::stca::isa::name,
+
 // For the set in use.
 #define STCA_SELECT_CPU_KERNEL(name) STCA_CPU_KERNEL(::stca::cpu_isa(), name)

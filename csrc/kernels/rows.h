@@ -11,7 +11,7 @@
 namespace stca {
 
 // to[i] = from[r] for offsets[r] <= i < offsets[r + 1], for rows i in [begin, end) of row_bytes each.
-STCA_DECLARE_CPU_KERNEL(repeat_rows, const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes,
+STCA_DECLARE_CPU_KERNEL(void, repeat_rows, const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes,
                         int64_t begin, int64_t end, void* to)
 
 // Suffixes of histories, one after the other: rows [ends[s], ends[s + 1]) are those before row lasts[s].
@@ -22,8 +22,8 @@ struct Suffixes {
 };
 
 // to[i] = from[lasts[s] - (ends[s + 1] - i)] for ends[s] <= i < ends[s + 1], for rows i in [begin, end).
-STCA_DECLARE_CPU_KERNEL(copy_suffixes, const void* from, const Suffixes& suffixes, int64_t row_bytes, int64_t begin,
-                        int64_t end, void* to)
+STCA_DECLARE_CPU_KERNEL(void, copy_suffixes, const void* from, const Suffixes& suffixes, int64_t row_bytes,
+                        int64_t begin, int64_t end, void* to)
 
 struct SegmentSumParams {
   Dtype dtype;
@@ -36,8 +36,8 @@ struct SegmentSumParams {
 };
 
 // Columns [column_begin, column_end) of segments [begin, end), summed in the accumulation type.
-STCA_DECLARE_CPU_KERNEL(segment_sum, const SegmentSumParams& params, int64_t begin, int64_t end, int64_t column_begin,
-                        int64_t column_end)
+STCA_DECLARE_CPU_KERNEL(void, segment_sum, const SegmentSumParams& params, int64_t begin, int64_t end,
+                        int64_t column_begin, int64_t column_end)
 
 // The reverse of copy_suffixes: each row of the histories is the sum of its copies, in order of suffixes.
 struct SuffixSumParams {
@@ -53,7 +53,7 @@ struct SuffixSumParams {
 };
 
 // Rows [begin, end) of the result. `active` has room for the suffixes of any one request.
-STCA_DECLARE_CPU_KERNEL(suffix_sum, const SuffixSumParams& params, int64_t begin, int64_t end, int64_t* active)
+STCA_DECLARE_CPU_KERNEL(void, suffix_sum, const SuffixSumParams& params, int64_t begin, int64_t end, int64_t* active)
 
 // The same on CUDA, for all `rows` of the result or all `segments` at once: enqueued on a cudaStream_t, every pointer
 // on its device. nullptr, or the message of the CUDA error. `op` is whose call it is.

@@ -1,8 +1,6 @@
 // Sizes of swiglu_ffn_norm's buffers. Compiled once, for any CPU.
 #include "swiglu_ffn_norm.h"
 
-#include <algorithm>
-
 namespace stca {
 namespace {
 
@@ -18,16 +16,6 @@ int64_t panels_capacity(int64_t rows, int64_t columns) { return rows * whole_pan
 
 int64_t swiglu_ffn_norm_tile_rows(int64_t dim, int64_t hidden) {
   return dim * hidden > kLargeWeight ? kLargeTileRows : kTileRows;
-}
-
-int64_t swiglu_ffn_norm_scratch_size(const SwigluFfnNormParams& p) {
-  return p.tile_rows * (2 * whole_panels(p.dim) + 2 * whole_panels(p.hidden));
-}
-
-int64_t swiglu_ffn_norm_backward_scratch_size(const SwigluFfnNormParams& p) {
-  const int64_t dim = whole_panels(p.dim), hidden = whole_panels(p.hidden);
-  const int64_t rounded = p.dtype == Dtype::kBFloat16 ? std::max(dim, hidden) : 0;
-  return p.tile_rows * (3 * dim + 3 * hidden + rounded) + dim;
 }
 
 SwigluFfnNormWeightGrads swiglu_ffn_norm_weight_grads(const SwigluFfnNormParams& p) {

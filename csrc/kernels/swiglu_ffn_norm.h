@@ -3,7 +3,7 @@
 //   u = x w_u    v = x w_v    g = u * silu(v)    h = g w_o    y = (h - mean(h)) * rstd(h) * norm_weight + norm_bias
 //
 // with rstd(h) = 1 / sqrt(var(h) + eps); y = h without a norm. Only a tile of rows of u, v and g exists at a time.
-// Source: mission.md section 1, arXiv 2511.06077.
+// Source: docs/mathematics.md, arXiv 2511.06077. Letters of shapes: docs/glossary.md.
 #pragma once
 
 #include <cstdint>
@@ -50,10 +50,8 @@ struct SwigluFfnNormBackwardParams {
   void* dx;             // [N, D] contiguous; nullptr: not wanted
 };
 
-// Rows of one tile, and the elements of scratch memory (accumulation type) that a thread needs for it.
+// Rows of one tile.
 int64_t swiglu_ffn_norm_tile_rows(int64_t dim, int64_t hidden);
-int64_t swiglu_ffn_norm_scratch_size(const SwigluFfnNormParams& params);
-int64_t swiglu_ffn_norm_backward_scratch_size(const SwigluFfnNormParams& params);
 
 // Elements of the accumulation type that hold a matrix [rows, columns] in panels, for any instruction set.
 constexpr int64_t kWidestPanel = 32;  // AVX-512 in float
@@ -68,23 +66,28 @@ SwigluFfnNormWeightGrads swiglu_ffn_norm_weight_grads(const SwigluFfnNormParams&
 
 // Element (i, j) of the matrix [rows, columns] is at from[i * row_stride + j * column_stride]. Packs the columns from
 // `begin` on, a multiple of kWidestPanel, up to `end`.
-STCA_DECLARE_CPU_KERNEL(pack_panels, Dtype dtype, const void* from, int64_t rows, int64_t columns, int64_t row_stride,
-                        int64_t column_stride, int64_t begin, int64_t end, void* to)
+STCA_DECLARE_CPU_KERNEL(void, pack_panels, Dtype dtype, const void* from, int64_t rows, int64_t columns,
+                        int64_t row_stride, int64_t column_stride, int64_t begin, int64_t end, void* to)
+
+// Bytes of scratch memory that a thread needs, as the same instruction set's kernels of rows lay it out.
+STCA_DECLARE_CPU_KERNEL(int64_t, swiglu_ffn_norm_scratch, const SwigluFfnNormParams& params)
+STCA_DECLARE_CPU_KERNEL(int64_t, swiglu_ffn_norm_backward_scratch, const SwigluFfnNormParams& params)
 
 // Rows [row_begin, row_end).
-STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_rows, const SwigluFfnNormParams& params, int64_t row_begin, int64_t row_end,
-                        void* scratch)
+STCA_DECLARE_CPU_KERNEL(void, swiglu_ffn_norm_rows, const SwigluFfnNormParams& params, int64_t row_begin,
+                        int64_t row_end, void* scratch)
 
 // has[i]: whether row i of dy [N, D], contiguous, has an element that is neither 0 nor -0, for i in [begin, end).
-STCA_DECLARE_CPU_KERNEL(find_gradients, Dtype dtype, const void* dy, int64_t dim, int64_t begin, int64_t end, bool* has)
+STCA_DECLARE_CPU_KERNEL(void, find_gradients, Dtype dtype, const void* dy, int64_t dim, int64_t begin, int64_t end,
+                        bool* has)
 
 // The rows that places [begin, end) of `params.rows` name; `weight_grads` is set to their part of the weights'
 // gradients.
-STCA_DECLARE_CPU_KERNEL(swiglu_ffn_norm_backward_rows, const SwigluFfnNormBackwardParams& params, int64_t begin,
+STCA_DECLARE_CPU_KERNEL(void, swiglu_ffn_norm_backward_rows, const SwigluFfnNormBackwardParams& params, int64_t begin,
                         int64_t end, void* weight_grads, void* scratch)
 
 // to[i] = sum over p of partials[p][offset + i], in order of p, for i in [0, size).
-STCA_DECLARE_CPU_KERNEL(sum_partials, Dtype dtype, const void* const* partials, int64_t count, int64_t offset,
+STCA_DECLARE_CPU_KERNEL(void, sum_partials, Dtype dtype, const void* const* partials, int64_t count, int64_t offset,
                         int64_t size, void* to)
 
 }  // namespace stca

@@ -4,7 +4,8 @@
 //   lse[t, h]  = log sum_n exp(s[t, h, n])
 //   out[t, h]  = sum_n exp(s[t, h, n] - lse[t, h]) v[n, h / G]
 //
-// A target that sees no row gets out = 0 and lse = -inf. Source: mission.md section 1, arXiv 2511.06077.
+// A target that sees no row gets out = 0 and lse = -inf. Source: docs/mathematics.md, arXiv 2511.06077. Letters of
+// shapes: docs/glossary.md.
 #pragma once
 
 #include <cstdint>
@@ -91,8 +92,11 @@ struct TargetAttentionPlan {
   std::vector<TargetAttentionCombine> combines;
   int64_t partial_count;
   int64_t partial_size;  // accumulator elements of one partial result, forward
-  int64_t scratch_size;  // accumulator elements each thread needs while it works on an item
+  int64_t max_targets;   // of an item
 };
+
+// Accumulator elements of a partial result: out [targets * H, Dv] unnormalised, then row_max and row_sum [targets * H].
+int64_t target_attention_partial_size(const TargetAttentionParams& params, int64_t targets);
 
 TargetAttentionPlan plan_target_attention(const TargetAttentionParams& params, int threads);
 // Of history rows [row_begin, row_end). Pieces of one history are in order of rows among the items.
@@ -101,20 +105,28 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
 // History rows of such a range where dk and dv are `wide`: their memory does not depend on the history's length then.
 int64_t target_attention_rows_at_once(const TargetAttentionParams& params, int threads);
 
+// Bytes of scratch memory that a thread needs for items of up to `targets` targets: as the same instruction set's item
+// kernel lays it out.
+STCA_DECLARE_CPU_KERNEL(int64_t, target_attention_scratch, const TargetAttentionParams& params,
+                        const TargetAttentionTiling& tiling, int64_t targets)
+STCA_DECLARE_CPU_KERNEL(int64_t, target_attention_backward_scratch, const TargetAttentionBackwardParams& params,
+                        const TargetAttentionTiling& tiling, int64_t targets)
+
 // Forward, item by item (any order, any thread), then the combines. `partials` is [partial_count, partial_size].
-STCA_DECLARE_CPU_KERNEL(target_attention_item, const TargetAttentionParams& params, const TargetAttentionTiling& tiling,
-                        const TargetAttentionItem& item, void* scratch, void* partial)
-STCA_DECLARE_CPU_KERNEL(target_attention_combine, const TargetAttentionParams& params,
+STCA_DECLARE_CPU_KERNEL(void, target_attention_item, const TargetAttentionParams& params,
+                        const TargetAttentionTiling& tiling, const TargetAttentionItem& item, void* scratch,
+                        void* partial)
+STCA_DECLARE_CPU_KERNEL(void, target_attention_combine, const TargetAttentionParams& params,
                         const TargetAttentionCombine& combine, void* partials, int64_t partial_size)
 
 // Backward. Every history row lies in exactly one item: its gradient has one owner. The item's dq is left in scratch,
 // and added to that of earlier rows of the same request when those are there.
-STCA_DECLARE_CPU_KERNEL(target_attention_backward_item, const TargetAttentionBackwardParams& params,
+STCA_DECLARE_CPU_KERNEL(void, target_attention_backward_item, const TargetAttentionBackwardParams& params,
                         const TargetAttentionTiling& tiling, const TargetAttentionItem& item, void* scratch)
-STCA_DECLARE_CPU_KERNEL(target_attention_backward_add, const TargetAttentionBackwardParams& params,
+STCA_DECLARE_CPU_KERNEL(void, target_attention_backward_add, const TargetAttentionBackwardParams& params,
                         const TargetAttentionItem& item, const void* scratch)
 // to[index[i]] += from[i] for i in [0, count), columns [begin, end) of rows of `width` in the accumulation type.
-STCA_DECLARE_CPU_KERNEL(target_attention_add_rows, Dtype dtype, const void* from, const int64_t* index, int64_t count,
-                        int64_t width, int64_t begin, int64_t end, void* to)
+STCA_DECLARE_CPU_KERNEL(void, target_attention_add_rows, Dtype dtype, const void* from, const int64_t* index,
+                        int64_t count, int64_t width, int64_t begin, int64_t end, void* to)
 
 }  // namespace stca

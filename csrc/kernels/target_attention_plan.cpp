@@ -13,16 +13,12 @@ constexpr int64_t kFewTileElements = 32 * 1024;  // where less than 32 query row
 constexpr int64_t kTileRowsMin = 32, kTileRowsMax = 256;
 constexpr int64_t kItemsPerThread = 4;  // so that the last item to finish is short
 constexpr int64_t kSplitRowsMin = 512;  // a shorter piece of history is not worth combining; half, of several blocks
-constexpr int64_t kIdleRowsMin = 128;   // but this long a one is where threads would have none
+constexpr int64_t kIdleRowsMin = 128;   // but one of this length is, where threads would otherwise have no work
 constexpr int64_t kGradientElements = 512 * 1024;  // of history rows at once, for each thread: 2 MB in float
 constexpr int64_t kRowsAtOnceMin = 256;            // but so many of wide rows, since each range meets all targets
 constexpr int64_t kRowsAtOnceMax = 16 * 1024;      // and so many of narrow ones, of which lists are made
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t padded(int64_t count) { return divide_up(count, 16) * 16; }  // as Scratch::take
-
-// As panels_size() with the widest panel of any instruction set: AVX-512 in float.
-int64_t panels(int64_t rows, int64_t width) { return divide_up(rows, 32) * 32 * width; }
 
 // Rows [begin, end) of request r's history that any of its targets [target_begin, target_end) sees.
 std::pair<int64_t, int64_t> seen_rows(const TargetAttentionParams& p, int64_t r, int64_t target_begin,
@@ -64,7 +60,7 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
       plan.items.push_back(item);
       continue;
     }
-    // Whole tiles, but of so few pieces equal ones.
+    // Pieces are whole tiles; where there is at most one for each thread they are of equal size instead.
     const int64_t unit = pieces > threads ? plan.tiling.tile_rows : kTileRowsMin;
     const int64_t piece_rows = divide_up(divide_up(rows, pieces), unit) * unit;
     TargetAttentionCombine combine{item.target_begin, item.target_end, plan.partial_count, plan.partial_count};
@@ -79,7 +75,7 @@ void split_items(TargetAttentionPlan& plan, std::vector<TargetAttentionItem> who
     plan.partial_count = combine.partial_end;
     plan.combines.push_back(combine);
   }
-  // Stable, so that of the pieces of a history none is taken before an earlier one: they add up in their order.
+  // The sort is stable, so that no piece of a history is taken before an earlier one: partial results add up in order.
   std::stable_sort(plan.items.begin(), plan.items.end(),
                    [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
 }
@@ -88,13 +84,6 @@ int64_t max_targets(const std::vector<TargetAttentionItem>& items) {
   int64_t most = 0;
   for (const auto& item : items) most = std::max(most, item.target_end - item.target_begin);
   return most;
-}
-
-bool converts(Dtype dtype) { return dtype == Dtype::kBFloat16 || dtype == Dtype::kFloat16; }
-
-// Elements of the buffers for a tile of k, and of v if it is another tensor.
-int64_t tile_buffers(const TargetAttentionParams& p, int64_t rows) {
-  return padded(rows * p.kv_heads * p.key_dim) + (p.shared ? 0 : padded(rows * p.kv_heads * p.value_dim));
 }
 
 int64_t block_targets(const TargetAttentionParams& p) {
@@ -112,6 +101,10 @@ int64_t tile_rows(const TargetAttentionParams& p, int64_t stacked) {
 
 }  // namespace
 
+int64_t target_attention_partial_size(const TargetAttentionParams& p, int64_t targets) {
+  return divide_up(targets * p.heads * (p.value_dim + 2), 16) * 16;  // whole cache lines
+}
+
 TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int threads) {
   TargetAttentionPlan plan{{block_targets(p), 0}, {}, {}, 0, 0, 0};
   std::vector<TargetAttentionItem> whole;
@@ -126,16 +119,11 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
       whole.push_back({r, begin, end, rows.first, rows.second, -1, -1});
     }
   }
-  const int64_t targets = max_targets(whole), rows = targets * p.heads, stacked = rows / p.kv_heads;
-  const int64_t tile = tile_rows(p, stacked);
-  plan.tiling.tile_rows = tile;
+  const int64_t targets = max_targets(whole);
+  plan.tiling.tile_rows = tile_rows(p, targets * (p.heads / p.kv_heads));
   split_items(plan, std::move(whole), threads, kSplitRowsMin);
-  plan.partial_size = padded(rows * (p.value_dim + 2));
-  // For each row of a tile the scores of one head, or of up to a vector of query rows, of 16 at most, of every head.
-  const int64_t scores = std::max(padded(stacked), p.kv_heads * 16) * tile;
-  plan.scratch_size =
-      padded(p.kv_heads * panels(stacked, p.key_dim)) + padded(rows * p.key_dim) + padded(scores) + plan.partial_size;
-  if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, tile);
+  plan.max_targets = targets;
+  plan.partial_size = target_attention_partial_size(p, targets);
   return plan;
 }
 
@@ -151,18 +139,12 @@ TargetAttentionPlan plan_target_attention_backward(const TargetAttentionParams& 
         {r, p.target_offsets[r], p.target_offsets[r + 1], std::max(first, row_begin), std::min(last, row_end), -1, -1});
   }
   const int64_t targets = max_targets(whole);
-  // Several blocks of query rows take turns, and are packed again for every tile.
+  // Where there are several blocks of query rows, each is packed again for every tile: tiles are as large as they may
+  // be.
   const bool several = targets > plan.tiling.block_targets;
-  const int64_t block_rows = std::min(targets, plan.tiling.block_targets) * p.heads, stacked = block_rows / p.kv_heads;
-  const int64_t tile = several ? kTileRowsMax : tile_rows(p, stacked);
-  plan.tiling.tile_rows = tile;
+  plan.tiling.tile_rows = several ? kTileRowsMax : tile_rows(p, targets * (p.heads / p.kv_heads));
   split_items(plan, std::move(whole), threads, several ? kSplitRowsMin / 2 : kSplitRowsMin);
-  plan.scratch_size =
-      padded(targets * p.heads * p.key_dim) + 2 * padded(block_rows * p.key_dim) + padded(block_rows * p.value_dim) +
-      padded(stacked * p.value_dim) + padded(p.kv_heads * panels(stacked, p.key_dim)) +
-      padded(p.kv_heads * panels(stacked, p.value_dim)) + 3 * padded(block_rows) + 2 * padded(panels(stacked, tile));
-  if (converts(p.dtype) || p.history_index != nullptr) plan.scratch_size += tile_buffers(p, tile);
-  if (converts(p.dtype)) plan.scratch_size += tile_buffers(p, tile);  // gradients, before they are rounded
+  plan.max_targets = targets;
   return plan;
 }
 

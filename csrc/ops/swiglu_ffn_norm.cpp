@@ -115,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor
   p.rstd = rstd.mutable_data_ptr();
   const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_rows);
   const int64_t tiles = (p.num_rows + p.tile_rows - 1) / p.tile_rows;
-  for_each_item(tiles, swiglu_ffn_norm_scratch_size(p) * accumulator_size(p.dtype), [&](int64_t tile, void* scratch) {
+  for_each_item(tiles, STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_scratch)(p), [&](int64_t tile, void* scratch) {
     const int64_t begin = tile * p.tile_rows;
     kernel(p, begin, std::min(begin + p.tile_rows, p.num_rows), scratch);
   });
@@ -187,10 +187,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
     memory.push_back(partials.back().const_data_ptr());
   }
   const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_backward_rows);
-  for_each_item(parts, swiglu_ffn_norm_backward_scratch_size(in.params) * bytes, [&](int64_t part, void* scratch) {
-    const int64_t begin = std::min(part * part_rows, count), end = std::min(begin + part_rows, count);
-    kernel(p, begin, end, partials[part].mutable_data_ptr(), scratch);
-  });
+  for_each_item(parts, STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_backward_scratch)(in.params),
+                [&](int64_t part, void* scratch) {
+                  const int64_t begin = std::min(part * part_rows, count), end = std::min(begin + part_rows, count);
+                  kernel(p, begin, end, partials[part].mutable_data_ptr(), scratch);
+                });
 
   const auto reduce = STCA_CPU_KERNEL(in.isa, sum_partials);
   auto gradient = [&](int64_t offset, at::IntArrayRef sizes, bool wanted) {

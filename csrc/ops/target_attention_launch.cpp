@@ -15,25 +15,30 @@ namespace {
 
 // Items in any order, then the combines of their partial results.
 void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan) {
-  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_item);
-  const auto merge_kernel = STCA_SELECT_CPU_KERNEL(target_attention_combine);
+  const CpuIsa isa = cpu_isa();
+  const auto item_kernel = STCA_CPU_KERNEL(isa, target_attention_item);
+  const auto combine_kernel = STCA_CPU_KERNEL(isa, target_attention_combine);
+  const int64_t scratch_bytes = STCA_CPU_KERNEL(isa, target_attention_scratch)(p, plan.tiling, plan.max_targets);
   const int64_t element = accumulator_size(p.dtype);
   const at::Tensor partials = at::empty({plan.partial_count * plan.partial_size * element}, at::kByte);
   char* memory = static_cast<char*>(partials.mutable_data_ptr());
-  for_each_item(plan.items.size(), plan.scratch_size * element, [&](int64_t i, void* scratch) {
+  for_each_item(plan.items.size(), scratch_bytes, [&](int64_t i, void* scratch) {
     const TargetAttentionItem& item = plan.items[i];
     item_kernel(p, plan.tiling, item, scratch,
                 item.partial < 0 ? nullptr : memory + item.partial * plan.partial_size * element);
   });
   for_each_item(plan.combines.size(), 0,
-                [&](int64_t i, void*) { merge_kernel(p, plan.combines[i], memory, plan.partial_size); });
+                [&](int64_t i, void*) { combine_kernel(p, plan.combines[i], memory, plan.partial_size); });
 }
 
 // Pieces of one history add up their dq in order. Whoever is done too early waits for a piece that another thread took
 // before, so that nobody waits for ever, and a thread holds one dq, however many pieces there are.
 void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionPlan& plan, at::Tensor& scratch) {
-  const auto item_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_item);
-  const auto add_kernel = STCA_SELECT_CPU_KERNEL(target_attention_backward_add);
+  const CpuIsa isa = cpu_isa();
+  const auto item_kernel = STCA_CPU_KERNEL(isa, target_attention_backward_item);
+  const auto add_kernel = STCA_CPU_KERNEL(isa, target_attention_backward_add);
+  const int64_t scratch_bytes =
+      STCA_CPU_KERNEL(isa, target_attention_backward_scratch)(p, plan.tiling, plan.max_targets);
   std::vector<std::atomic<int64_t>> next(plan.combines.size());  // the partial result that each combine takes next
   for (size_t m = 0; m < next.size(); ++m) next[m] = plan.combines[m].partial_begin;
   auto work = [&](int64_t i, void* own) {
@@ -44,7 +49,7 @@ void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionP
     add_kernel(p, item, own);
     next[item.combine].store(item.partial + 1, std::memory_order_release);
   };
-  for_each_item(plan.items.size(), plan.scratch_size * accumulator_size(p.forward.dtype), work, &scratch);
+  for_each_item(plan.items.size(), scratch_bytes, work, &scratch);
 }
 
 #if defined(STCA_WITH_CUDA)

@@ -40,7 +40,32 @@ inline vec_t<A> sum_lanes(vec_t<A>* x) {
   return x[0];
 }
 
-// The products of C rows of a with R = kLanes / C rows of b: [C, R]. Row r is b's `last` one at most.
+// Lane by lane, the products of C rows of a with `kStreams` rows of b over elements [begin, end). Rows of b are
+// prefetched `ahead` elements before they are read.
+template <class E, int C, int kStreams>
+inline void dot_streams(Strided<E> a, const E* const (&rows)[kStreams], int64_t begin, int64_t end, int64_t ahead,
+                        vec_t<product_t<E>> (&part)[kStreams][C]) {
+  constexpr int kStep = kLanes<E>;
+  int64_t k = begin;
+  for (; k + kStep <= end; k += kStep) {
+    vec_t<E> left[C];
+    for (int c = 0; c < C; ++c) left[c] = load(a.data + c * a.row + k);
+    for (int i = 0; i < kStreams; ++i) {
+      __builtin_prefetch(rows[i] + k + ahead, 0, 2);
+      const vec_t<E> right = load(rows[i] + k);
+      for (int c = 0; c < C; ++c) part[i][c] = multiply_add<E>(part[i][c], left[c], right);
+    }
+  }
+  if (k == end) return;
+  for (int i = 0; i < kStreams; ++i) {
+    const vec_t<E> right = load_first(rows[i] + k, end - k, E{});
+    for (int c = 0; c < C; ++c) {
+      part[i][c] = multiply_add<E>(part[i][c], load_first(a.data + c * a.row + k, end - k, E{}), right);
+    }
+  }
+}
+
+// The products of C rows of a with R = kLanes / C rows of b: [C, R]. A row behind the `last` one of b is that one.
 template <class E, int C>
 inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, int64_t width, int64_t prefetch_rows) {
   using A = product_t<E>;
@@ -48,29 +73,11 @@ inline vec_t<product_t<E>> dot_block(Strided<E> a, Strided<E> b, int64_t last, i
   vec_t<A> total{};
   for (int64_t begin = 0; begin < width; begin += kSumBlock * kStep) {
     vec_t<A> sums[kStep];
-    const int64_t end = min(begin + kSumBlock * kStep, width);
     for (int r = 0; r < R; r += kStreams) {
       const E* rows[kStreams];
       for (int i = 0; i < kStreams; ++i) rows[i] = b.data + min(r + i, last) * b.row;
       vec_t<A> part[kStreams][C] = {};
-      int64_t k = begin;
-      for (; k + kStep <= end; k += kStep) {
-        vec_t<E> left[C];
-        for (int c = 0; c < C; ++c) left[c] = load(a.data + c * a.row + k);
-        for (int i = 0; i < kStreams; ++i) {
-          __builtin_prefetch(rows[i] + k + prefetch_rows * b.row, 0, 2);
-          const vec_t<E> right = load(rows[i] + k);
-          for (int c = 0; c < C; ++c) part[i][c] = multiply_add<E>(part[i][c], left[c], right);
-        }
-      }
-      if (k < end) {
-        for (int i = 0; i < kStreams; ++i) {
-          const vec_t<E> right = load_first(rows[i] + k, end - k, E{});
-          for (int c = 0; c < C; ++c) {
-            part[i][c] = multiply_add<E>(part[i][c], load_first(a.data + c * a.row + k, end - k, E{}), right);
-          }
-        }
-      }
+      dot_streams<E, C, kStreams>(a, rows, begin, min(begin + kSumBlock * kStep, width), prefetch_rows * b.row, part);
       for (int i = 0; i < kStreams; ++i) {
         for (int c = 0; c < C; ++c) sums[c * R + r + i] = part[i][c];
       }

@@ -32,8 +32,10 @@ constexpr int kNarrowRows = 10;    // where one vector of columns is left: with 
 constexpr int64_t kDepth = 256;    // of k at a time: of a panel, what a first-level cache of 32 KB holds
 constexpr int64_t kSumBlock = 64;  // of k in one sum: rounding errors of equal sign then add up 64 times, not K times
 constexpr int64_t kFineSumBlock = 32;  // the same where gradients feel it, out and dp: half the error of dq
-constexpr int64_t kTotal = kKeepsTotals ? kDepth : 1;  // operands at least whose sum is added to another one
-constexpr int64_t kPrefetchRows = 32;  // how far ahead of a row others are fetched, beyond the last one too
+// Sum blocks are added up in registers for this many operands before c or a total takes them; one block where there are
+// too few registers.
+constexpr int64_t kTotal = kKeepsTotals ? kDepth : 1;
+constexpr int64_t kPrefetchRows = 32;  // a row is prefetched so many rows before it is read, also past the last one
 constexpr int64_t kPackRows = 32;      // with more rows of c, a panel is copied once to be read without stride
 
 // b, its rows `stride` elements apart in memory: copied to panels where that pays, and where operands are pairs.
@@ -155,7 +157,8 @@ void multiply_blocks(int64_t rows, int64_t depth, Strided<E> a, Panel<E> b, prod
   for (int64_t i = 0, block = 0; block < blocks; ++block) {
     const int64_t height = least + (block < higher);
     if (a.column == 1 && depth <= kSumBlock) {
-      // Short parts of wide rows: the CPU would see no stream. With few sums for each row memory sets the pace.
+      // The CPU's own prefetcher does not follow short parts of wide rows. Where each row has few sums, memory sets the
+      // pace, so rows are prefetched further ahead.
       if constexpr (W == 1) {
         prefetch<2, E>(height, depth, {a.data + (i + kPrefetchRows) * a.row, a.row, 1});
       } else {
@@ -190,8 +193,8 @@ Panel<operand_t<S>> panel_of(Rows<S> b, int64_t j, int64_t columns, int64_t k, i
   constexpr int kWidth = kPanel<operand_t<S>>;
   const S* from = b.data + k * kTerms<S> * b.stride + j;
   if constexpr (kTerms<S> == 1) {
-    // The next panel is fetched (behind the last one for nothing): where rows lie far apart, the CPU would see no
-    // stream.
+    // Prefetches the next panel, for nothing behind the last one: the CPU's own prefetcher does not follow rows that
+    // lie far apart.
     if (columns == kWidth && rows <= kPackRows) {
       prefetch<2, S>(depth, kWidth, {from + kWidth, b.stride, 1});
       return {from, b.stride};

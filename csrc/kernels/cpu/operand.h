@@ -1,5 +1,6 @@
 // What a matrix product multiplies: numbers of the accumulation type, or, where the CPU multiplies bfloat16 itself,
-// pairs of them that are neighbours along the sum. What comes out is of the accumulation type either way.
+// pairs of bfloat16 that are adjacent along the reduction dimension. The product is of the accumulation type either
+// way.
 //
 // The left matrix is read operand by operand, from rows as they lie in memory, or transposed, from pairs made of two
 // rows. The right one is read in panels of whole vectors, again made of pairs of rows.
@@ -55,7 +56,8 @@ using operand_t = typename Operand<S>::type;
 template <class E>
 using product_t = typename Product<E>::type;
 
-// Elements in one operand, operands in a row, and the elements that these have room for: a row's width in a tile.
+// kTerms: elements of one operand. operands(): operands of a row. whole_operands(): elements that those operands hold,
+// which is a row's width in a tile.
 template <class S>
 constexpr int64_t kTerms = sizeof(operand_t<S>) / sizeof(S);
 template <class S>
@@ -131,8 +133,8 @@ inline void pair_rows(const bfloat16* low, const bfloat16* high, int64_t columns
   }
 }
 
-// x [n, width], rows `stride` apart in whole vectors, rounded to rows as many elements apart, with a zero behind an odd
-// width. `to` may be x.
+// Rounds x [n, width] to bfloat16. Rows of both start `stride` elements apart, in whole vectors; a row of odd width
+// gets a zero behind it. `to` may be x.
 inline void round_rows_to(const float* x, int64_t n, int64_t width, int64_t stride, bfloat16* to) {
   for (int64_t i = 0; i < n; ++i, x += stride, to += stride) {
     for (int64_t c = 0; c < width; c += kHalves) {
@@ -144,8 +146,8 @@ inline void round_rows_to(const float* x, int64_t n, int64_t width, int64_t stri
   }
 }
 
-// x [n, stride], stride in whole vectors, rounded to pairs of two rows; the last of an odd number with zeros. `to` may
-// be x.
+// Rounds x [n, stride] to pairs (row 2 i, row 2 i + 1); the last row of an odd number is paired with zeros. The stride
+// is whole vectors. `to` may be x.
 inline void round_row_pairs_to(const float* x, int64_t n, int64_t stride, Pair* to) {
   for (int64_t i = 0; i < n; i += 2, x += 2 * stride, to += stride) {
     for (int64_t c = 0; c < stride; c += kLanes<float>) {
@@ -196,8 +198,8 @@ inline void load_row(const T* from, int64_t width, tile_t<T>* to) {
   for (int64_t k = width; k < whole_operands<tile_t<T>>(width); ++k) to[k] = {};
 }
 
-// Sums x [n, width] as rows of a tile, `stride` elements of S apart: x itself, or rounded into `to`, which takes half
-// the room and may be x. The stride holds whole vectors.
+// Sums x [n, width] in the form that a tile's rows have, `stride` elements of S apart, in whole vectors: x itself, or x
+// rounded into `to`, which takes half of x's memory and may be x.
 template <class S>
 const S* round_rows(const product_t<operand_t<S>>* x, int64_t n, int64_t width, int64_t stride, void* to) {
   if constexpr (kTerms<S> == 1) {

@@ -203,6 +203,21 @@ void sum_suffixes(const SuffixSumParams& p, int64_t r, int64_t begin, int64_t en
   }
 }
 
+// Columns [column, column + width) of segment s.
+template <class T>
+void sum_segment(const SegmentSumParams& params, int64_t s, int64_t column, int64_t width) {
+  const int64_t first = params.offsets[s], count = params.offsets[s + 1] - first, stride = params.width;
+  const T* rows = static_cast<const T*>(params.rows) + column;
+  T* out = static_cast<T*>(params.sums) + s * stride + column;
+  if (params.order == nullptr) {
+    rows += first * stride;
+    sum_rows<T>(count, width, params.mean, [=](int64_t i) { return rows + i * stride; }, out);
+  } else {
+    const int64_t* order = params.order + first;
+    sum_rows<T>(count, width, params.mean, [=](int64_t i) { return rows + order[i] * stride; }, out);
+  }
+}
+
 }  // namespace
 
 void repeat_rows(const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes, int64_t begin, int64_t end,
@@ -230,20 +245,10 @@ void copy_suffixes(const void* from, const Suffixes& suffixes, int64_t row_bytes
 
 void segment_sum(const SegmentSumParams& params, int64_t begin, int64_t end, int64_t column_begin, int64_t column_end) {
   visit_dtype(params.dtype, [&](auto type) {
-    using T = typename decltype(type)::element;
     for (int64_t s = begin; s < end; ++s) {
       for (int64_t column = column_begin; column < column_end; column += kColumns) {
         const int64_t width = column_end - column < kColumns ? column_end - column : kColumns;
-        const int64_t first = params.offsets[s], count = params.offsets[s + 1] - first, stride = params.width;
-        const T* rows = static_cast<const T*>(params.rows) + column;
-        T* out = static_cast<T*>(params.sums) + s * stride + column;
-        if (params.order == nullptr) {
-          rows += first * stride;
-          sum_rows<T>(count, width, params.mean, [=](int64_t i) { return rows + i * stride; }, out);
-        } else {
-          const int64_t* order = params.order + first;
-          sum_rows<T>(count, width, params.mean, [=](int64_t i) { return rows + order[i] * stride; }, out);
-        }
+        sum_segment<typename decltype(type)::element>(params, s, column, width);
       }
     }
   });

@@ -25,25 +25,41 @@ void statistics(const A* h, int64_t width, A eps, A* mean, A* rstd) {
   *rstd = A(1) / A(sizeof(A) == sizeof(double) ? __builtin_sqrt(variance) : __builtin_sqrtf(variance));
 }
 
+// What a tile's rows become, in the thread's scratch memory.
 template <class T>
-void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_end, void* scratch) {
+struct Workspace {
+  accumulator_t<T>*u, *v, *h;  // [rows, F], [rows, F], [rows, D]
+  tile_t<T>* x;                // [rows, D] where x is copied
+};
+
+template <class T>
+Workspace<T> workspace_of(const SwigluFfnNormParams& p, Scratch& scratch) {
+  using A = accumulator_t<T>;
+  const int64_t hidden = p.tile_rows * whole_panels<A>(p.hidden), dim = p.tile_rows * whole_panels<A>(p.dim);
+  Workspace<T> work;
+  work.u = scratch.take<A>(hidden);
+  work.v = scratch.take<A>(hidden);
+  work.h = scratch.take<A>(dim);
+  work.x = scratch.take<tile_t<T>>(p.tile_rows * whole_operands<tile_t<T>>(p.dim));
+  return work;
+}
+
+template <class T>
+void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_end, void* memory) {
   using A = accumulator_t<T>;
   const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
-  A* u = static_cast<A*>(scratch);
-  A* v = u + p.tile_rows * hidden;
-  A* h = v + p.tile_rows * hidden;
-  tile_t<T>* x_buffer = reinterpret_cast<tile_t<T>*>(h + p.tile_rows * dim);
+  Scratch scratch(memory);
+  const Workspace<T> work = workspace_of<T>(p, scratch);
   const A* weight = static_cast<const A*>(p.norm_weight);
   const A* bias = static_cast<const A*>(p.norm_bias);
   for (int64_t begin = row_begin; begin < row_end; begin += p.tile_rows) {
     const int64_t rows = min(p.tile_rows, row_end - begin);
-    const Rows<tile_t<T>> x =
-        load_rows<T>(p.x, p.x_stride, p.dim, rows, x_buffer, [&](int64_t i) { return begin + i; });
-    project_up(p, x, rows, u, v, hidden);
-    gate<A>(u, v, u, rows * hidden);
-    project_down<tile_t<T>>(p, u, hidden, rows, u, h, dim);
+    const Rows<tile_t<T>> x = load_rows<T>(p.x, p.x_stride, p.dim, rows, work.x, [&](int64_t i) { return begin + i; });
+    project_up(p, x, rows, work.u, work.v, hidden);
+    gate<A>(work.u, work.v, work.u, rows * hidden);
+    project_down<tile_t<T>>(p, work.u, hidden, rows, work.u, work.h, dim);
     for (int64_t i = 0; i < rows; ++i) {
-      A* row = h + i * dim;
+      A* row = work.h + i * dim;
       T* y = static_cast<T*>(p.y) + (begin + i) * p.dim;
       if (!p.norm) {
         narrow<T>(row, y, p.dim);
@@ -107,6 +123,12 @@ void pack_panels(Dtype dtype, const void* from, int64_t rows, int64_t columns, i
     pack<T>(static_cast<const T*>(from), rows, columns, row_stride, column_stride, begin, end,
             static_cast<operand_t<tile_t<T>>*>(to));
   });
+}
+
+int64_t swiglu_ffn_norm_scratch(const SwigluFfnNormParams& params) {
+  Scratch scratch(nullptr);
+  visit_dtype(params.dtype, [&](auto type) { workspace_of<typename decltype(type)::element>(params, scratch); });
+  return scratch.bytes();
 }
 
 void swiglu_ffn_norm_rows(const SwigluFfnNormParams& params, int64_t row_begin, int64_t row_end, void* scratch) {

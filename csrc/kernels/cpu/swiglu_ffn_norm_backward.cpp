@@ -90,7 +90,7 @@ Strided<operand_t<S>> by_columns(Rows<S> x, int64_t rows, int64_t width, void* b
   }
 }
 
-// xhat of a tile from y; false where y does not tell it. `row_at(i)` is the tile's row i among all.
+// xhat of a tile from y; false where it cannot be recovered from y. `row_at(i)` is the tile's row i among all.
 template <class T, class RowAt>
 bool recover_tile(const SwigluFfnNormParams& p, int64_t rows, RowAt row_at, accumulator_t<T> ratio,
                   accumulator_t<T>* xhat) {
@@ -120,66 +120,104 @@ void differentiate_rows(const SwigluFfnNormBackwardParams& params, int64_t rows,
   }
 }
 
+// What a tile's rows become, in the thread's scratch memory.
 template <class T>
-void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t places_begin, int64_t places_end,
-                   void* weight_grads, void* scratch) {
+struct Workspace {
+  using A = accumulator_t<T>;
+  A *u, *v, *g;  // [rows, F]; g holds dg later, u and v du and dv
+  A *dh, *dx;    // [rows, D]; dh holds xhat first
+  A* dy;         // [D] of one row, zeros behind it
+  tile_t<T>* x;  // [rows, D] where x is copied
+  void* pairs;   // g or the columns of x, where they are rounded to pairs
+};
+
+template <class T>
+Workspace<T> workspace_of(const SwigluFfnNormParams& p, Scratch& scratch) {
+  using A = accumulator_t<T>;
+  using E = operand_t<tile_t<T>>;
+  const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
+  Workspace<T> work;
+  work.u = scratch.take<A>(p.tile_rows * hidden);
+  work.v = scratch.take<A>(p.tile_rows * hidden);
+  work.g = scratch.take<A>(p.tile_rows * hidden);
+  work.dh = scratch.take<A>(p.tile_rows * dim);
+  work.dx = scratch.take<A>(p.tile_rows * dim);
+  work.dy = scratch.take<A>(dim);
+  work.x = scratch.take<tile_t<T>>(p.tile_rows * whole_operands<tile_t<T>>(p.dim));
+  const int64_t pairs = kTerms<tile_t<T>> == 1 ? 0 : p.tile_rows * max(hidden, whole_panels<E>(p.dim));
+  work.pairs = scratch.take<A>(pairs);
+  return work;
+}
+
+// u, v and g of a tile, and in dh what the gradient of h starts from: xhat, from y or from the network, or nothing.
+template <class T, class RowAt>
+void recompute_tile(const SwigluFfnNormParams& p, Rows<tile_t<T>> x, int64_t rows, RowAt row_at, accumulator_t<T> ratio,
+                    const Workspace<T>& work) {
+  using A = accumulator_t<T>;
+  const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
+  const A *mean = static_cast<const A*>(p.mean), *rstd = static_cast<const A*>(p.rstd);
+  project_up(p, x, rows, work.u, work.v, hidden);
+  gate<A>(work.u, work.v, work.g, rows * hidden);
+  if (!p.norm || recover_tile<T>(p, rows, row_at, ratio, work.dh)) return;
+  project_down<tile_t<T>>(p, work.g, hidden, rows, work.pairs, work.dh, dim);
+  for (int64_t i = 0; i < rows; ++i) {
+    A* row = work.dh + i * dim;
+    for (int64_t d = 0; d < dim; ++d) row[d] = (row[d] - mean[row_at(i)]) * rstd[row_at(i)];
+  }
+}
+
+// From dh of a tile its part of the weights' gradients, and dx. `add`: to the parts of tiles before.
+template <class T, class RowAt>
+void differentiate_network(const SwigluFfnNormBackwardParams& params, Rows<tile_t<T>> x, int64_t rows, RowAt row_at,
+                           bool add, const Workspace<T>& work, accumulator_t<T>* grads) {
   using A = accumulator_t<T>;
   using S = tile_t<T>;
   using E = operand_t<S>;
   const SwigluFfnNormParams& p = params.forward;
+  const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(p);
   const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
-  A* u = static_cast<A*>(scratch);
-  A* v = u + p.tile_rows * hidden;
-  A* g = v + p.tile_rows * hidden;
-  A* dh = g + p.tile_rows * hidden;
-  A* dx = dh + p.tile_rows * dim;
-  A* dy = dx + p.tile_rows * dim;  // [D] of one row
-  A* x_buffer = dy + dim;
-  A* rounded = x_buffer + p.tile_rows * dim;  // g, or the columns of x
-  for (int64_t d = 0; d < dim; ++d) dy[d] = 0;
+  const S* dh = round_rows<S>(work.dh, rows, p.dim, dim, work.dh);
+  multiply<S>(p.hidden, p.dim, rows, round_columns<S>(work.g, rows, hidden, work.g), Rows<S>{dh, dim}, grads + at.w_o,
+              p.dim, add);
+  A* dg = work.g;
+  multiply<S>(rows, hidden, p.dim, by_rows(dh, dim), packed<S>(params.w_o_t, p.dim), dg, hidden, false);
+  differentiate_gate<A>(work.u, work.v, dg, rows * hidden);
+  const S* du = round_rows<S>(work.u, rows, p.hidden, hidden, work.u);
+  const S* dv = round_rows<S>(work.v, rows, p.hidden, hidden, work.v);
+  const Strided<E> x_columns = by_columns(x, rows, p.dim, work.pairs);
+  multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{du, hidden}, grads + at.w_u, p.hidden, add);
+  multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{dv, hidden}, grads + at.w_v, p.hidden, add);
+  if (params.dx == nullptr) return;
+  multiply<S>(rows, dim, p.hidden, by_rows(du, hidden), packed<S>(params.w_u_t, p.hidden), work.dx, dim, false);
+  multiply<S>(rows, dim, p.hidden, by_rows(dv, hidden), packed<S>(params.w_v_t, p.hidden), work.dx, dim, true);
+  for (int64_t i = 0; i < rows; ++i) {
+    narrow<T>(work.dx + i * dim, static_cast<T*>(params.dx) + row_at(i) * p.dim, p.dim);
+  }
+}
+
+template <class T>
+void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t places_begin, int64_t places_end,
+                   void* weight_grads, void* memory) {
+  using A = accumulator_t<T>;
+  const SwigluFfnNormParams& p = params.forward;
+  Scratch scratch(memory);
+  const Workspace<T> work = workspace_of<T>(p, scratch);
+  for (int64_t d = 0; d < whole_panels<A>(p.dim); ++d) work.dy[d] = 0;
 
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(p);
   A* grads = static_cast<A*>(weight_grads);
   for (int64_t i = places_begin < places_end ? at.norm_weight : 0; i < at.size; ++i) grads[i] = 0;
-  const A *mean = static_cast<const A*>(p.mean), *rstd = static_cast<const A*>(p.rstd);
   const A ratio = p.norm && p.y != nullptr
                       ? bias_ratio(static_cast<const A*>(p.norm_weight), static_cast<const A*>(p.norm_bias), p.dim)
                       : kInfinity<A>;
 
   for (int64_t begin = places_begin; begin < places_end; begin += p.tile_rows) {
     const int64_t rows = min(p.tile_rows, places_end - begin);
-    const bool add = begin > places_begin;
     auto row_at = [&](int64_t i) { return params.rows == nullptr ? begin + i : params.rows[begin + i]; };
-    const Rows<S> x = load_rows<T>(p.x, p.x_stride, p.dim, rows, reinterpret_cast<S*>(x_buffer), row_at);
-    project_up(p, x, rows, u, v, hidden);
-    gate<A>(u, v, g, rows * hidden);
-    if (p.norm && !recover_tile<T>(p, rows, row_at, ratio, dh)) {
-      project_down<S>(p, g, hidden, rows, rounded, dh, dim);
-      for (int64_t i = 0; i < rows; ++i) {
-        A* row = dh + i * dim;
-        for (int64_t d = 0; d < dim; ++d) row[d] = (row[d] - mean[row_at(i)]) * rstd[row_at(i)];
-      }
-    }
-    differentiate_rows<T>(params, rows, row_at, dy, dh, grads + at.norm_weight, grads + at.norm_bias);
-    const S* dh_rows = round_rows<S>(dh, rows, p.dim, dim, dh);
-    multiply<S>(p.hidden, p.dim, rows, round_columns<S>(g, rows, hidden, g), Rows<S>{dh_rows, dim}, grads + at.w_o,
-                p.dim, add);
-    A* dg = g;
-    multiply<S>(rows, whole_panels<A>(p.hidden), p.dim, by_rows(dh_rows, dim), packed<S>(params.w_o_t, p.dim), dg,
-                hidden, false);
-    differentiate_gate<A>(u, v, dg, rows * hidden);
-    const S *du = round_rows<S>(u, rows, p.hidden, hidden, u), *dv = round_rows<S>(v, rows, p.hidden, hidden, v);
-    const Strided<E> x_columns = by_columns(x, rows, p.dim, rounded);
-    multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{du, hidden}, grads + at.w_u, p.hidden, add);
-    multiply<S>(p.dim, p.hidden, rows, x_columns, Rows<S>{dv, hidden}, grads + at.w_v, p.hidden, add);
-    if (params.dx == nullptr) continue;
-    multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(du, hidden), packed<S>(params.w_u_t, p.hidden), dx, dim,
-                false);
-    multiply<S>(rows, whole_panels<A>(p.dim), p.hidden, by_rows(dv, hidden), packed<S>(params.w_v_t, p.hidden), dx, dim,
-                true);
-    for (int64_t i = 0; i < rows; ++i) {
-      narrow<T>(dx + i * dim, static_cast<T*>(params.dx) + row_at(i) * p.dim, p.dim);
-    }
+    const Rows<tile_t<T>> x = load_rows<T>(p.x, p.x_stride, p.dim, rows, work.x, row_at);
+    recompute_tile<T>(p, x, rows, row_at, ratio, work);
+    differentiate_rows<T>(params, rows, row_at, work.dy, work.dh, grads + at.norm_weight, grads + at.norm_bias);
+    differentiate_network<T>(params, x, rows, row_at, begin > places_begin, work, grads);
   }
 }
 
@@ -221,6 +259,12 @@ void find_gradients(Dtype dtype, const void* dy, int64_t dim, int64_t begin, int
     using T = typename decltype(type)::element;
     for (int64_t i = begin; i < end; ++i) has[i] = has_gradient(static_cast<const T*>(dy) + i * dim, dim);
   });
+}
+
+int64_t swiglu_ffn_norm_backward_scratch(const SwigluFfnNormParams& params) {
+  Scratch scratch(nullptr);
+  visit_dtype(params.dtype, [&](auto type) { workspace_of<typename decltype(type)::element>(params, scratch); });
+  return scratch.bytes();
 }
 
 void swiglu_ffn_norm_backward_rows(const SwigluFfnNormBackwardParams& params, int64_t begin, int64_t end,

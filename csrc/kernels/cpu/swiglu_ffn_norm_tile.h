@@ -3,6 +3,7 @@
 
 #include "../swiglu_ffn_norm.h"
 #include "matmul.h"
+#include "scratch.h"
 
 namespace stca {
 namespace STCA_ISA {

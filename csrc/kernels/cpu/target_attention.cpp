@@ -129,103 +129,168 @@ void load_queries(const TargetAttentionParams& p, int64_t target_begin, int64_t 
   }
 }
 
-// sum [count, Dv] += weights [count, height] values [height, Dv]
-template <class S>
-void add_products(int64_t count, int64_t width, int64_t height, Strided<operand_t<S>> weights, Rows<S> values,
-                  product_t<operand_t<S>>* sum, int64_t prefetch_rows) {
-  if (count <= kMaxAccumulatedRows) {
-    accumulate_few_rows<S>(count, width, height, weights, values, sum, width, prefetch_rows);
-  } else {
-    multiply<S>(count, width, height, weights, values, sum, width, true, kFineSumBlock);
+// What an item works with: pieces of the thread's scratch memory.
+template <class T>
+struct Workspace {
+  using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  Queries<S> queries;
+  A* scores;  // of a run's query rows and a tile's history rows
+  A* state;   // a RowState, where the item writes no partial result
+  TileBuffers<S> buffers;
+};
+
+template <class T>
+Workspace<T> workspace_of(const TargetAttentionParams& p, const TargetAttentionTiling& tiling, int64_t targets,
+                          Scratch& scratch) {
+  using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  using E = operand_t<S>;
+  const int64_t count = targets * (p.heads / p.kv_heads), rows = targets * p.heads;
+  Workspace<T> work;
+  work.queries.rows = scratch.take<S>(rows * whole_operands<S>(p.key_dim));
+  work.queries.panels = scratch.take<E>(p.kv_heads * panels_size<E>(count, operands<S>(p.key_dim)));
+  work.scores = scratch.take<A>(max(whole_lanes<A>(count), p.kv_heads * kLanes<A>) * tiling.tile_rows);
+  work.state = scratch.take<A>(target_attention_partial_size(p, targets));
+  work.buffers = tile_buffers<T>(p, tiling.tile_rows, scratch);
+  return work;
+}
+
+// Targets that see the same rows of a tile: `count` query rows of each history head meet `height` history rows.
+template <class T>
+struct Run {
+  using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  using E = operand_t<S>;
+  Tiles<S> tile;
+  int64_t row_begin, height;
+  int64_t count;
+  int64_t first_row, head_rows;  // head j's query rows are rows first_row + j * head_rows of the item's state
+  bool dots;                     // scores are [heads, count, stride] by dot products, or [heads, height, stride]
+  int64_t stride;
+  int64_t heads;  // history heads that have scores at a time
+  int64_t part;   // history rows that one head's products take before the next head's turn
+  int64_t prefetch_rows;
+
+  int64_t first_of(int64_t j) const { return first_row + j * head_rows; }
+  A* scores_of(int64_t j, const Workspace<T>& work) const {
+    return work.scores + j % heads * (dots ? count : height) * stride;
+  }
+};
+
+template <class T>
+Run<T> run_of(const TargetAttentionParams& p, const TargetAttentionItem& item, int64_t target_begin, int64_t target_end,
+              RowRange seen, const Tiles<tile_t<T>>& tile) {
+  using A = accumulator_t<T>;
+  using S = tile_t<T>;
+  const int64_t group = p.heads / p.kv_heads;
+  Run<T> run;
+  run.tile = tile;
+  run.row_begin = seen.begin;
+  run.height = seen.end - seen.begin;
+  run.count = (target_end - target_begin) * group;
+  run.first_row = (target_begin - item.target_begin) * group;
+  run.head_rows = (item.target_end - item.target_begin) * group;
+  run.dots = prefer_dot_products<operand_t<S>>(run.count, operands<S>(p.key_dim));
+  run.stride = whole_lanes<A>(run.dots ? run.height : run.count);
+  // With few query rows all heads take some history rows, then the next ones: memory is read whole and in order.
+  run.heads = run.dots || run.count <= min(kLanes<A>, kMaxAccumulatedRows) ? p.kv_heads : 1;
+  run.part = run.heads > 1 ? kFineSumBlock * kTerms<S> : run.height;
+  run.prefetch_rows = copies_tiles<T>(p) ? 0 : kPrefetchRows;
+  return run;
+}
+
+// Calls f(head, first history row, history rows) for the run's heads from `first_head` on, part by part.
+template <class T, class F>
+void for_each_part(const Run<T>& run, int64_t first_head, F f) {
+  for (int64_t n = 0; n < run.height; n += run.part) {
+    for (int64_t j = first_head; j < first_head + run.heads; ++j) f(j, n, min(run.part, run.height - n));
   }
 }
 
 template <class T>
-void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
-                  void* scratch_memory, void* partial) {
-  using A = accumulator_t<T>;
+void compute_scores(const TargetAttentionParams& p, const Run<T>& run, int64_t first_head, const Workspace<T>& work) {
   using S = tile_t<T>;
   using E = operand_t<S>;
-  const int64_t targets = item.target_end - item.target_begin;
-  const int64_t group = p.heads / p.kv_heads;
-  const int64_t rows = targets * p.heads;
-  const int64_t depth = operands<S>(p.key_dim), padded_key_dim = whole_operands<S>(p.key_dim);
+  const int64_t depth = operands<S>(p.key_dim), width = whole_operands<S>(p.key_dim), count = run.count;
+  for_each_part(run, first_head, [&](int64_t j, int64_t n, int64_t rows) {
+    const Strided<E> keys = by_rows(run.tile.k.at(run.row_begin + n, j), run.tile.k.row_stride);
+    if (run.dots) {
+      multiply_dots<E>(count, by_rows(work.queries.rows + j * count * width, width), rows, keys, depth,
+                       run.scores_of(j, work) + n, run.stride, run.prefetch_rows);
+    } else {
+      const Panels<E> queries{work.queries.panels + j * panels_size<E>(count, depth), depth};
+      multiply<S>(rows, run.stride, p.key_dim, keys, queries, run.scores_of(j, work) + n * run.stride, run.stride,
+                  false);
+    }
+  });
+}
 
-  Scratch scratch{static_cast<char*>(scratch_memory)};
-  Queries<S> queries{scratch.take<S>(rows * padded_key_dim),
-                     scratch.take<E>(p.kv_heads * panels_size<E>(targets * group, depth))};
-  A* scores = scratch.take<A>(max(whole_lanes<A>(targets * group), p.kv_heads * kLanes<A>) * tiling.tile_rows);
-  A* state_memory = scratch.take<A>(rows * (p.value_dim + 2));
-  const bool copies = copies_tiles<T>(p);
-  const int64_t prefetch_rows = copies ? 0 : kPrefetchRows;
-  const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
-  S* key_buffer = copies ? scratch.take<S>(tile_heads * padded_key_dim) : nullptr;
-  S* value_buffer = copies && !p.shared ? scratch.take<S>(tile_heads * whole_operands<S>(p.value_dim)) : nullptr;
+// The scores of one head become weights, rounded as the next product takes them.
+template <class T>
+void compute_weights(const TargetAttentionParams& p, const Run<T>& run, int64_t j, const Workspace<T>& work,
+                     const RowState<accumulator_t<T>>& state) {
+  using A = accumulator_t<T>;
+  using S = tile_t<T>;
   const A unit = score_unit<S>(p);
+  A *scores = run.scores_of(j, work), *out = state.out + run.first_of(j) * p.value_dim;
+  A *row_max = state.row_max + run.first_of(j), *row_sum = state.row_sum + run.first_of(j);
+  if (run.dots) {
+    for (int64_t c = 0; c < run.count; ++c) {
+      exponentiate_row(scores + c * run.stride, run.height, unit, row_max + c, row_sum + c, out + c * p.value_dim,
+                       p.value_dim);
+    }
+    round_rows<S>(scores, run.count, run.height, run.stride, scores);
+  } else {
+    for (int64_t c = 0; c < run.count; c += kLanes<A>) {
+      exponentiate(scores + c, run.height, run.stride, min(kLanes<A>, run.count - c), unit, row_max + c, row_sum + c,
+                   out + c * p.value_dim, p.value_dim);
+    }
+    round_columns<S>(scores, run.height, run.stride, scores);
+  }
+}
 
-  RowState<A> state(partial != nullptr ? static_cast<A*>(partial) : state_memory, rows, p.value_dim);
+// out [count, Dv] += weights [count, height] values [height, Dv]
+template <class T>
+void accumulate_values(const TargetAttentionParams& p, const Run<T>& run, int64_t first_head, const Workspace<T>& work,
+                       const RowState<accumulator_t<T>>& state) {
+  using S = tile_t<T>;
+  using E = operand_t<S>;
+  for_each_part(run, first_head, [&](int64_t j, int64_t n, int64_t rows) {
+    const E* first = reinterpret_cast<const E*>(run.scores_of(j, work)) + n / kTerms<S> * (run.dots ? 1 : run.stride);
+    const Strided<E> weights =
+        run.dots ? Strided<E>{first, run.stride / kTerms<S>, 1} : Strided<E>{first, 1, run.stride};
+    const Rows<S> values{run.tile.v.at(run.row_begin + n, j), run.tile.v.row_stride};
+    accumulator_t<T>* out = state.out + run.first_of(j) * p.value_dim;
+    if (run.count <= kMaxAccumulatedRows) {
+      accumulate_few_rows<S>(run.count, p.value_dim, rows, weights, values, out, p.value_dim, run.prefetch_rows);
+    } else {
+      multiply<S>(run.count, p.value_dim, rows, weights, values, out, p.value_dim, true, kFineSumBlock);
+    }
+  });
+}
+
+template <class T>
+void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& tiling, const TargetAttentionItem& item,
+                  void* memory, void* partial) {
+  using A = accumulator_t<T>;
+  const int64_t targets = item.target_end - item.target_begin, rows = targets * p.heads;
+  Scratch scratch(memory);
+  Workspace<T> work = workspace_of<T>(p, tiling, targets, scratch);
+  RowState<A> state(partial != nullptr ? static_cast<A*>(partial) : work.state, rows, p.value_dim);
   state.reset(rows, p.value_dim);
-
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
-    const RowRange tile{begin, min(begin + tiling.tile_rows, item.row_end)};
-    const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile);
+    const RowRange tile_rows{begin, min(begin + tiling.tile_rows, item.row_end)};
+    const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile_rows);
     if (seen_by_any.begin >= seen_by_any.end) continue;
-    const Tile<S> keys =
-        load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, tile.begin, tile.end, key_buffer);
-    const Tile<S> values = p.shared ? keys
-                                    : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, tile.begin,
-                                                   tile.end, value_buffer);
-    for_each_run(p, item, item.target_begin, item.target_end, tile, [&](int64_t a, int64_t b, RowRange seen) {
-      load_queries<T>(p, a, b, queries);
-      const int64_t count = (b - a) * group, height = seen.end - seen.begin;
-      // Scores are [heads, count, stride] of very few, which dots.h makes, and [heads, height, stride] else.
-      const bool few = prefer_dot_products<E>(count, depth);
-      // Of few query rows all heads of some history rows, then of the next ones: these are read whole, in order.
-      const int64_t heads = few || count <= min(kLanes<A>, kMaxAccumulatedRows) ? p.kv_heads : 1;
-      const int64_t part = heads > 1 ? kFineSumBlock * kTerms<S> : height;
-      const int64_t stride = whole_lanes<A>(few ? height : count), head_scores = (few ? count : height) * stride;
-      for (int64_t first_head = 0; first_head < p.kv_heads; first_head += heads) {
-        auto scores_of = [&](int64_t j) { return scores + (j - first_head) * head_scores; };
-        auto first_row = [&](int64_t j) { return (j * targets + a - item.target_begin) * group; };
-        auto for_each_part = [&](auto f) {
-          for (int64_t n = 0; n < height; n += part) {
-            for (int64_t j = first_head; j < first_head + heads; ++j) f(j, n, min(part, height - n));
-          }
-        };
-        for_each_part([&](int64_t j, int64_t n, int64_t n_rows) {
-          const Strided<E> key_rows = by_rows(keys.at(seen.begin + n, j), keys.row_stride);
-          if (few) {
-            multiply_dots<E>(count, by_rows(queries.rows + j * count * padded_key_dim, padded_key_dim), n_rows,
-                             key_rows, depth, scores_of(j) + n, stride, prefetch_rows);
-          } else {
-            const Panels<E> panels{queries.panels + j * panels_size<E>(count, depth), depth};
-            multiply<S>(n_rows, stride, p.key_dim, key_rows, panels, scores_of(j) + n * stride, stride, false);
-          }
-        });
-        for (int64_t j = first_head; j < first_head + heads; ++j) {
-          A *s = scores_of(j), *out = state.out + first_row(j) * p.value_dim;
-          A *row_max = state.row_max + first_row(j), *row_sum = state.row_sum + first_row(j);
-          if (few) {
-            for (int64_t c = 0; c < count; ++c) {
-              exponentiate_row(s + c * stride, height, unit, row_max + c, row_sum + c, out + c * p.value_dim,
-                               p.value_dim);
-            }
-            round_rows<S>(s, count, height, stride, s);
-          } else {
-            for (int64_t c = 0; c < count; c += kLanes<A>) {
-              exponentiate(s + c, height, stride, min(kLanes<A>, count - c), unit, row_max + c, row_sum + c,
-                           out + c * p.value_dim, p.value_dim);
-            }
-            round_columns<S>(s, height, stride, s);
-          }
-        }
-        for_each_part([&](int64_t j, int64_t n, int64_t n_rows) {
-          const E* weights = reinterpret_cast<const E*>(scores_of(j)) + n / kTerms<S> * (few ? 1 : stride);
-          add_products<S>(count, p.value_dim, n_rows,
-                          few ? Strided<E>{weights, stride / kTerms<S>, 1} : Strided<E>{weights, 1, stride},
-                          {values.at(seen.begin + n, j), values.row_stride}, state.out + first_row(j) * p.value_dim,
-                          prefetch_rows);
-        });
+    const Tiles<tile_t<T>> tile = load_tiles<T>(p, tile_rows, work.buffers);
+    for_each_run(p, item, item.target_begin, item.target_end, tile_rows, [&](int64_t a, int64_t b, RowRange seen) {
+      load_queries<T>(p, a, b, work.queries);
+      const Run<T> run = run_of<T>(p, item, a, b, seen, tile);
+      for (int64_t first_head = 0; first_head < p.kv_heads; first_head += run.heads) {
+        compute_scores(p, run, first_head, work);
+        for (int64_t j = first_head; j < first_head + run.heads; ++j) compute_weights(p, run, j, work, state);
+        accumulate_values(p, run, first_head, work, state);
       }
     });
   }
@@ -268,6 +333,14 @@ void forward_combine(const TargetAttentionParams& p, const TargetAttentionCombin
 }
 
 }  // namespace
+
+int64_t target_attention_scratch(const TargetAttentionParams& params, const TargetAttentionTiling& tiling,
+                                 int64_t targets) {
+  Scratch scratch(nullptr);
+  visit_dtype(params.dtype,
+              [&](auto type) { workspace_of<typename decltype(type)::element>(params, tiling, targets, scratch); });
+  return scratch.bytes();
+}
 
 void target_attention_item(const TargetAttentionParams& params, const TargetAttentionTiling& tiling,
                            const TargetAttentionItem& item, void* scratch, void* partial) {

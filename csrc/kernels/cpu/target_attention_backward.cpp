@@ -97,25 +97,24 @@ struct Workspace {
   A* dq;  // [Hk, targets * G, Dk] of the item
   Run<S> run;
   A *scores, *dp;  // of the query rows of a history head and the rows of a tile
-  S *k, *v;        // copies of a tile, where it is copied
-  A *dk, *dv;      // gradients of a tile, where they are rounded before they are written
+  TileBuffers<S> buffers;
+  A *dk, *dv;  // gradients of a tile, where they are rounded before they are written
 };
 
 template <class T>
 Workspace<T> workspace_of(const TargetAttentionBackwardParams& params, const TargetAttentionTiling& tiling,
-                          const TargetAttentionItem& item, void* memory) {
+                          int64_t targets, Scratch& scratch) {
   using A = accumulator_t<T>;
   using S = tile_t<T>;
   using E = operand_t<S>;
   const TargetAttentionParams& p = params.forward;
-  const int64_t targets = item.target_end - item.target_begin, block_targets = min(targets, tiling.block_targets);
+  const int64_t block_targets = min(targets, tiling.block_targets);
   const int64_t stacked = block_targets * (p.heads / p.kv_heads), rows = block_targets * p.heads;
   const int64_t key_depth = operands<S>(p.key_dim), padded_key_dim = key_depth * kTerms<S>;
   const int64_t value_depth = operands<S>(p.value_dim), padded_value_dim = value_depth * kTerms<S>;
   const int64_t tile_heads = tiling.tile_rows * p.kv_heads;
-  const bool copies = copies_tiles<T>(p), rounds = sizeof(T) != sizeof(A) && !params.wide;
+  const bool rounds = sizeof(T) != sizeof(A) && !params.wide;
 
-  Scratch scratch{static_cast<char*>(memory)};
   Workspace<T> work;
   work.dq = scratch.take<A>(targets * p.heads * p.key_dim);
   work.run = {padded_key_dim,
@@ -130,10 +129,9 @@ Workspace<T> workspace_of(const TargetAttentionBackwardParams& params, const Tar
               scratch.take<A>(rows)};
   work.scores = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
   work.dp = scratch.take<A>(panels_size<A>(stacked, tiling.tile_rows));
-  work.k = copies ? scratch.take<S>(tile_heads * padded_key_dim) : nullptr;
   work.dk = rounds ? scratch.take<A>(tile_heads * p.key_dim) : nullptr;
-  work.v = copies && !p.shared ? scratch.take<S>(tile_heads * padded_value_dim) : nullptr;
   work.dv = rounds && !p.shared ? scratch.take<A>(tile_heads * p.value_dim) : nullptr;
+  work.buffers = tile_buffers<T>(p, tiling.tile_rows, scratch);
   return work;
 }
 
@@ -144,7 +142,7 @@ struct HistoryTile {
   RowRange rows;
   int64_t k_row, v_row;  // elements of a row
   accumulator_t<T>*dk, *dv;
-  Tile<tile_t<T>> k, v;
+  Tiles<tile_t<T>> of;
 };
 
 // Gradients of one tile's rows: in a buffer, or, without, in the output itself, which has the accumulation type then.
@@ -179,7 +177,8 @@ void differentiate_run(const TargetAttentionBackwardParams& params, const Target
   const int64_t count = run.count, height = seen.end - seen.begin;
   const int64_t prefetch_rows = copies_tiles<T>(p) ? 0 : run.few ? kPrefetchRows : tile.rows.end - tile.rows.begin;
   for (int64_t j = 0; j < p.kv_heads; ++j) {
-    const Rows<S> k{tile.k.at(seen.begin, j), tile.k.row_stride}, v{tile.v.at(seen.begin, j), tile.v.row_stride};
+    const Rows<S> k{tile.of.k.at(seen.begin, j), tile.of.k.row_stride};
+    const Rows<S> v{tile.of.v.at(seen.begin, j), tile.of.v.row_stride};
     const Weights<S> w = run.few ? weigh_few(p, run, j, k, v, height, prefetch_rows, work.scores, work.dp)
                                  : weigh_many(p, run, j, k, v, height, work.scores, work.dp);
     if (tile.dk != nullptr) {
@@ -203,25 +202,25 @@ void differentiate_run(const TargetAttentionBackwardParams& params, const Target
 
 template <class T>
 void backward_item(const TargetAttentionBackwardParams& params, const TargetAttentionTiling& tiling,
-                   const TargetAttentionItem& item, void* scratch) {
+                   const TargetAttentionItem& item, void* memory) {
   const TargetAttentionParams& p = params.forward;
-  Workspace<T> work = workspace_of<T>(params, tiling, item, scratch);
-  const int64_t targets = item.target_end - item.target_begin, block_targets = min(targets, tiling.block_targets);
+  const int64_t targets = item.target_end - item.target_begin;
+  Scratch scratch(memory);
+  Workspace<T> work = workspace_of<T>(params, tiling, targets, scratch);
+  const int64_t block_targets = min(targets, tiling.block_targets);
   const int64_t k_row = p.kv_heads * p.key_dim, v_row = p.kv_heads * p.value_dim;
   for (int64_t i = 0; i < targets * p.heads * p.key_dim; ++i) work.dq[i] = 0;
 
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange rows{begin, min(begin + tiling.tile_rows, item.row_end)};
-    // Not where the first product writes all rows of a buffer; in the output, clearing brings whole rows in for it.
+    // The first product overwrites a buffer, so nothing is cleared where it reaches all rows. The output itself is
+    // cleared always: that brings its rows into the cache.
     const bool clear = work.dk == nullptr || p.visible != nullptr || targets == 0;
-    HistoryTile<T> tile{rows, k_row, v_row, gradient_tile(params, params.dk, k_row, rows, work.dk, clear), {}, {}, {}};
+    HistoryTile<T> tile{rows, k_row, v_row, gradient_tile(params, params.dk, k_row, rows, work.dk, clear), {}, {}};
     tile.dv = p.shared ? tile.dk : gradient_tile(params, params.dv, v_row, rows, work.dv, clear);
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, rows);
     if (seen_by_any.begin < seen_by_any.end) {
-      tile.k = load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, rows.begin, rows.end, work.k);
-      tile.v = p.shared
-                   ? tile.k
-                   : load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, rows.begin, rows.end, work.v);
+      tile.of = load_tiles<T>(p, rows, work.buffers);
       for (int64_t first = item.target_begin; first < item.target_end; first += block_targets) {
         const int64_t last = min(first + block_targets, item.target_end);
         for_each_run(p, item, first, last, rows, [&](int64_t a, int64_t b, RowRange seen) {
@@ -260,6 +259,14 @@ void backward_add(const TargetAttentionBackwardParams& params, const TargetAtten
 }
 
 }  // namespace
+
+int64_t target_attention_backward_scratch(const TargetAttentionBackwardParams& params,
+                                          const TargetAttentionTiling& tiling, int64_t targets) {
+  Scratch scratch(nullptr);
+  visit_dtype(params.forward.dtype,
+              [&](auto type) { workspace_of<typename decltype(type)::element>(params, tiling, targets, scratch); });
+  return scratch.bytes();
+}
 
 void target_attention_backward_item(const TargetAttentionBackwardParams& params, const TargetAttentionTiling& tiling,
                                     const TargetAttentionItem& item, void* scratch) {

@@ -1,4 +1,4 @@
-// What the backward pass packs of a run of targets, to meet tile after tile of their history: queries, gradients of
+// What the backward pass packs for a run of targets before it meets the tiles of their history: queries, gradients of
 // outputs, and what turns scores into weights and their gradients.
 #pragma once
 

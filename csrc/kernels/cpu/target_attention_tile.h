@@ -4,26 +4,16 @@
 
 #include "../target_attention.h"
 #include "matmul.h"
+#include "scratch.h"
 
 namespace stca {
 namespace STCA_ISA {
 
-// The plan, which knows no instruction set, sizes scratch memory for panels of at most 32 columns.
-static_assert(kPanel<float> <= 32);
-
 constexpr double kLog2E = 1.44269504088896340736;
 constexpr double kLn2 = 0.693147180559945309417;
 
-// Takes consecutive pieces of a thread's scratch memory; the plan sizes it by the same sums in the accumulation type,
-// of which no piece needs more than its count.
-struct Scratch {
-  char* next;
-  template <class X>
-  X* take(int64_t count) {
-    X* piece = reinterpret_cast<X*>(next);
-    next += (count * int64_t(sizeof(X)) + 63) / 64 * 64;
-    return piece;
-  }
+struct RowRange {
+  int64_t begin, end;
 };
 
 // History rows [begin, end): row n of head j is at data + (n - begin) * row_stride + j * head_stride.
@@ -34,7 +24,7 @@ struct Tile {
   const S* at(int64_t row, int64_t head) const { return data + (row - begin) * row_stride + head * head_stride; }
 };
 
-// Whether tiles are copied, and do not point into the tensors themselves: rows out of order, to be converted, or not
+// Whether a tile is a copy of rows and not a view of the tensor: where rows are out of order, are converted, or are not
 // made of whole operands.
 template <class T>
 bool copies_tiles(const TargetAttentionParams& p) {
@@ -60,6 +50,35 @@ Tile<tile_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, in
   return {buffer, begin, p.kv_heads * padded_width, padded_width};
 }
 
+// A tile's rows of k and v, one view twice where v is k.
+template <class S>
+struct Tiles {
+  Tile<S> k, v;
+};
+
+// Where rows of a tile are copied to; nullptr where they are read where they lie, and for v where v is k.
+template <class S>
+struct TileBuffers {
+  S *k, *v;
+};
+
+template <class T>
+TileBuffers<tile_t<T>> tile_buffers(const TargetAttentionParams& p, int64_t rows, Scratch& scratch) {
+  using S = tile_t<T>;
+  TileBuffers<S> buffers{};
+  if (!copies_tiles<T>(p)) return buffers;
+  buffers.k = scratch.take<S>(rows * p.kv_heads * whole_operands<S>(p.key_dim));
+  if (!p.shared) buffers.v = scratch.take<S>(rows * p.kv_heads * whole_operands<S>(p.value_dim));
+  return buffers;
+}
+
+template <class T>
+Tiles<tile_t<T>> load_tiles(const TargetAttentionParams& p, RowRange rows, const TileBuffers<tile_t<T>>& buffers) {
+  const auto k = load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, rows.begin, rows.end, buffers.k);
+  if (p.shared) return {k, k};
+  return {k, load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, rows.begin, rows.end, buffers.v)};
+}
+
 // Rows (target, head) of a [T, H, width] tensor whose heads share history head j, stacked: out [targets * G, width in
 // whole operands].
 template <class T>
@@ -74,8 +93,8 @@ void stack_rows(const TargetAttentionParams& p, const void* tensor, int64_t targ
   }
 }
 
-// Scores are wanted in units of log 2, so that the exponential is 2^x: query rows take that factor before the product,
-// which rounds less than after it; rows of pairs, which it would round more, leave it to score_unit().
+// Scores are in units of log 2, so that the exponential is 2^x. Query rows take the factor before the product, which
+// rounds less than scaling every score; rows of bfloat16 pairs would round more, so score_unit() scales their scores.
 template <class S>
 void scale_queries(const TargetAttentionParams& p, const S* rows, int64_t count, S* to) {
   for (int64_t i = 0; i < count; ++i) {
@@ -97,10 +116,6 @@ inline int64_t grouped_row(const TargetAttentionParams& p, int64_t targets, int6
   const int64_t group = p.heads / p.kv_heads;
   return (head / group) * targets * group + target * group + head % group;
 }
-
-struct RowRange {
-  int64_t begin, end;
-};
 
 // The part of rows [begin, end) that target t of the request whose history starts at `first` sees.
 inline RowRange visible_rows(const TargetAttentionParams& p, int64_t t, int64_t first, int64_t begin, int64_t end) {
