@@ -13,7 +13,9 @@ CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{Path('/usr/b
 PROGRAM = """
 #include <cstdio>
 #include "cpu_isa.h"
+namespace stca {
 STCA_DECLARE_CPU_KERNEL(int, number, int x)
+}
 #define DEFINE(isa, ...) int stca::isa::number(int x) { return x + int(stca::CpuIsa::isa); }
 STCA_FOR_EACH_CPU_ISA(DEFINE)
 int main() {
