@@ -9,6 +9,7 @@ from typing import Any
 import growth
 import problem
 import pytest
+import readme
 import report
 import torch
 from grid import all_cases
@@ -130,24 +131,39 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     for name, content in {
         "cpu-I.json": rows,
         "cpu-I.machine.json": machine | {"build_info": {"cpu_isa": "I"}, "bfloat16_peers": "float32"},
-        "cpu-J.json": rows,
+        "cpu-J.json": [rows[0] | {"ratio": 0.75}, rows[1]],
         "cpu-J.machine.json": machine | {"build_info": {"cpu_isa": "J"}, "bfloat16_peers": "bfloat16"},
+        "gpu-G.json": [rows[0] | {"ratio": 0.5, "tflops": 3, "gbs": 4}],
+        "gpu-G.machine.json": {"device": "G", "torch": "T", "date": "D", "gemm_tflops_bfloat16": 1, "copy_gbs": 1},
         "growth.json": [curve | {"ms": [1.0, 2.0, 4.0], "peak_mb": [1, 1, 1], "exponent": 1.0}],
     }.items():
         (tmp_path / name).write_text(json.dumps(content))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}old\n{report.END}after\n")
-    _run("report.py", "--results", str(tmp_path), "--readme", str(readme))
-    text = readme.read_text()
-    assert text.count("| TargetAttention, forward | float32 | 1 | 1.50 (1.50) | 0 | 80% | 0.25 |") == 2
+    front, full = tmp_path / "README.md", tmp_path / "RESULTS.md"
+    front.write_text(f"before\n{readme.BEGIN}old\n{readme.END}after\n")
+    _run("report.py", "--results", str(tmp_path), "--readme", str(front), "--full", str(full))
+    text = full.read_text()
+    assert "| TargetAttention, forward | float32 | 1 | 1.50 (1.50) | 0 | 80% | 0.25 |" in text
+    assert "| TargetAttention, forward | float32 | 1 | 0.75 (0.75) | 1 | 80% | 0.25 |" in text
     assert text.count("ran in float32") == 1
-    assert "forward 6.00" in text
-    assert "in 0 of 1 cases; at worst it takes 2.00 times as long." in text
+    assert "ours: forward 6.00." in text
+    assert "in 0 of 1 cases; at worst it takes 2.00 times as long." in " ".join(text.split())
     assert "| STCA, forward | L^1.00 |" in text
-    assert "**GPU**: an H200's figures so far are in `benchmarks/NOTES.md`" in text
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
+    assert "| TargetAttention, D=8 H=2 m=1 L=9 R=1, float32, forward | 2.000 | 3 | 4 | peer | 0.50 |" in text
     for isa in "IJ":
         assert f"results/ratios-{isa}.png" in text
         assert (tmp_path / f"ratios-{isa}.png").stat().st_size > 5000
+    assert (tmp_path / "speed.png").stat().st_size > 5000
+    text = front.read_text()
+    assert "| `TargetAttention` | **1.50** (1.50), 0 of 1 | **0.75** (0.75), 1 of 1 |" in text
+    assert "| `target_attention`, reordered | **6.00** (6.00), 0 of 1 | **6.00** (6.00), 0 of 1 |" in text
+    assert "Slower than the best peer on average: `TargetAttention` forward (0.75 to 1.50)." in text
+    assert "G, D, over the best peer: **0.50** (0.50), 1 of 1 cases lost." in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+
+
+def test_readme_and_results_are_what_the_report_prints() -> None:
+    results, front = BENCHMARKS / "results", BENCHMARKS.parent / "README.md"
+    assert front.read_text() == readme.with_section(front, readme.readme_section(results))
+    assert (BENCHMARKS / "RESULTS.md").read_text() == "\n".join(report.full_report(results)) + "\n"
