@@ -3,6 +3,7 @@
 # make slow   the exhaustive rest of it: every combination, and what takes minutes
 # make peers  tests with libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
+# make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, compute-sanitizer, benchmarks
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
@@ -26,7 +27,7 @@ TORCHREC := torchrec==1.8.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo test slow peers bench lint doctest simt kernels cuda-build gpu clean
+.PHONY: demo test slow peers bench lint doctest docs simt kernels cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -59,6 +60,10 @@ lint: $(LINTERS)
 
 doctest: $(INSTALLED)
 	$(BIN)/python -m pytest --doctest-modules stca
+
+docs: $(INSTALLED)
+	$(EDITABLE) '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 # The CUDA kernels for the emulator of tests/simt, which runs them on the CPU.
 simt: $(INSTALLED)

@@ -1,12 +1,16 @@
-"""What doctests (`pytest --doctest-modules stca`) use without importing it."""
+"""What doctests (`pytest --doctest-modules stca`) use without importing it, and the code blocks of docs/ and README."""
 
 import importlib.util
 from typing import Any
 
 import pytest
 import torch
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import stca
+
+pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], pattern="*.md").pytest()
 
 
 @pytest.fixture(autouse=True)

@@ -17,15 +17,17 @@ class STCALayer(Module):
     r"""One layer: encodes the raw history, fuses the query with what earlier layers found, and attends.
 
     .. math::
-        \tilde X_i = \mathrm{LN}(\mathrm{SwiGLUFFN}_i(X)) \qquad
-        q_i = \mathrm{LN}(\mathrm{SwiGLUFFN}_i([o_1, \ldots, o_{i-1}, x_t] W_{C,i})) \qquad
-        o_i = \mathrm{Attention}(q_i, \tilde X_i)
+        \begin{aligned}
+        \tilde X_i &= \mathrm{LN}(\mathrm{SwiGLUFFN}_i(X)) \\
+        q_i &= \mathrm{LN}(\mathrm{SwiGLUFFN}_i([o_1, \ldots, o_{i-1}, x_t] W_{C,i})) \\
+        o_i &= \mathrm{Attention}(q_i, \tilde X_i)
+        \end{aligned}
 
     The first layer has no :math:`W_C`: its query is :math:`\mathrm{LN}(\mathrm{SwiGLUFFN}_1(x_t))`.
 
     Args:
-        dim: D.
-        num_heads: H.
+        dim: D, width of queries, history rows and result.
+        num_heads: H, divides D.
         position: i, from 1; the query is fused from i inputs.
         ffn_ratio: r, hidden width of both networks over D.
         share_ffn: one network (and its norm) for queries and history instead of two.

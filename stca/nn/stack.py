@@ -29,7 +29,7 @@ class STCA(Module):
 
     Args:
         dim: D, width of targets, history rows and result.
-        num_layers: M.
+        num_layers: M, at least 1.
         num_heads: H, divides D.
         ffn_ratio: r, hidden width of the feed-forward networks over D.
         share_ffn: one network (and its norm) for queries and history in each layer instead of two.

@@ -49,11 +49,12 @@ def swiglu_ffn_norm(
         eps: added to the variance of h.
 
     Returns:
-        y [N, D] in x's dtype. Under `torch.autocast` all inputs are first converted to the autocast dtype, unless they
-            are float64.
+        y [N, D] in x's dtype.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or a norm_bias without a norm_weight.
+
+    Under `torch.autocast` all inputs are first converted to the autocast dtype, unless they are float64.
 
     Source:
         arXiv 2511.06077, section 3.2 (history side of a layer).
