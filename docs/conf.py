@@ -27,7 +27,7 @@ html_title = f"stca {version}"
 html_math_renderer = "mathml"
 html_show_sphinx = False
 html_static_path = ["static"]
-html_css_files = ["math.css"]
+html_css_files = ["stca.css"]
 
 _mathml = LatexToMathML()
 
