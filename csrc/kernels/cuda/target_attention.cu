@@ -1,4 +1,4 @@
-// Forward pass of target_attention on CUDA (formula and shapes: ../target_attention.h; source: mission.md section 1).
+// Forward pass of target_attention on CUDA (formula and shapes: ../target_attention.h; source: docs/mathematics.md).
 //
 // A block holds a tile of query rows in shared memory and streams its split of the history through it: scores of a tile
 // of history rows, online softmax, weights times values. Scores never leave the block. When v is k, one tile serves

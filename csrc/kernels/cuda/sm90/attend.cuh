@@ -1,5 +1,5 @@
 // target_attention on Hopper where v is k and a row is up to 1,024 wide: forward pass, gradient of the history and
-// gradient of q, which are one kernel (formula and shapes: ../../target_attention.h; source: mission.md section 1).
+// gradient of q, which are one kernel (formula and shapes: ../../target_attention.h; source: docs/mathematics.md).
 //
 // Each pass keeps 64 rows, streams tiles of 64 rows past them, turns the products of kept and streamed rows into
 // weights [64, 64], and adds weights times streamed rows to an output [64, width]:
