@@ -1,8 +1,9 @@
 """Sphinx: the pages of this folder, the API from its docstrings, equations as MathML; nothing from the network."""
 
 from docutils import nodes
-from math_core import LatexToMathML
+from math_core import LatexError, LatexToMathML
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
 
@@ -29,11 +30,20 @@ html_show_sphinx = False
 html_static_path = ["static"]
 html_css_files = ["stca.css"]
 
-_mathml = LatexToMathML()
+_mathml, _log = LatexToMathML(), getLogger(__name__)
+
+
+def _converted(node: nodes.math | nodes.math_block, display: bool) -> str:
+    """An equation as MathML; one that cannot be converted is a warning, and so ends `make docs`."""
+    try:
+        return _mathml.convert_with_local_state(node.astext(), displaystyle=display)
+    except LatexError as error:
+        _log.warning("equation %r: %s", node.astext(), error, location=node)
+        return ""
 
 
 def _inline(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(_mathml.convert_with_local_state(node.astext(), displaystyle=False))
+    self.body.append(_converted(node, display=False))
     raise nodes.SkipNode
 
 
@@ -43,10 +53,10 @@ def _display(self: HTML5Translator, node: nodes.math_block) -> None:
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
         self.add_permalink_ref(node, "Link to this equation")
         self.body.append("</span>")
-    self.body.append(_mathml.convert_with_local_state(node.astext(), displaystyle=True) + "</div>\n")
+    self.body.append(_converted(node, display=True) + "</div>\n")
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
-    """An equation that cannot be converted is an error of the build."""
+    """Registers how equations are written."""
     app.add_html_math_renderer("mathml", (_inline, None), (_display, None))
