@@ -1,6 +1,6 @@
 // The element types of every kernel: those of CUDA, and all, which are the CPU's. A type that is not in a device's list
 // is refused there by name (ops/common.cpp), and no kernel takes it (visit_dtype here, visit_cuda_dtype in
-// cuda/ptx.cuh).
+// cuda/common.cuh).
 #pragma once
 
 #include <cstdint>
@@ -31,18 +31,19 @@ enum class Dtype : int {
 };
 
 template <class T>
-struct Accumulator;
-#define STCA_DTYPE_ACCUMULATOR(enumerator, element, accumulator, name) \
-  template <>                                                          \
-  struct Accumulator<element> {                                        \
-    using type = accumulator;                                          \
+struct DtypeOf;
+#define STCA_DTYPE_OF(enumerator, element, accumulator, name) \
+  template <>                                                 \
+  struct DtypeOf<element> {                                   \
+    static constexpr Dtype value = Dtype::enumerator;         \
+    using accumulator_type = accumulator;                     \
   };
-STCA_FOR_EACH_DTYPE(STCA_DTYPE_ACCUMULATOR)
-#undef STCA_DTYPE_ACCUMULATOR
+STCA_FOR_EACH_DTYPE(STCA_DTYPE_OF)
+#undef STCA_DTYPE_OF
 
 // float for the 16-bit types, the type itself otherwise.
 template <class T>
-using accumulator_t = typename Accumulator<T>::type;
+using accumulator_t = typename DtypeOf<T>::accumulator_type;
 
 template <class T>
 struct Element {
@@ -68,6 +69,22 @@ constexpr const char* dtype_name(Dtype dtype) {
   return kNames[int(dtype)];
 }
 
-constexpr int64_t accumulator_size(Dtype dtype) { return dtype == Dtype::kFloat64 ? sizeof(double) : sizeof(float); }
+// Bytes of an element.
+constexpr int64_t element_size(Dtype dtype) {
+#define STCA_DTYPE_SIZE(enumerator, element, accumulator, name) sizeof(element),
+  constexpr int64_t kSizes[] = {STCA_FOR_EACH_DTYPE(STCA_DTYPE_SIZE)};
+#undef STCA_DTYPE_SIZE
+  return kSizes[int(dtype)];
+}
+
+// The element type that sums of a type's products are made in.
+constexpr Dtype accumulator_dtype(Dtype dtype) {
+#define STCA_DTYPE_ACCUMULATOR(enumerator, element, accumulator, name) DtypeOf<accumulator>::value,
+  constexpr Dtype kAccumulators[] = {STCA_FOR_EACH_DTYPE(STCA_DTYPE_ACCUMULATOR)};
+#undef STCA_DTYPE_ACCUMULATOR
+  return kAccumulators[int(dtype)];
+}
+
+constexpr int64_t accumulator_size(Dtype dtype) { return element_size(accumulator_dtype(dtype)); }
 
 }  // namespace stca

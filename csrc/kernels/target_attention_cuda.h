@@ -3,15 +3,10 @@
 // Nothing here waits for the device or reads its memory: the work is cut on the device, from the offsets.
 #pragma once
 
+#include "cuda_device.h"
 #include "target_attention.h"
 
 namespace stca {
-
-struct CudaDevice {
-  int multiprocessors;
-  int shared_bytes;  // of one block, at most
-  int capability;    // the major number: 9 for Hopper
-};
 
 // nullptr, or the widths that the CUDA kernels support where they do not support this call's.
 const char* target_attention_cuda_refusal(const TargetAttentionParams& params);

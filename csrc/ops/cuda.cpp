@@ -2,10 +2,6 @@
 
 #if defined(STCA_WITH_CUDA)
 #include <c10/cuda/CUDAStream.h>
-
-#include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #endif
 
 namespace stca {
@@ -20,9 +16,7 @@ CudaCall::CudaCall(const at::Tensor& like)
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.multiprocessors, cudaDevAttrMultiProcessorCount, index));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.capability, cudaDevAttrComputeCapabilityMajor, index));
-  // Hopper's own kernels are asked for until `make gpu` has confirmed them; without, the common ones run there too.
-  const char* sm90 = std::getenv("STCA_SM90");
-  if (sm90 == nullptr || std::strcmp(sm90, "1") != 0) device_.capability = std::min(device_.capability, 8);
+  device_.sm90_kernels = device_.capability == 9 && sm90_kernels_asked_for();
 }
 
 #else

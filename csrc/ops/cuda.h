@@ -3,7 +3,7 @@
 
 #include <ATen/DeviceGuard.h>
 
-#include "../kernels/target_attention_cuda.h"
+#include "../kernels/cuda_device.h"
 #include "common.h"
 
 namespace stca {

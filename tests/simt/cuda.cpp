@@ -43,7 +43,7 @@ bool runs_on_cuda(const at::Tensor&) { return true; }
 
 // Small, so that short histories are split too.
 CudaCall::CudaCall(const at::Tensor& like)
-    : options_(like.options().dtype(at::kByte)), device_{3, shared_bytes, 8}, stream_(nullptr) {}
+    : options_(like.options().dtype(at::kByte)), device_{3, shared_bytes, 8, false}, stream_(nullptr) {}
 
 }  // namespace stca
 

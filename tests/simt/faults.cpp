@@ -126,7 +126,7 @@ extern "C" const char* simt_fault(const char* name, float* memory) {
     message[0] = 0;
     simt::add_memory(memory, kBytes);
     try {
-      launch(fault.name, fault.kernel, 1, kThreads, kBytes, nullptr, memory);
+      launch(fault.name, fault.kernel, {1, kThreads, kBytes}, nullptr, memory);
     } catch (const std::exception& error) {
       std::strncpy(message, error.what(), sizeof(message) - 1);
     }

@@ -44,7 +44,7 @@ extern "C" const char* simt_items(int64_t requests, const int64_t* target_offset
   simt::add_memory(memory, schedule_bytes(requests, tiling->num_ranges));
   try {
     launch_schedule(p, *tiling, schedule, nullptr);
-    launch("items", &list_items, tiling->num_ranges, kWarp, int(sizeof(Item)), nullptr, p, *tiling, schedule, items,
+    launch("items", &list_items, {tiling->num_ranges, kWarp, int(sizeof(Item))}, nullptr, p, *tiling, schedule, items,
            most);
   } catch (const std::exception& error) {
     std::strncpy(message, error.what(), sizeof(message) - 1);

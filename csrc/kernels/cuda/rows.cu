@@ -38,8 +38,8 @@ struct InSuffix {
 };
 
 template <class Word, class Source>
-__global__ void __launch_bounds__(kThreads)
-    copy(const Word* __restrict__ from, const Source source, const int64_t words, const int64_t total, Word* to) {
+__global__ void __launch_bounds__(kThreads) copy_rows_kernel(const Word* __restrict__ from, const Source source,
+                                                             const int64_t words, const int64_t total, Word* to) {
   int64_t* starts = reinterpret_cast<int64_t*>(shared_memory());  // word i of the block is word starts[its row] + i
   const int thread = int(threadIdx.x);
   const int64_t begin = int64_t(blockIdx.x) * kCopied, first = begin / words, before = begin - first * words;
@@ -71,9 +71,9 @@ const char* launch_copy(const char* op, const void* from, Source source, int64_t
     using Word = decltype(word);
     const int64_t words = row_bytes / int64_t(sizeof(Word));
     const int64_t most_rows = words == 0 ? 0 : min(int64_t(kCopied), kCopied / words + 2);  // of a block
-    return launch(op, &copy<Word, Source>, divide_up(rows * words, kCopied), kThreads,
-                  int(most_rows) * int(sizeof(int64_t)), static_cast<Stream>(stream), static_cast<const Word*>(from),
-                  source, words, rows * words, static_cast<Word*>(to));
+    const Grid grid{divide_up(rows * words, kCopied), kThreads, int(most_rows) * int(sizeof(int64_t))};
+    return launch(op, &copy_rows_kernel<Word, Source>, grid, static_cast<Stream>(stream),
+                  static_cast<const Word*>(from), source, words, rows * words, static_cast<Word*>(to));
   };
   const uintptr_t alignment =
       uintptr_t(row_bytes) | reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to);
@@ -160,48 +160,41 @@ STCA_DEVICE void load_piece(const T* from, int64_t columns, bool is_there, int l
   }
 }
 
-// kSharing warps share a piece of a segment: warp w sums rows w, w + kSharing, ...; their sums are added in order of
-// warps. Two blocks at a time leave a thread 128 registers: of the 64 that the compiler takes else, some spill.
-template <class T, int kSharing, bool kAligned, class Source>
-__global__ void __launch_bounds__(kThreads, 2)
-    sum_rows(const SumParams p, const Source source, const int64_t segments, const int64_t pieces) {
-  constexpr int kV = kVector<T>, kRows = kAligned ? kAtOnce : 2;  // single columns are many loads a row
-  const int thread = int(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp, member = warp % kSharing;
-  const int64_t item = (int64_t(blockIdx.x) * kWarps + warp) / kSharing, s = item / pieces;
-  const int64_t begin_column = (item - s * pieces) * kPiece<T>, columns = p.width - begin_column;
-  if (s >= segments) return;  // none that shares: blocks are as many as they have segments' pieces
-  const auto segment = source.at(s);
-  const int64_t begin = segment.begin, end = segment.end;
-  const T* rows = static_cast<const T*>(p.rows) + begin_column;
+// What a warp does of a piece of a segment: rows w, w + kSharing, ... of those that kSharing warps share.
+template <class T, int kSharing, bool kAligned>
+struct PieceOfSegment {
+  static constexpr int kV = kVector<T>, kRows = kAligned ? kAtOnce : 2;  // single columns are many loads a row
+  static constexpr int kPitch = kWarp + 2;                               // columns of a lane lie in banks of their own
+  static constexpr int kBytes = kSharing > 1 ? kWarps * kV * kPitch * int(sizeof(Sum)) : 0;
 
-  Sum sums[kV];
+  int64_t columns;  // from the piece's first to the last of the row
+  int64_t width;
+  int lane, warp;
+
+  // sums[i] = the sum over the warp's rows of column i of the lane, kSumBlock rows at a time.
+  template <class Segment>
+  STCA_DEVICE void add(const T* rows, const Segment& segment, Sum (&sums)[kV]) const {
+    for (int64_t first = segment.begin + warp % kSharing; first < segment.end; first += kSumBlock * kSharing) {
+      const int64_t stop = min(segment.end, first + kSumBlock * kSharing);
+      float block_sum[kV] = {};
+      for (int64_t place = first; place < stop; place += kRows * kSharing) {
+        T row[kRows][kV];
 #pragma unroll
-  for (int i = 0; i < kV; ++i) sums[i] = {0, 0};
-  for (int64_t first = begin + member; first < end; first += kSumBlock * kSharing) {
-    float block_sum[kV] = {};
-    const int64_t stop = min(end, first + kSumBlock * kSharing);
-    for (int64_t place = first; place < stop; place += kRows * kSharing) {
-      T row[kRows][kV];
+        for (int j = 0; j < kRows; ++j) {
+          const int64_t each = place + j * kSharing, at = segment.row(min(each, stop - 1));
+          load_piece<kAligned>(rows + at * width, columns, each < stop && at >= 0, lane, row[j]);
+        }
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-        const int64_t each = place + j * kSharing, at = segment.row(min(each, stop - 1));
-        load_piece<kAligned>(rows + at * p.width, columns, each < stop && at >= 0, lane, row[j]);
+        for (int i = 0; i < kRows * kV; ++i) block_sum[i % kV] += widen(row[i / kV][i % kV]);
       }
 #pragma unroll
-      for (int j = 0; j < kRows; ++j) {
-#pragma unroll
-        for (int i = 0; i < kV; ++i) block_sum[i] += widen(row[j][i]);
-      }
+      for (int i = 0; i < kV; ++i) sums[i].add(block_sum[i]);
     }
-#pragma unroll
-    for (int i = 0; i < kV; ++i) sums[i].add(block_sum[i]);
   }
 
-  T* to = static_cast<T*>(p.sums) + s * p.width + begin_column;
-  const auto result = [&](const Sum& sum, T& of) {
-    narrow(p.mean && end > begin ? sum.value() / float(end - begin) : sum.value(), of);
-  };
-  if constexpr (kSharing == 1) {
+  // Writes what one warp has summed alone.
+  template <class Result>
+  STCA_DEVICE void write(const Sum (&sums)[kV], T* to, Result result) const {
     T results[kV];
 #pragma unroll
     for (int i = 0; i < kV; ++i) result(sums[i], results[i]);
@@ -215,9 +208,14 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (column_of<T, false>(lane, i) < columns) to[column_of<T, false>(lane, i)] = results[i];
       }
     }
-  } else {  // a thread for each column, so that all warps add and stores lie side by side
+  }
+
+  // Adds up what all warps of the block have summed, in order of warps, and writes it: a thread for each column, so
+  // that all warps add and stores lie side by side.
+  template <class Result>
+  STCA_DEVICE void add_up_and_write(const Sum (&sums)[kV], T* to, Result result) const {
     static_assert(kSharing == kWarps && kPiece<T> <= kThreads);
-    constexpr int kPitch = kWarp + 2;                      // columns of a lane lie in banks of their own
+    const int thread = int(threadIdx.x);
     Sum* parts = reinterpret_cast<Sum*>(shared_memory());  // [kWarps, kV, kPitch]
 #pragma unroll
     for (int i = 0; i < kV; ++i) parts[(warp * kV + i) * kPitch + lane] = sums[i];
@@ -233,6 +231,35 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     result(sum, to[thread]);
   }
+};
+
+// Two blocks at a time leave a thread 128 registers: of the 64 that the compiler takes otherwise, some spill.
+template <class T, int kSharing, bool kAligned, class Source>
+__global__ void __launch_bounds__(kThreads, 2)
+    sum_rows_kernel(const SumParams p, const Source source, const int64_t segments, const int64_t pieces) {
+  using Piece = PieceOfSegment<T, kSharing, kAligned>;
+  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+  const int64_t item = (int64_t(blockIdx.x) * kWarps + warp) / kSharing, s = item / pieces;
+  const int64_t begin_column = (item - s * pieces) * kPiece<T>;
+  if (s >= segments) return;  // no warp that shares a piece leaves: those blocks hold one piece each
+  const auto segment = source.at(s);
+  const Piece piece{p.width - begin_column, p.width, lane, warp};
+
+  Sum sums[Piece::kV];
+#pragma unroll
+  for (int i = 0; i < Piece::kV; ++i) sums[i] = {0, 0};
+  piece.add(static_cast<const T*>(p.rows) + begin_column, segment, sums);
+
+  T* to = static_cast<T*>(p.sums) + s * p.width + begin_column;
+  const int64_t count = segment.end - segment.begin;
+  const auto result = [&](const Sum& sum, T& of) {
+    narrow(p.mean && count > 0 ? sum.value() / float(count) : sum.value(), of);
+  };
+  if constexpr (kSharing == 1) {
+    piece.write(sums, to, result);
+  } else {
+    piece.add_up_and_write(sums, to, result);
+  }
 }
 
 // `places` of all segments together: many for each make a block for a segment, few a warp.
@@ -244,10 +271,11 @@ const char* launch_sum(const char* op, Dtype dtype, const SumParams& p, const So
     const int64_t pieces = divide_up(p.width, kPiece<T>);
     auto enqueue = [&](auto sharing, auto aligned) {
       constexpr int kSharing = decltype(sharing)::value;
-      return launch(op, &sum_rows<T, kSharing, decltype(aligned)::value, Source>,
-                    divide_up(segments * pieces * kSharing, kWarps), kThreads,
-                    kSharing > 1 ? kWarps * kVector<T> * (kWarp + 2) * int(sizeof(Sum)) : 0,
-                    static_cast<Stream>(stream), p, source, segments, pieces);
+      constexpr bool kAligned = decltype(aligned)::value;
+      const Grid grid{divide_up(segments * pieces * kSharing, kWarps), kThreads,
+                      PieceOfSegment<T, kSharing, kAligned>::kBytes};
+      return launch(op, &sum_rows_kernel<T, kSharing, kAligned, Source>, grid, static_cast<Stream>(stream), p, source,
+                    segments, pieces);
     };
     auto shared_by = [&](auto sharing) {
       const bool aligned = rows_aligned(p.rows, sizeof(T), p.width, 0) && rows_aligned(p.sums, sizeof(T), p.width, 0);

@@ -90,8 +90,9 @@ __global__ void __launch_bounds__(kThreads)
 
 const char* launch_schedule(const TargetAttentionParams& params, const Tiling& tiling, const Schedule& schedule,
                             void* stream) {
-  return launch("target_attention schedule", &target_attention_schedule_kernel, 1, kThreads,
-                kThreads / kWarp * int(sizeof(int64_t)), static_cast<Stream>(stream), params, tiling, schedule);
+  return launch("target_attention schedule", &target_attention_schedule_kernel,
+                {1, kThreads, kThreads / kWarp * int(sizeof(int64_t))}, static_cast<Stream>(stream), params, tiling,
+                schedule);
 }
 
 }  // namespace cuda

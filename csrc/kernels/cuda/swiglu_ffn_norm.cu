@@ -17,14 +17,7 @@ using namespace cuda;
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 
-#if defined(STCA_SIMT)
-float exp_of(float x) { return std::exp(x); }
-float inverse_root(float x) { return 1 / std::sqrt(x); }
-#else
-STCA_DEVICE float exp_of(float x) { return expf(x); }
-STCA_DEVICE float inverse_root(float x) { return 1 / sqrtf(x); }
-#endif
-STCA_DEVICE float sigmoid(float x) { return 1 / (1 + exp_of(-x)); }
+STCA_DEVICE float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
 // The vector of g [rows, hidden] that this thread owns; u lies as far into a row of uv, and v `hidden` behind it.
 template <class T>
@@ -105,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) layer_norm_fwd_kernel(const NormPara
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) squares += i < n ? (x[i] - mean) * (x[i] - mean) : 0.0f;
   });
-  const float rstd = inverse_root(sum_of_warp(squares) / float(p.dim) + float(p.eps));
+  const float rstd = 1 / sqrtf(sum_of_warp(squares) / float(p.dim) + float(p.eps));
   if (int(threadIdx.x) % kWarp == 0) {
     p.mean[row] = mean;
     p.rstd[row] = rstd;
@@ -159,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) layer_norm_bwd_kernel(const NormPara
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    norm_weight_sums(const NormParams p, const T* dy, const int64_t pieces, float* part_sums) {
+    layer_norm_bwd_sums_kernel(const NormParams p, const T* dy, const int64_t pieces, float* part_sums) {
   const int64_t part = int64_t(blockIdx.x) / pieces;
   const int64_t d = int64_t(blockIdx.x) % pieces * kThreads + int64_t(threadIdx.x);
   if (d >= p.dim) return;
@@ -190,7 +183,7 @@ const char* swiglu_gate_cuda(Dtype dtype, const void* uv, void* g, int64_t rows,
     using T = typename decltype(type)::element;
     return by_alignment(hidden * int64_t(sizeof(T)), {uv, g}, [&](auto aligned) {
       return launch("swiglu gate", &swiglu_fwd_kernel<T, decltype(aligned)::value>,
-                    divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads, 0, static_cast<Stream>(stream),
+                    {divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads}, static_cast<Stream>(stream),
                     static_cast<const T*>(uv), static_cast<T*>(g), rows, int(hidden));
     });
   });
@@ -202,7 +195,7 @@ const char* swiglu_gate_backward_cuda(Dtype dtype, void* uv, const void* dg, int
     using T = typename decltype(type)::element;
     return by_alignment(hidden * int64_t(sizeof(T)), {uv, dg}, [&](auto aligned) {
       return launch("swiglu gate backward", &swiglu_bwd_kernel<T, decltype(aligned)::value>,
-                    divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads, 0, static_cast<Stream>(stream),
+                    {divide_up(rows * divide_up(hidden, kVector<T>), kThreads), kThreads}, static_cast<Stream>(stream),
                     static_cast<T*>(uv), static_cast<const T*>(dg), rows, int(hidden));
     });
   });
@@ -212,8 +205,8 @@ const char* norm_cuda(const NormParams& p, void* y, void* stream) {
   return visit_cuda_dtype(p.dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     return by_alignment(p.dim * int64_t(sizeof(T)), {p.h, p.weight, p.bias, y}, [&](auto aligned) {
-      return launch("swiglu norm", &layer_norm_fwd_kernel<T, decltype(aligned)::value>, divide_up(p.num_rows, kWarps),
-                    kThreads, 0, static_cast<Stream>(stream), p, static_cast<T*>(y));
+      return launch("swiglu norm", &layer_norm_fwd_kernel<T, decltype(aligned)::value>,
+                    {divide_up(p.num_rows, kWarps), kThreads}, static_cast<Stream>(stream), p, static_cast<T*>(y));
     });
   });
 }
@@ -223,12 +216,12 @@ const char* norm_backward_cuda(const NormParams& p, const void* dy, void* dh, fl
     using T = typename decltype(type)::element;
     const int64_t pieces = divide_up(p.dim, kThreads), parts = divide_up(p.num_rows, kNormPartRows);
     // Before dh, which may lie over h.
-    const char* error = launch("swiglu norm sums", &norm_weight_sums<T>, parts * pieces, kThreads, 0,
+    const char* error = launch("swiglu norm sums", &layer_norm_bwd_sums_kernel<T>, {parts * pieces, kThreads},
                                static_cast<Stream>(stream), p, static_cast<const T*>(dy), pieces, part_sums);
     if (error != nullptr) return error;
     return by_alignment(p.dim * int64_t(sizeof(T)), {p.h, p.weight, dy, dh}, [&](auto aligned) {
       return launch("swiglu norm backward", &layer_norm_bwd_kernel<T, decltype(aligned)::value>,
-                    divide_up(p.num_rows, kWarps), kThreads, 0, static_cast<Stream>(stream), p,
+                    {divide_up(p.num_rows, kWarps), kThreads}, static_cast<Stream>(stream), p,
                     static_cast<const T*>(dy), static_cast<T*>(dh));
     });
   });

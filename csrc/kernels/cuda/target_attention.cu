@@ -6,23 +6,26 @@
 #if defined(STCA_SM90)
 #include "sm90/target_attention.h"
 #endif
+#include "block.cuh"
 #include "combine.cuh"
 
 namespace stca {
 namespace cuda {
 namespace {
 
-// Of a query row, in shared memory: registers are scarce.
+// The online softmax of a query row, in shared memory: registers are scarce.
 struct RowState {
   float row_max, row_sum;  // the largest score in units of log 2, and the sum of 2^(score - row_max)
-  float factor;            // of what was added up before the last tile
+  float factor;            // what the output up to the last tile is to be multiplied by
 };
 
-template <class T, int kMaxWidth, bool kShared>
-struct Forward : Columns<T, kMaxWidth> {
-  using Columns<T, kMaxWidth>::kSlices;
-  using Columns<T, kMaxWidth>::kPitch;
-  using Columns<T, kMaxWidth>::kWarpColumns;
+template <class T, int kWidth, bool kKeysAreValues>
+struct Forward : Columns<T, kWidth> {
+  using Columns<T, kWidth>::kMaxWidth;
+  using Columns<T, kWidth>::kSlices;
+  using Columns<T, kWidth>::kPitch;
+  using Row = QueryRow;
+  static constexpr bool kShared = kKeysAreValues;
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr int kRowWarps = kSlices <= 2 ? 4 : 8 / kSlices;
   static constexpr int kRowFragments = kHalf && kMaxWidth == 1024 ? 2 : 1;  // 16-row fragments of a warp
@@ -32,15 +35,16 @@ struct Forward : Columns<T, kMaxWidth> {
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
   static constexpr int kBlocks = kMaxWidth == 64 ? 4 : kThreads == 128 ? 3 : 1;
-  static constexpr int kRowThreads = kThreads / kRows;  // that share the softmax of a row
+  static constexpr int kRowThreads = kThreads / kRows;           // threads that share the softmax of a row
+  static constexpr int kOwnScores = kHistoryRows / kRowThreads;  // scores of a tile that a thread turns into weights
   static constexpr int kSumPitch = kHistoryRows + 4;
   static constexpr int kWeightPitch = kHistoryRows + 16 / int(sizeof(T));
 
   // Shared memory, in bytes from its start.
   static constexpr int kTile = kHistoryRows * kPitch * int(sizeof(T));
   static constexpr int kKeys = kRows * kPitch * int(sizeof(T));
-  static constexpr int kValues = kKeys + kStages * kTile;
-  static constexpr int kSums = kValues + (kShared ? 0 : kStages * kTile);
+  static constexpr int kValues = kKeys + (kShared ? 0 : kStages * kTile);
+  static constexpr int kSums = kValues + kStages * kTile;
   static constexpr int kWeights = kSums + kSlices * kRows * kSumPitch * 4;
   static constexpr int kInfo = kWeights + kRows * kWeightPitch * int(sizeof(T));
   static constexpr int kStates = kInfo + kRows * int(sizeof(QueryRow));
@@ -50,140 +54,140 @@ struct Forward : Columns<T, kMaxWidth> {
   static_assert(kRowThreads <= kHistoryRows && kWarp % kRowThreads == 0);
 };
 
-template <class T, int kMaxWidth, bool kShared>
-__global__ void __launch_bounds__(Forward<T, kMaxWidth, kShared>::kThreads, Forward<T, kMaxWidth, kShared>::kBlocks)
+template <class F>
+struct ForwardBlock : Block<F> {
+  using T = typename F::Element;
+  using Output = float[F::kRowFragments][F::kWarpColumns / 8][4];
+  using Block<F>::p;
+  using Block<F>::item;
+  using Block<F>::rows;
+  using Block<F>::first_row;
+  using Block<F>::column;
+
+  T *queries, *weights;     // [kRows, kPitch] and [kRows, kWeightPitch]
+  RowState* states;         // [kRows]
+  int depth, width;         // columns of the slice: of q and k in whole steps of a product, and of v
+  int own_row, own_column;  // the thread's row of the softmax, and its first score there
+  float scale;              // of a score in units of log 2
+
+  STCA_DEVICE ForwardBlock(const TargetAttentionParams& params, const Aligned& aligned)
+      : Block<F>(params, aligned),
+        queries(this->template at<T>(0)),
+        weights(this->template at<T>(F::kWeights)),
+        states(this->template at<RowState>(F::kStates)),
+        depth(max(0, min(F::kWarpColumns, round_up(int(p.key_dim), 16) - column))),
+        width(this->width_of(p.value_dim)),
+        own_row(int(threadIdx.x) / F::kRowThreads),
+        own_column(int(threadIdx.x) % F::kRowThreads),
+        scale(float(p.scale) * kLog2E) {}
+
+  // Products of the tile's query rows with a tile of history rows, a part for each slice, to shared memory.
+  STCA_DEVICE void multiply_queries(const T* keys) const {
+    this->template multiply<F::kRowFragments, F::kHistoryRows / 8>(
+        queries + first_row * F::kPitch + column, keys + column, depth,
+        this->sums + (this->slice * F::kRows + first_row) * F::kSumPitch);
+  }
+
+  // The thread's scores of its row in units of log 2, -inf for history rows that the row does not see. Returns the
+  // largest one so far, of all threads of the row. The tile starts with history row `from`.
+  STCA_DEVICE float read_scores(float (&scores)[F::kOwnScores], int from) const {
+    const int begin = rows[own_row].begin, end = rows[own_row].end;
+    float largest = -kInfinity;
+#pragma unroll
+    for (int i = 0; i < F::kOwnScores; ++i) {
+      const int n = own_column + i * F::kRowThreads;
+      const bool seen = begin <= from + n && from + n < end;
+      const float score = this->product(own_row, n);
+      scores[i] = seen ? rounded_product(scale, score) : -kInfinity;
+      largest = scores[i] > largest ? scores[i] : largest;
+    }
+    for (int by = 1; by < F::kRowThreads; by *= 2) {
+      const float other = shuffle_xor(largest, by);
+      largest = other > largest ? other : largest;
+    }
+    const float row_max = states[own_row].row_max;
+    return row_max > largest ? row_max : largest;
+  }
+
+  // Turns products into weights 2^(score - largest score so far), and says in the row's state what the output up to now
+  // must be multiplied by for that.
+  STCA_DEVICE void weigh(int from) const {
+    float scores[F::kOwnScores];
+    const float largest = read_scores(scores, from), row_max = states[own_row].row_max;
+    const float shift = largest == -kInfinity ? 0.0f : largest;
+    float added = 0;
+#pragma unroll
+    for (int i = 0; i < F::kOwnScores; ++i) {
+      const float w = exp2f(scores[i] - shift);
+      added += w;
+      narrow(w, weights[own_row * F::kWeightPitch + own_column + i * F::kRowThreads]);
+    }
+    for (int by = 1; by < F::kRowThreads; by *= 2) added += shuffle_xor(added, by);
+    sync_warp();  // all lanes of the row have read its state
+    if (own_column == 0) {
+      const float factor = exp2f(row_max - shift);
+      states[own_row] = {largest, states[own_row].row_sum * factor + added, factor};
+    }
+  }
+
+  // Multiplies each row of the output by its factor.
+  STCA_DEVICE void rescale(Output& out) const {
+    for_each_element(out, [&](int row, int, float& value) { value *= states[first_row + row].factor; });
+  }
+
+  // Adds weights times values of the tile to the output.
+  STCA_DEVICE void add_values(Output& out, const T* values) const {
+    rescale(out);
+    warp_product<false, true, F::kHistoryRows>(out, weights + first_row * F::kWeightPitch, F::kWeightPitch,
+                                               values + column, F::kPitch, F::kHistoryRows, width);
+  }
+
+  // Writes the row's largest score and sum of weights, and makes the factor what turns the output into the result.
+  STCA_DEVICE void finish_row(int first, const Partials& partials) const {
+    if (own_column != 0) return;
+    RowState& own = states[own_row];
+    own.factor = item.partial < 0 ? inverse(own.row_sum) : 1.0f;
+    if (first + own_row >= item.query_rows) return;
+    if (item.partial < 0) return write_max_and_sum(p, rows[own_row].index, own.row_max, own.row_sum);
+    float* max_and_sum = partials.max_and_sum + 2 * (item.partial * F::kRows + own_row);
+    max_and_sum[0] = own.row_max;
+    max_and_sum[1] = own.row_sum;
+  }
+};
+
+template <class F>
+__global__ void __launch_bounds__(F::kThreads, F::kBlocks)
     target_attention_fwd_kernel(const TargetAttentionParams p, const Tiling tiling, const Schedule schedule,
                                 const Partials partials, const Aligned aligned) {
-  using F = Forward<T, kMaxWidth, kShared>;
-  char* memory = shared_memory();
-  T* queries = reinterpret_cast<T*>(memory);
-  float* sums = reinterpret_cast<float*>(memory + F::kSums);
-  T* weights = reinterpret_cast<T*>(memory + F::kWeights);
-  QueryRow* rows = reinterpret_cast<QueryRow*>(memory + F::kInfo);
-  RowState* states = reinterpret_cast<RowState*>(memory + F::kStates);
-  Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
-  auto stage = [&](int start, int tile) { return reinterpret_cast<T*>(memory + start + tile % F::kStages * F::kTile); };
-  const int warp = int(threadIdx.x) / kWarp, slice = warp % F::kSlices,
-            first_row = warp / F::kSlices * 16 * F::kRowFragments;
-  const int column = slice * F::kWarpColumns;
-  const int depth = max(0, min(F::kWarpColumns, round_up(int(p.key_dim), 16) - column));
-  const int width = max(0, min(F::kWarpColumns, int(p.value_dim) - column));
-  const int own_row = int(threadIdx.x) / F::kRowThreads, own_column = int(threadIdx.x) % F::kRowThreads;
-  const float scale = float(p.scale) * kLog2E;
-
+  using T = typename F::Element;
+  const ForwardBlock<F> block(p, aligned);
+  Item& item = block.item;
   if (!start_range(&item, schedule, int(blockIdx.x))) return;
   do {
     load_item(&item, p, tiling, schedule, int(blockIdx.x));
     const int first = item.tile * F::kRows;
-    const Range seen =
-        seen_by_tile<F::kRows, F::kThreads>(p, item, rows, [&](int row) { return query_row(p, item, first + row); });
-    const int begin = seen.begin, end = seen.end;
-    const int tiles = (end - begin + F::kHistoryRows - 1) / F::kHistoryRows;
-
-    const History<T> keys = history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride);
-    const History<T> values = history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride);
-    auto load_tile = [&](int tile) {
-      const int from = begin + tile * F::kHistoryRows;
-      load_history_rows<kMaxWidth, F::kHistoryRows, F::kThreads>(stage(F::kKeys, tile), keys, from, end, p.key_dim,
-                                                                 aligned.k);
-      if constexpr (!kShared) {
-        load_history_rows<kMaxWidth, F::kHistoryRows, F::kThreads>(stage(F::kValues, tile), values, from, end,
-                                                                   p.value_dim, aligned.v);
-      }
-      commit_copies();
-    };
-    load_rows<kMaxWidth, F::kRows, F::kThreads>(queries, item.query_rows - first, int(p.key_dim), aligned.q,
-                                                [&](int row) { return static_cast<const T*>(p.q) + rows[row].q; });
+    const Range seen = seen_by_tile<F::kRows, F::kThreads>(p, item, block.rows,
+                                                           [&](int row) { return query_row(p, item, first + row); });
+    const HistoryTiles<F> history{block, seen, keys_of<T>(p, item), values_of<T>(p, item)};
+    block.load_queries(block.queries, first);
     commit_copies();
-    if (tiles > 0) load_tile(0);
+    if (history.count() > 0) history.load(0);
 
-    if (own_column == 0) states[own_row] = {-infinity(), 0, 1};
-    float out[F::kRowFragments][F::kWarpColumns / 8][4];
+    if (block.own_column == 0) block.states[block.own_row] = {-kInfinity, 0, 1};
+    typename ForwardBlock<F>::Output out;
     clear(out);
-    for (int tile = 0; tile < tiles; ++tile) {
-      wait_copies<0>();
+    history.for_each([&](int tile) {
+      block.multiply_queries(history.k(tile));
       sync_block();
-      if (F::kStages > 1 && tile + 1 < tiles) load_tile(tile + 1);
-
-      float scores[F::kRowFragments][F::kHistoryRows / 8][4];
-      clear(scores);
-      warp_product<false, false, F::kWarpColumns>(scores, queries + first_row * F::kPitch + column, F::kPitch,
-                                                  stage(F::kKeys, tile) + column, F::kPitch, depth);
-      for_each_element(scores, [&](int row, int n, float value) {
-        sums[(slice * F::kRows + first_row + row) * F::kSumPitch + n] = value;
-      });
+      block.weigh(history.first_row(tile));
       sync_block();
-
-      const int from = begin + tile * F::kHistoryRows;
-      const int sees_begin = rows[own_row].begin, sees_end = rows[own_row].end;
-      float own[F::kHistoryRows / F::kRowThreads];
-      float largest = -infinity();
-#pragma unroll
-      for (int i = 0; i < F::kHistoryRows / F::kRowThreads; ++i) {
-        const int n = own_column + i * F::kRowThreads;
-        const bool seen = sees_begin <= from + n && from + n < sees_end;
-        const float score = sum_of_slices<F::kSlices, F::kRows, F::kSumPitch>(sums, own_row, n);
-        own[i] = seen ? rounded_product(scale, score) : -infinity();
-        largest = own[i] > largest ? own[i] : largest;
-      }
-      for (int by = 1; by < F::kRowThreads; by *= 2) {
-        const float other = shuffle_xor(largest, by);
-        largest = other > largest ? other : largest;
-      }
-      const float row_max = states[own_row].row_max;
-      largest = row_max > largest ? row_max : largest;
-      const float shift = largest == -infinity() ? 0.0f : largest;
-      float added = 0;
-#pragma unroll
-      for (int i = 0; i < F::kHistoryRows / F::kRowThreads; ++i) {
-        const float w = exp2(own[i] - shift);
-        added += w;
-        narrow(w, weights[own_row * F::kWeightPitch + own_column + i * F::kRowThreads]);
-      }
-      for (int by = 1; by < F::kRowThreads; by *= 2) added += shuffle_xor(added, by);
-      sync_warp();  // all lanes of the row have read its state
-      if (own_column == 0) {
-        const float factor = exp2(row_max - shift);
-        states[own_row] = {largest, states[own_row].row_sum * factor + added, factor};
-      }
-      sync_block();
-
-      for_each_element(out, [&](int row, int, float& value) { value *= states[first_row + row].factor; });
-      warp_product<false, true, F::kHistoryRows>(out, weights + first_row * F::kWeightPitch, F::kWeightPitch,
-                                                 stage(kShared ? F::kKeys : F::kValues, tile) + column, F::kPitch,
-                                                 F::kHistoryRows, width);
-      if (F::kStages == 1 && tile + 1 < tiles) {
-        sync_block();
-        load_tile(tile + 1);
-      }
-    }
-    wait_copies<0>();
+      block.add_values(out, history.v(tile));
+    });
     sync_block();
-
-    if (own_column == 0) {
-      RowState& own = states[own_row];
-      own.factor = item.partial < 0 ? inverse(own.row_sum) : 1.0f;
-      if (first + own_row < item.query_rows) {
-        if (item.partial < 0) {
-          write_max_and_sum(p, rows[own_row].index, own.row_max, own.row_sum);
-        } else {
-          float* max_and_sum = partials.max_and_sum + 2 * (item.partial * F::kRows + own_row);
-          max_and_sum[0] = own.row_max;
-          max_and_sum[1] = own.row_sum;
-        }
-      }
-    }
+    block.finish_row(first, partials);
     sync_block();
-    for_each_element(out, [&](int row, int, float& value) { value *= states[first_row + row].factor; });
-    const int query_rows = item.query_rows - first - first_row;
-    if (item.partial < 0) {
-      store_rows<T>(out, width, [&](int row) {
-        return row < query_rows ? static_cast<T*>(p.out) + rows[first_row + row].index * p.value_dim + column : nullptr;
-      });
-    } else {
-      float* to = partials.sums + (int64_t(item.partial) * F::kRows + first_row) * p.value_dim + column;
-      store_rows<float>(out, width, [&](int row) { return row < query_rows ? to + row * p.value_dim : nullptr; });
-    }
+    block.rescale(out);
+    block.write_queries(out, first, p.value_dim, block.width, p.out, partials.sums);
   } while (item.more);
 }
 
@@ -198,11 +202,11 @@ __global__ void __launch_bounds__(kCombineThreads)
   if (number >= schedule.combine_begin[tiling.num_ranges]) return;
   const SplitRow row = split_row(p, tiling, schedule, number);
   const auto state = [&](int s) { return partials.max_and_sum + 2 * row.partial(s); };
-  float row_max = -infinity(), row_sum = 0;
+  float row_max = -kInfinity, row_sum = 0;
   for (int s = lane; s < row.splits; s += kWarp) row_max = max(row_max, state(s)[0]);
   for (int by = 1; by < kWarp; by *= 2) row_max = max(row_max, shuffle_xor(row_max, by));
-  const float shift = row_max == -infinity() ? 0.0f : row_max;
-  for (int s = lane; s < row.splits; s += kWarp) row_sum += state(s)[1] * exp2(state(s)[0] - shift);
+  const float shift = row_max == -kInfinity ? 0.0f : row_max;
+  for (int s = lane; s < row.splits; s += kWarp) row_sum += state(s)[1] * exp2f(state(s)[0] - shift);
   for (int by = 1; by < kWarp; by *= 2) row_sum += shuffle_xor(row_sum, by);
 
   if (part == 0 && threadIdx.x == 0) write_max_and_sum(p, row.index, row_max, row_sum);
@@ -211,37 +215,36 @@ __global__ void __launch_bounds__(kCombineThreads)
   const float scale = inverse(row_sum);
   add_splits(
       row, partials.sums, p.value_dim, combine, part,
-      [&](int64_t partial) { return exp2(partials.max_and_sum[2 * partial] - shift); },
+      [&](int64_t partial) { return exp2f(partials.max_and_sum[2 * partial] - shift); },
       [&](int d, float sum) { narrow(sum * scale, out[d]); });
 }
 
-template <class T, int kMaxWidth, bool kShared>
+template <class F>
 Tiling tiling_of(const CudaDevice& device) {
-  using F = Forward<T, kMaxWidth, kShared>;
-  return {F::kRows, F::kHistoryRows,
-          resident_blocks(device, &target_attention_fwd_kernel<T, kMaxWidth, kShared>, F::kThreads, F::kBytes), false};
+  const int num_ranges = resident_blocks(device, &target_attention_fwd_kernel<F>, F::kThreads, F::kBytes);
+  return {F::kRows, F::kHistoryRows, num_ranges, false};
 }
 
-template <class T, int kMaxWidth, bool kShared>
+template <class F>
 int64_t workspace_of(const TargetAttentionParams& p, const CudaDevice& device) {
-  const Tiling tiling = tiling_of<T, kMaxWidth, kShared>(device);
+  const Tiling tiling = tiling_of<F>(device);
   const int64_t rows = max_partials(tiling.num_ranges) * tiling.tile_rows;
   return aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)) +
          rows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
 
-template <class T, int kMaxWidth, bool kShared>
+template <class F>
 const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
-  using F = Forward<T, kMaxWidth, kShared>;
-  const Tiling tiling = tiling_of<T, kMaxWidth, kShared>(device);
+  const Tiling tiling = tiling_of<F>(device);
   const Schedule schedule = schedule_at(workspace, p.num_requests, tiling.num_ranges);
   float* sums = reinterpret_cast<float*>(static_cast<char*>(workspace) +
                                          aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)));
   const Partials partials{sums, sums + max_partials(tiling.num_ranges) * F::kRows * p.value_dim};
-  if (const char* error = launch_schedule(p, tiling, schedule, stream)) return error;
-  const char* error =
-      launch("target_attention", &target_attention_fwd_kernel<T, kMaxWidth, kShared>, tiling.num_ranges, F::kThreads,
-             F::kBytes, stream, p, tiling, schedule, partials, aligned_tensors(p, nullptr));
+  const char* error = launch_schedule(p, tiling, schedule, stream);
+  if (error == nullptr) {
+    error = launch("target_attention", &target_attention_fwd_kernel<F>, {tiling.num_ranges, F::kThreads, F::kBytes},
+                   stream, p, tiling, schedule, partials, aligned_tensors(p, nullptr));
+  }
   if (error != nullptr) return error;
   return launch_combine(p, tiling, schedule, partials, stream);
 }
@@ -253,7 +256,7 @@ const char* launch_combine(const TargetAttentionParams& p, const Tiling& tiling,
   const Combine rows = combine_of(p, tiling, p.value_dim);
   return visit_cuda_dtype(p.dtype, [&](auto type) {
     return launch("target_attention combine", &target_attention_fwd_combine_kernel<typename decltype(type)::element>,
-                  rows.grid(), kCombineThreads, kCombineBytes, stream, p, tiling, schedule, partials, rows);
+                  {rows.grid(), kCombineThreads, kCombineBytes}, stream, p, tiling, schedule, partials, rows);
   });
 }
 
@@ -266,34 +269,26 @@ const char* target_attention_cuda_refusal(const TargetAttentionParams& p) {
 }
 
 int target_attention_cuda_shared_bytes(const TargetAttentionParams& params) {
-  return cuda::visit_case(params, [](auto type, auto width, auto shared) {
-    using T = typename decltype(type)::element;
-    return cuda::Forward<T, decltype(width)::value, decltype(shared)::value>::kBytes;
-  });
+  return cuda::visit_layout<cuda::Forward>(params, [](auto layout) { return decltype(layout)::type::kBytes; });
 }
 
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
 #if defined(STCA_SM90)
   if (cuda::sm90::takes(params, device)) return cuda::sm90::workspace(params, device);
 #endif
-  return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
-    using T = typename decltype(type)::element;
-    return cuda::workspace_of<T, decltype(width)::value, decltype(shared)::value>(params, device);
-  });
+  return cuda::visit_layout<cuda::Forward>(
+      params, [&](auto layout) { return cuda::workspace_of<typename decltype(layout)::type>(params, device); });
 }
 
 const char* target_attention_cuda(const TargetAttentionParams& params, const CudaDevice& device, void* workspace,
                                   void* stream) {
   if (params.num_targets == 0) return nullptr;
+  const cuda::Stream to = static_cast<cuda::Stream>(stream);
 #if defined(STCA_SM90)
-  if (cuda::sm90::takes(params, device)) {
-    return cuda::sm90::launch_forward(params, device, workspace, static_cast<cuda::Stream>(stream));
-  }
+  if (cuda::sm90::takes(params, device)) return cuda::sm90::launch_forward(params, device, workspace, to);
 #endif
-  return cuda::visit_case(params, [&](auto type, auto width, auto shared) {
-    using T = typename decltype(type)::element;
-    return cuda::enqueue<T, decltype(width)::value, decltype(shared)::value>(params, device, workspace,
-                                                                             static_cast<cuda::Stream>(stream));
+  return cuda::visit_layout<cuda::Forward>(params, [&](auto layout) {
+    return cuda::enqueue<typename decltype(layout)::type>(params, device, workspace, to);
   });
 }
 

@@ -1,6 +1,7 @@
 // What the forward and the backward kernels of target_attention share.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "../target_attention_cuda.h"
@@ -11,14 +12,9 @@ namespace cuda {
 
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kSharedBytes = 163 * 1024;       // of one block, on sm_80
 constexpr int kLargeSharedBytes = 227 * 1024;  // on sm_90 and sm_100
-
-#if defined(STCA_SIMT)
-STCA_DEVICE float infinity() { return HUGE_VALF; }
-#else
-STCA_DEVICE float infinity() { return __int_as_float(0x7f800000); }
-#endif
 
 // Which tensors have all their rows at multiples of 16 bytes.
 struct Aligned {
@@ -26,7 +22,7 @@ struct Aligned {
 };
 
 inline Aligned aligned_tensors(const TargetAttentionParams& p, const void* dout) {
-  const int64_t size = p.dtype == Dtype::kFloat32 ? 4 : 2;
+  const int64_t size = element_size(p.dtype);
   return {rows_aligned(p.q, size, p.q_target_stride, p.q_head_stride),
           rows_aligned(p.k, size, p.k_row_stride, p.k_head_stride),
           rows_aligned(p.v, size, p.v_row_stride, p.v_head_stride),
@@ -68,7 +64,7 @@ const char* launch_combine(const TargetAttentionParams& p, const Tiling& tiling,
 STCA_DEVICE void write_max_and_sum(const TargetAttentionParams& p, int64_t row, float row_max, float row_sum) {
   static_cast<float*>(p.max_and_sum)[2 * row] = row_max;
   static_cast<float*>(p.max_and_sum)[2 * row + 1] = row_sum;
-  static_cast<float*>(p.lse)[row] = row_sum == 0 ? -infinity() : kLn2 * (row_max + log2(row_sum));
+  static_cast<float*>(p.lse)[row] = row_sum == 0 ? -kInfinity : kLn2 * (row_max + log2f(row_sum));
 }
 
 STCA_DEVICE float inverse(float row_sum) { return row_sum == 0 ? 0.0f : 1 / row_sum; }
@@ -108,6 +104,15 @@ STCA_DEVICE History<T> history_of(const TargetAttentionParams& p, const Item& it
   return {head + item.row_begin * row_stride, row_stride, nullptr};
 }
 
+template <class T>
+STCA_DEVICE History<T> keys_of(const TargetAttentionParams& p, const Item& item) {
+  return history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride);
+}
+template <class T>
+STCA_DEVICE History<T> values_of(const TargetAttentionParams& p, const Item& item) {
+  return history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride);
+}
+
 // kRows rows from row `first` of the request's history, as far as `end`, which is behind it, to shared memory.
 template <int kMaxWidth, int kRows, int kThreads, class T>
 STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, int end, int64_t width, bool aligned) {
@@ -127,15 +132,6 @@ STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, 
   }
 }
 
-// Adds up the slices' partial sums [kSlices, kRows, kPitch] of one element, in order.
-template <int kSlices, int kRows, int kPitch>
-STCA_DEVICE float sum_of_slices(const float* sums, int row, int column) {
-  float total = 0;
-#pragma unroll
-  for (int slice = 0; slice < kSlices; ++slice) total += sums[(slice * kRows + row) * kPitch + column];
-  return total;
-}
-
 constexpr int64_t aligned_bytes(int64_t bytes) { return divide_up(bytes, 256) * 256; }
 
 constexpr int kMaxBlocks = 8;  // of a kernel on a multiprocessor, counted
@@ -147,24 +143,27 @@ int resident_blocks(const CudaDevice& device, Kernel kernel, int threads, int sh
   return device.multiprocessors * max(1, min(kMaxBlocks, blocks));
 }
 
-// Calls f(Element<T>(), capacity, shared), the last two as types with a value, for the call's element type and widths.
-template <class F>
-auto visit_case(const TargetAttentionParams& p, F f) {
-  auto with_type = [&](auto type) {
+template <class L>
+struct LayoutOf {
+  using type = L;
+};
+
+// Returns f(LayoutOf<Layout<T, kMaxWidth, kShared>>()) for the call's element type and widths.
+template <template <class T, int kMaxWidth, bool kShared> class Layout, class F>
+auto visit_layout(const TargetAttentionParams& p, F f) {
+  return visit_cuda_dtype(p.dtype, [&](auto type) {
+    using T = typename decltype(type)::element;
     const int64_t width = max(p.key_dim, p.value_dim);
     if (p.shared) {
-      constexpr std::true_type kShared;
-      if (width <= 128) return f(type, std::integral_constant<int, 128>(), kShared);
-      if (width <= 256) return f(type, std::integral_constant<int, 256>(), kShared);
-      if (width <= 512) return f(type, std::integral_constant<int, 512>(), kShared);
-      return f(type, std::integral_constant<int, 1024>(), kShared);
+      if (width <= 128) return f(LayoutOf<Layout<T, 128, true>>());
+      if (width <= 256) return f(LayoutOf<Layout<T, 256, true>>());
+      if (width <= 512) return f(LayoutOf<Layout<T, 512, true>>());
+      return f(LayoutOf<Layout<T, 1024, true>>());
     }
-    constexpr std::false_type kShared;
-    if (width <= 64) return f(type, std::integral_constant<int, 64>(), kShared);
-    if (width <= 128) return f(type, std::integral_constant<int, 128>(), kShared);
-    return f(type, std::integral_constant<int, 256>(), kShared);
-  };
-  return visit_cuda_dtype(p.dtype, with_type);
+    if (width <= 64) return f(LayoutOf<Layout<T, 64, false>>());
+    if (width <= 128) return f(LayoutOf<Layout<T, 128, false>>());
+    return f(LayoutOf<Layout<T, 256, false>>());
+  });
 }
 
 }  // namespace cuda

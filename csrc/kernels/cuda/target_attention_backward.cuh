@@ -1,26 +1,26 @@
-// What the two backward kernels of target_attention share: weights and their gradients from scores, and the workspace.
+// What the backward kernels of target_attention share: what a block holds, and weights and their gradients from scores.
 #pragma once
 
-#include "target_attention.cuh"
+#include "block.cuh"
 
 namespace stca {
 namespace cuda {
 
 // What turns the scores of a query row into weights and their gradients, [T, H]: p = 2^(score in units of log 2 -
-// row_max)
-// * inverse, and delta = dout . out - dlse.
+// row_max) * inverse, and delta = dout . out - dlse.
 struct alignas(16) Weighing {
   float row_max, inverse, delta, unused;
 };
 
-// The same of a query row of an item, in shared memory; nothing where it sees no row.
-struct Row : QueryRow {
+// A query row of an item, in shared memory. The weighing of a row that sees nothing stays 0.
+struct BackwardRow : QueryRow {
   int64_t dout;  // where it starts in dout, in elements
   Weighing weighing;
 };
 
-STCA_DEVICE Row backward_row(const TargetAttentionParams& p, const Item& item, int row, const Weighing* weighing) {
-  Row own{query_row(p, item, row), 0, {}};
+STCA_DEVICE BackwardRow backward_row(const TargetAttentionParams& p, const Item& item, int row,
+                                     const Weighing* weighing) {
+  BackwardRow own{query_row(p, item, row), 0, {}};
   own.dout = own.index * p.value_dim;
   if (own.begin < own.end) own.weighing = weighing[own.index];
   return own;
@@ -31,31 +31,69 @@ struct Weights {
 };
 
 // p and scale * ds of a query row and history row n of its request; 0 where it does not see n within the item's split.
-STCA_DEVICE Weights weights_of(const Row& row, int n, float scale, float score, float dp) {
+STCA_DEVICE Weights weights_of(const BackwardRow& row, int n, float scale, float score, float dp) {
   const Weighing& of = row.weighing;
   if (n < row.begin || n >= row.end || of.inverse == 0) return {0, 0};
-  const float weight = exp2(rounded_product(scale * kLog2E, score) - of.row_max) * of.inverse;
+  const float weight = exp2f(rounded_product(scale * kLog2E, score) - of.row_max) * of.inverse;
   return {weight, weight * (dp - of.delta) * scale};
 }
 
-// Workspace: how the call is cut, by one kernel after the other, the weighing of query rows, then what dq needs.
-inline int64_t max_schedule_bytes(const TargetAttentionParams& p, const CudaDevice& device) {
-  return aligned_bytes(schedule_bytes(p.num_requests, kMaxBlocks * device.multiprocessors));
-}
-inline Weighing* weighing_at(void* workspace, const TargetAttentionParams& p, const CudaDevice& device) {
-  return reinterpret_cast<Weighing*>(static_cast<char*>(workspace) + max_schedule_bytes(p, device));
-}
-inline int64_t weighing_bytes(const TargetAttentionParams& p) {
-  return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(Weighing)));
-}
+// A block of either kernel: a tile of query rows, with dout.
+template <class F>
+struct BackwardBlock : Block<F> {
+  using T = typename F::Element;
+  using Block<F>::p;
 
-// The weighing is there before, and the combine of dq's parts comes after.
+  const TargetAttentionBackwardParams& b;
+  T *queries, *douts;          // [kRows, kPitch]
+  int key_width, value_width;  // columns of the slice
+
+  STCA_DEVICE BackwardBlock(const TargetAttentionBackwardParams& b, const Aligned& aligned)
+      : Block<F>(b.forward, aligned),
+        b(b),
+        queries(this->template at<T>(F::kQueries)),
+        douts(this->template at<T>(F::kDouts)),
+        key_width(this->width_of(p.key_dim)),
+        value_width(this->width_of(p.value_dim)) {}
+
+  // Asks for query rows of q and dout from the item's row `first` on. `rows` describes them.
+  STCA_DEVICE void load_queries_and_douts(int first) const {
+    this->load_queries(queries, first);
+    load_rows<F::kMaxWidth, F::kRows, F::kThreads>(
+        douts, this->item.query_rows - first, int(p.value_dim), this->aligned.dout,
+        [&](int row) { return static_cast<const T*>(b.dout) + this->rows[row].dout; });
+    commit_copies();
+  }
+
+  // Calls f(i, row, n) for each element i of a tile of weights that this thread owns: query row and history row.
+  template <class Each>
+  STCA_DEVICE static void for_own_elements(Each f) {
+#pragma unroll
+    for (int i = 0; i < F::kElements; ++i) {
+      const int at = int(threadIdx.x) + i * F::kThreads;
+      f(i, at / F::kHistoryRows, at % F::kHistoryRows);
+    }
+  }
+
+  // The products in shared memory that belong to the thread's elements.
+  STCA_DEVICE void read_products(float (&product)[F::kElements]) const {
+    for_own_elements([&](int i, int row, int n) { product[i] = this->product(row, n); });
+  }
+};
+
+// The two kernels: how each cuts a call, what shared memory a block takes, and its launch.
+Tiling dkv_tiling(const TargetAttentionParams& p, const CudaDevice& device);
+int dkv_shared_bytes(const TargetAttentionParams& p);
+const char* launch_dkv(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
+                       const Weighing* weighing, Stream stream);
+Tiling dq_tiling(const TargetAttentionParams& p, const CudaDevice& device);
+int dq_shared_bytes(const TargetAttentionParams& p);
+const char* launch_dq(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
+                      const Weighing* weighing, float* partials, Stream stream);
+
+// Adds up the partial dq of tiles that several ranges share, in order of splits.
 const char* launch_combine_dq(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
                               const float* partials, Stream stream);
-// Gradients of k and v, and the shared memory that they take.
-int backward_shared_bytes_of_history(const TargetAttentionParams& params);
-const char* launch_backward_of_history(const TargetAttentionBackwardParams& params, const CudaDevice& device,
-                                       void* workspace, Stream stream);
 
 }  // namespace cuda
 }  // namespace stca

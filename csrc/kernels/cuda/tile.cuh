@@ -7,7 +7,7 @@
 
 #include <cstring>
 
-#include "ptx.cuh"
+#include "warp_product.cuh"
 
 namespace stca {
 namespace cuda {
@@ -74,105 +74,15 @@ STCA_DEVICE void store_vector(const float (&from)[kVector<T>], int count, bool a
   }
 }
 
-template <class T, int kMaxWidth>
+template <class T, int kWidth>
 struct Columns {
+  using Element = T;
+  static constexpr int kMaxWidth = kWidth;
   static constexpr int kWarpColumns = kMaxWidth < 128 ? kMaxWidth : 128;
   static constexpr int kSlices = kMaxWidth / kWarpColumns;
-  static constexpr int kPitch = kMaxWidth + 16 / int(sizeof(T));  // rows start 16 bytes apart among the banks
-  static constexpr int kChunk = 16 / int(sizeof(T));              // elements of a 16-byte copy
-  static constexpr int kChunks = kMaxWidth / kChunk;              // copies of a row
+  static constexpr int kPitch = kMaxWidth + kVector<T>;   // rows start 16 bytes apart among the banks
+  static constexpr int kChunks = kMaxWidth / kVector<T>;  // 16-byte copies of a row
 };
-
-// c [16 M, 8 N] += a [16 M, depth] b [depth, 8 N] by one warp, from shared memory; depth is a multiple of 16, at most
-// kDepth. Element (m, k) of a is a[m * lda + k], or a[k * lda + m] where transposed; (k, n) of b is b[n * ldb + k], or
-// b[k * ldb + n]. Columns from `columns` on are left out, 16 at a time. c[m][n] is a fragment of mma (see ptx.cuh), for
-// float too.
-template <bool kTransposedA, bool kTransposedB, int kDepth, class T, int M, int N>
-STCA_DEVICE void warp_product(float (&c)[M][N][4], const T* a, int lda, const T* b, int ldb, int depth,
-                              int columns = 8 * N) {
-  const int lane = int(threadIdx.x) % kWarp;
-  if constexpr (sizeof(T) == 2) {
-    static_assert(N % 2 == 0);
-    const int half = lane / 16, odd = lane / 8 % 2, in8 = lane % 8;
-    a += kTransposedA ? (in8 + 8 * half) * lda + 8 * odd : lane % 16 * lda + 8 * half;
-    b += kTransposedB ? (in8 + 8 * odd) * ldb + 8 * half : (in8 + 8 * half) * ldb + 8 * odd;
-    auto load_left = [&](uint32_t (&left)[M][4], int k) {
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-        load_matrices<kTransposedA>(left[m], kTransposedA ? a + k * lda + 16 * m : a + 16 * m * lda + k);
-      }
-    };
-    auto load_right = [&](uint32_t (&right)[4], int k, int n) {
-      load_matrices<kTransposedB>(right, kTransposedB ? b + k * ldb + 8 * n : b + 8 * n * ldb + k);
-    };
-    auto multiply = [&](const uint32_t (&left)[M][4], const uint32_t (&right)[4], int n) {
-      const uint32_t first[2] = {right[0], right[1]}, second[2] = {right[2], right[3]};
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-        mma<T>(c[m][n], left[m], first);
-        mma<T>(c[m][n + 1], left[m], second);
-      }
-    };
-    // The whole depth: the next step's matrices are on their way while these are multiplied. Not `depth == kDepth`: of
-    // that ptxas 13.0 makes a predicate output of the minimum that gave `depth`, and on an H200 results of smaller
-    // depths were wrong.
-    if (depth > kDepth - 16 && columns >= 8 * N) {
-      constexpr int kSteps = kDepth / 16 * (N / 2);
-      uint32_t left[2][M][4], right[2][4];
-      load_left(left[0], 0);
-      load_right(right[0], 0, 0);
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const int k = step / (N / 2), next = step + 1, next_k = next / (N / 2);
-        if (next < kSteps) {
-          if (next_k != k) load_left(left[next_k % 2], 16 * next_k);
-          load_right(right[next % 2], 16 * next_k, next % (N / 2) * 2);
-        }
-        multiply(left[k % 2], right[step % 2], step % (N / 2) * 2);
-      }
-      return;
-    }
-#pragma unroll 1
-    for (int k = 0; k < depth; k += 16) {
-      uint32_t left[M][4], right[4];
-      load_left(left, k);
-#pragma unroll
-      for (int n = 0; n < N; n += 2) {
-        if (8 * n >= columns) continue;
-        load_right(right, k, n);
-        multiply(left, right, n);
-      }
-    }
-  } else {
-    const int g = lane / 4, q = lane % 4;
-#pragma unroll 1
-    for (int k = 0; k < depth; ++k) {
-      float left[M][2];
-#pragma unroll
-      for (int m = 0; m < M; ++m) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int row = 16 * m + g + 8 * i;
-          left[m][i] = kTransposedA ? a[k * lda + row] : a[row * lda + k];
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        if (8 * n >= columns) continue;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int column = 8 * n + 2 * q + i;
-          const float right = kTransposedB ? b[k * ldb + column] : b[column * ldb + k];
-#pragma unroll
-          for (int m = 0; m < M; ++m) {
-            c[m][n][i] += left[m][0] * right;
-            c[m][n][i + 2] += left[m][1] * right;
-          }
-        }
-      }
-    }
-  }
-}
 
 // Calls f(row, column, value) for each element of a fragment array that this lane holds.
 template <int M, int N, class F>
@@ -204,12 +114,12 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
   constexpr int kStep = kThreads / C::kChunks, kOwn = kRows / kStep;
   constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
   static_assert(kThreads % C::kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
-  const int first = int(threadIdx.x) / C::kChunks, column = int(threadIdx.x) % C::kChunks * C::kChunk;
+  const int first = int(threadIdx.x) / C::kChunks, column = int(threadIdx.x) % C::kChunks * kVector<T>;
   if (column >= round_up(width, 16)) return;
-  const int count = max(0, min(C::kChunk, width - column));
+  const int count = max(0, min(kVector<T>, width - column));
   const int own = count > 0 ? valid - first : 0;  // as far as this rows 0, kStep, ... of this thread are copied
   T* target = to + first * C::kPitch + column;
-  if (aligned && count % C::kChunk == 0) {
+  if (aligned && count % kVector<T> == 0) {
 #pragma unroll
     for (int i = 0; i < kOwn; i += kBatch) {
       const T* source[kBatch];
@@ -229,7 +139,7 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
         copy_async(target, source, row < own ? count * int(sizeof(T)) : 0);
         continue;
       }
-      for (int e = 0; e < C::kChunk; ++e) {
+      for (int e = 0; e < kVector<T>; ++e) {
         if (row < own && e < count) {
           target[e] = source[e];
         } else {

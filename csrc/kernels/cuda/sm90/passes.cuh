@@ -1,4 +1,4 @@
-// What the passes of target_attention.cu keep, stream and hold in shared memory.
+// What the passes of kernel.cuh keep, stream and hold in shared memory.
 #pragma once
 
 #include "../target_attention_backward.cuh"
@@ -46,8 +46,8 @@ STCA_DEVICE void request_info(QueryInfo* to, const TargetAttentionParams& p, con
 
 // What is known of query rows: of the kept ones, or of the streamed ones of two tiles.
 template <Pass kPass>
-using Info =
-    std::conditional_t<kPass == Pass::kForward, QueryRow, std::conditional_t<kPass == Pass::kHistory, QueryInfo, Row>>;
+using Info = std::conditional_t<kPass == Pass::kForward, QueryRow,
+                                std::conditional_t<kPass == Pass::kHistory, QueryInfo, BackwardRow>>;
 
 template <Pass kPass, int kBlocks>
 struct Memory {
@@ -79,6 +79,63 @@ struct Barriers {
 struct Streams {
   CUtensorMap history, q, dout;
 };
+
+// What a block works with.
+template <Pass kOwnPass, class T, int kOwnBlocks>
+struct Context {
+  using Element = T;
+  using M = Memory<kOwnPass, kOwnBlocks>;
+  static constexpr Pass kPass = kOwnPass;
+  static constexpr int kBlocks = kOwnBlocks;  // of a cluster
+  static constexpr int kQueries = kQueryRows<kPass>;
+  static constexpr int kStep = kPass == Pass::kHistory ? kQueries : kColumns;  // rows of the stream that a tile takes
+
+  const Streams& streams;
+  const TargetAttentionBackwardParams& b;
+  const TargetAttentionParams& p;
+  const Tiling& tiling;
+  const Schedule& schedule;
+  const Weighing* weighing;
+  const Partials& partials;
+  char* memory;
+  uint32_t base;      // its address
+  float* factors;     // [kWeightBuffers, kRows]
+  Info<kPass>* info;  // of query rows
+  Item& item;
+  Barriers barriers;
+  int rank;    // of the block in its cluster
+  int group;   // the thread's warpgroup
+  int column;  // the first that the block holds
+  bool first_lane;
+
+  STCA_DEVICE int range() const { return opaque(int(blockIdx.x)) / kBlocks; }
+};
+
+// The tiles that an item streams. They are numbered on from those of the items before.
+template <int kStep>
+struct StreamTiles {
+  int last;    // the number behind that of the last tile
+  int offset;  // tile `at` starts with row offset + at * kStep
+  int end;     // rows of the stream end here
+
+  STCA_DEVICE int first_row(int at) const { return offset + at * kStep; }
+};
+
+// The stream of an item whose first tile has number `at`: all queries of a history row's request, or the history rows
+// that any of the queries sees.
+template <class C>
+STCA_DEVICE StreamTiles<C::kStep> stream_of(const C& c, int at) {
+  const int first = c.item.tile * C::kQueries;
+  Range rows{0, c.item.query_rows};
+  if constexpr (C::kPass == Pass::kForward) {
+    rows = seen_by_tile<C::kQueries, kThreads>(c.p, c.item, c.info,
+                                               [&](int row) { return query_row(c.p, c.item, first + row); });
+  } else if constexpr (C::kPass == Pass::kQueries) {
+    rows = seen_by_tile<C::kQueries, kThreads>(
+        c.p, c.item, c.info, [&](int row) { return backward_row(c.p, c.item, first + row, c.weighing); });
+  }
+  return {at + (rows.end - rows.begin + C::kStep - 1) / C::kStep, rows.begin - at * C::kStep, rows.end};
+}
 
 // Row `row` of the 64 that an item keeps, or nullptr where there is none.
 template <Pass kPass, class T>

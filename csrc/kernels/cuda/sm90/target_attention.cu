@@ -1,8 +1,8 @@
 // The host's side of target_attention on Hopper: tensor maps, launches, and which calls it takes. The kernel:
-// attend.cuh.
+// kernel.cuh.
 #include "target_attention.h"
 
-#include "attend.cuh"
+#include "kernel.cuh"
 #include "tensor_map.h"
 
 namespace stca {
@@ -15,39 +15,23 @@ template <class T, int kBlocks, Pass kPass>
 const char* launch_pass(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
                         const Weighing* weighing, const Partials& partials, cudaStream_t stream) {
   const TargetAttentionParams& p = b.forward;
-  const bool bfloat = p.dtype == Dtype::kBFloat16;
   Streams streams{};
   const char* error = nullptr;
   if (kPass == Pass::kHistory) {
     const int64_t rows = p.num_targets * p.heads;
-    error = make_tensor_map(streams.q, bfloat, p.q, rows, 1, p.key_dim, p.q_head_stride, 0, kColumns / 2);
+    error = make_tensor_map(streams.q, MapType<T>::value, p.q, rows, 1, p.key_dim, p.q_head_stride, 0, kColumns / 2);
     if (error == nullptr) {
-      error = make_tensor_map(streams.dout, bfloat, b.dout, rows, 1, p.value_dim, p.value_dim, 0, kColumns / 2);
+      error =
+          make_tensor_map(streams.dout, MapType<T>::value, b.dout, rows, 1, p.value_dim, p.value_dim, 0, kColumns / 2);
     }
   } else {
-    error = make_tensor_map(streams.history, bfloat, p.k, p.num_rows, p.kv_heads, p.key_dim, p.k_row_stride,
+    error = make_tensor_map(streams.history, MapType<T>::value, p.k, p.num_rows, p.kv_heads, p.key_dim, p.k_row_stride,
                             p.k_head_stride, kColumns);
   }
   if (error != nullptr) return error;
-  using M = Memory<kPass, kBlocks>;
-  auto* kernel = &target_attention_sm90_kernel<kPass, T, kBlocks>;
-  cudaError_t status = residence(reinterpret_cast<const void*>(kernel), kThreads, M::kBytes).error;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {unsigned(kBlocks), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(kBlocks * tiling.num_ranges));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = M::kBytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  if (status == cudaSuccess) {
-    status = cudaLaunchKernelEx(&config, kernel, streams, b, tiling, schedule, weighing, partials);
-  }
-  if (status == cudaSuccess) return nullptr;
-  cudaGetLastError();
-  return cudaGetErrorString(status);
+  const Grid grid{int64_t(kBlocks) * tiling.num_ranges, kThreads, Memory<kPass, kBlocks>::kBytes, kBlocks};
+  return launch("target_attention on Hopper", &target_attention_sm90_kernel<kPass, T, kBlocks>, grid, stream, streams,
+                b, tiling, schedule, weighing, partials);
 }
 
 template <class T, int kBlocks>
@@ -86,10 +70,12 @@ const char* backward(const TargetAttentionBackwardParams& b, const CudaDevice& d
 // Calls f(Element<T>(), blocks) for the call's type and width.
 template <class F>
 auto visit_call(const TargetAttentionParams& p, F f) {
-  auto with_type = [&](auto type) {
-    return p.key_dim > kWidth ? f(type, std::integral_constant<int, 2>()) : f(type, std::integral_constant<int, 1>());
-  };
-  return p.dtype == Dtype::kBFloat16 ? with_type(Element<bfloat16>()) : with_type(Element<float16>());
+  return visit_cuda_dtype(p.dtype, [&](auto type) -> const char* {
+    if constexpr (sizeof(typename decltype(type)::element) == 2) {
+      return p.key_dim > kWidth ? f(type, std::integral_constant<int, 2>()) : f(type, std::integral_constant<int, 1>());
+    }
+    return nullptr;  // of a type that takes() refuses
+  });
 }
 
 }  // namespace
@@ -99,9 +85,9 @@ auto visit_call(const TargetAttentionParams& p, F f) {
 // kernels: measured on an H200, benchmarks/NOTES.md.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device) {
   constexpr int64_t kMost = int64_t(1) << 31;
-  return device.capability == 9 && p.shared && (p.dtype == Dtype::kBFloat16 || p.dtype == Dtype::kFloat16) &&
-         p.key_dim > 128 && p.key_dim <= 2 * kWidth && p.key_dim % 8 == 0 && p.history_index == nullptr &&
-         p.num_rows > 0 && p.num_rows < kMost && p.k_row_stride > 0 && (p.kv_heads == 1 || p.k_head_stride > 0) &&
+  return device.sm90_kernels && p.shared && element_size(p.dtype) == 2 && p.key_dim > 128 && p.key_dim <= 2 * kWidth &&
+         p.key_dim % 8 == 0 && p.history_index == nullptr && p.num_rows > 0 && p.num_rows < kMost &&
+         p.k_row_stride > 0 && (p.kv_heads == 1 || p.k_head_stride > 0) &&
          rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
          rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride);
 }

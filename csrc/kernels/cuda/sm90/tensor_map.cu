@@ -6,7 +6,7 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-const char* make_tensor_map(CUtensorMap& map, bool bfloat16, const void* data, int64_t rows, int64_t heads,
+const char* make_tensor_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t rows, int64_t heads,
                             int64_t width, int64_t row_stride, int64_t head_stride, int box_rows) {
   // The driver's function, asked of the runtime: nothing links against the driver.
   using Encode = decltype(&cuTensorMapEncodeTiled);
@@ -15,6 +15,8 @@ const char* make_tensor_map(CUtensorMap& map, bool bfloat16, const void* data, i
     cudaDriverEntryPointQueryResult result;
     const cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
+    if (error != cudaSuccess)
+      cudaGetLastError();  // forgets the error, or the next check of another kernel would report it
     return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found) : nullptr;
   }();
   if (encode == nullptr) return "this driver makes no tensor maps";
@@ -23,8 +25,7 @@ const char* make_tensor_map(CUtensorMap& map, bool bfloat16, const void* data, i
   const cuuint64_t strides[2] = {cuuint64_t(2 * head_stride), cuuint64_t(2 * row_stride)};
   const cuuint32_t box[3] = {64, 1, cuuint32_t(box_rows)}, steps[3] = {1, 1, 1};
   const CUresult result =
-      encode(&map, bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3,
-             const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      encode(&map, type, 3, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? nullptr : "a tensor map was refused";
 }

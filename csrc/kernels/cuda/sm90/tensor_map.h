@@ -9,9 +9,9 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// Of a tensor [rows, heads, width] of 16-bit elements, strides in elements, in boxes of 64 columns by `box_rows` rows
-// of one head, rows of 128 bytes swizzled. nullptr, or what went wrong.
-const char* make_tensor_map(CUtensorMap& map, bool bfloat16, const void* data, int64_t rows, int64_t heads,
+// The map of a tensor [rows, heads, width] of elements of 16 bits, strides in elements, in boxes of 64 columns by
+// `box_rows` rows of one head, rows of 128 bytes swizzled. nullptr, or what went wrong.
+const char* make_tensor_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t rows, int64_t heads,
                             int64_t width, int64_t row_stride, int64_t head_stride, int box_rows);
 
 }  // namespace sm90

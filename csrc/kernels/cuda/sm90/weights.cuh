@@ -23,7 +23,7 @@ STCA_DEVICE void weigh_scores(float (&s)[32], RowState& own, float (&factor)[2],
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
       const int n = from + i / 4 * 8 + t % 4 * 2 + i % 2, r = i / 2 % 2;
-      if (n < sees[r].begin || n >= sees[r].end) s[i] = -infinity();
+      if (n < sees[r].begin || n >= sees[r].end) s[i] = -kInfinity;
     }
   }
 #pragma unroll
@@ -32,14 +32,14 @@ STCA_DEVICE void weigh_scores(float (&s)[32], RowState& own, float (&factor)[2],
 #pragma unroll
     for (int i = 2 * r; i < 32; i += 4) largest = fmaxf(largest, fmaxf(s[i], s[i + 1]));
     for (int by = 1; by < 4; by *= 2) largest = fmaxf(largest, shuffle_xor(largest, by));
-    const float shift = largest == -infinity() ? 0.0f : largest;
-    factor[r] = exp2(own.row_max[r] - shift);
+    const float shift = largest == -kInfinity ? 0.0f : largest;
+    factor[r] = exp2f(own.row_max[r] - shift);
     own.row_max[r] = largest;
     float added = 0;
 #pragma unroll
     for (int i = 2 * r; i < 32; i += 4) {
-      s[i] = exp2(s[i] - shift);
-      s[i + 1] = exp2(s[i + 1] - shift);
+      s[i] = exp2f(s[i] - shift);
+      s[i + 1] = exp2f(s[i + 1] - shift);
       added += s[i] + s[i + 1];
     }
     own.row_sum[r] = own.row_sum[r] * factor[r] + added;
@@ -63,7 +63,7 @@ STCA_DEVICE void weigh_streamed_queries(float (&s)[32], const TargetAttentionPar
     for (int r = 0; r < 2; ++r) {
       float &dp = s[i / 2 * 4 + 2 * r + i % 2], &score = s[16 + i / 2 * 4 + 2 * r + i % 2];
       const bool seen = begin <= n + 8 * r && n + 8 * r < end;
-      const float weight = exp2(rounded_product(scale, score) - of.row_max) * of.inverse;
+      const float weight = exp2f(rounded_product(scale, score) - of.row_max) * of.inverse;
       score = seen ? weight * (dp - of.delta) * float(p.scale) : 0.0f;
       dp = seen ? weight : 0.0f;
     }
@@ -71,8 +71,8 @@ STCA_DEVICE void weigh_streamed_queries(float (&s)[32], const TargetAttentionPar
 }
 
 // Gradient of q: S and, 32 rows below, dP become dS, of which the thread holds 16. 8 KB of shared memory change hands.
-STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams& p, const Row* rows, float4* handed,
-                                    int from, float scale, int t) {
+STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams& p, const BackwardRow* rows,
+                                    float4* handed, int from, float scale, int t) {
   // The first two warps hold S, the other two dP of the same rows: the former hand over the second half of the
   // columns for that of the others' first half, and each weighs one half.
   constexpr int kQueries = kQueryRows<Pass::kQueries>;
@@ -99,7 +99,7 @@ STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams&
     for (int j = 0; j < 4; ++j) {
       const int n = 8 * i + j % 2, r = j / 2;
       const float score = low ? s[4 * i + j] : each[j], dp = low ? each[j] : s[16 + 4 * i + j];
-      const float weight = exp2(rounded_product(scale, score) - of[r].row_max) * of[r].inverse;
+      const float weight = exp2f(rounded_product(scale, score) - of[r].row_max) * of[r].inverse;
       s[4 * i + j] = begin[r] <= n && n < end[r] ? weight * (dp - of[r].delta) * float(p.scale) : 0.0f;
     }
   }

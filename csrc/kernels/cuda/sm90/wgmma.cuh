@@ -169,7 +169,15 @@ STCA_DEVICE void product_64(float (&d)[32], uint64_t a, uint64_t b, bool add);
 template <class T>
 STCA_DEVICE void product_256(float (&d)[128], uint64_t a, uint64_t b);
 
-#define STCA_WGMMA(type, name)                                                                                         \
+// What tensor maps call an element type.
+template <class T>
+struct MapType;
+
+#define STCA_WGMMA(type, name, map_type)                                                                               \
+  template <>                                                                                                          \
+  struct MapType<type> {                                                                                               \
+    static constexpr CUtensorMapDataType value = map_type;                                                             \
+  };                                                                                                                   \
   template <>                                                                                                          \
   __device__ __forceinline__ void product_64<type>(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add) {     \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name \
@@ -191,8 +199,8 @@ STCA_DEVICE void product_256(float (&d)[128], uint64_t a, uint64_t b);
                  : STCA_INOUT_128(d, 0)                                                                                \
                  : "l"(a), "l"(b));                                                                                    \
   }
-STCA_WGMMA(bfloat16, "bf16")
-STCA_WGMMA(float16, "f16")
+STCA_WGMMA(bfloat16, "bf16", CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
+STCA_WGMMA(float16, "f16", CU_TENSOR_MAP_DATA_TYPE_FLOAT16)
 #undef STCA_WGMMA
 
 // Two values as a pair of 16 bits, the first in the lower half.

@@ -1,0 +1,95 @@
+// target_attention on Hopper where v is k and a row is up to 1,024 wide: forward pass, gradient of the history and
+// gradient of q, which are one kernel (formula and shapes: ../../target_attention.h; source: docs/mathematics.md).
+//
+// Each pass keeps 64 rows, streams tiles of 64 rows past them, turns the products of kept and streamed rows into
+// weights [64, 64], and adds weights times streamed rows to an output [64, width]:
+//
+//   pass     | kept rows                 | streamed rows           | products        | weights  | output
+//   forward  | 64 of q                   | 64 of history           | S               | P        | out
+//   history  | 64 of history             | 32 of dout, 32 of q     | dP^T, S^T       | P^T, dS^T| dk
+//   queries  | 32 of q, the same of dout | 64 of history           | S over dP       | dS over 0| dq
+//
+// A block holds 512 columns of everything. A wider row takes a cluster of two blocks, which exchange their parts of the
+// products. Three warpgroups share a block's work: one computes products and weights (scores.cuh), two add weights
+// times rows to 256 columns of the output each, in registers (outputs.cuh). A thread of the latter asks the copy engine
+// for tiles; three are in flight.
+#pragma once
+
+#include "outputs.cuh"
+#include "scores.cuh"
+
+namespace stca {
+namespace cuda {
+namespace sm90 {
+
+// Barriers at their first phase. Those rows of weights that are never written become 0.
+template <class C>
+STCA_DEVICE void init_block(const C& c) {
+  const Barriers& barriers = c.barriers;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      init_barrier(barriers.full(stage), 1);
+      init_barrier(barriers.free(stage), kThreads / kWarp);
+    }
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      init_barrier(barriers.weighed(buffer), kWarpgroup / kWarp);
+      init_barrier(barriers.used(buffer), 2 * kWarpgroup / kWarp);
+    }
+    init_barrier(barriers.received(), 1);
+    init_barrier(barriers.read(), kWarpgroup / kWarp);
+    fence_barrier_init();
+  }
+  if constexpr (C::kPass == Pass::kQueries) {
+    for (int i = int(threadIdx.x); i < kSlab / 16; i += kThreads) {
+      reinterpret_cast<Chunk*>(c.memory + C::M::kWeights)[i] = Chunk{};
+    }
+    fence_async_proxy();
+  }
+  sync_block();
+  if (C::kBlocks > 1) sync_cluster();
+}
+
+template <Pass kPass, class T, int kBlocks>
+__global__ void __launch_bounds__(kThreads, 1)
+    target_attention_sm90_kernel(const __grid_constant__ Streams streams,
+                                 const __grid_constant__ TargetAttentionBackwardParams b, const Tiling tiling,
+                                 const Schedule schedule, const Weighing* weighing, const Partials partials) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using C = Context<kPass, T, kBlocks>;
+  using M = typename C::M;
+  char* memory = shared_memory();
+  const uint32_t base = shared_address(memory);
+  const int rank = kBlocks == 1 ? 0 : int(cluster_rank());
+  const C c{streams,
+            b,
+            b.forward,
+            tiling,
+            schedule,
+            weighing,
+            partials,
+            memory,
+            base,
+            reinterpret_cast<float*>(memory + M::kFactors),
+            reinterpret_cast<Info<kPass>*>(memory + M::kInfo),
+            *reinterpret_cast<Item*>(memory + M::kItem),
+            {base + M::kBarriers},
+            rank,
+            int(threadIdx.x) / kWarpgroup,
+            rank * kWidth,
+            threadIdx.x % kWarp == 0};
+  init_block(c);
+  if (!start_range(&c.item, schedule, c.range())) return;
+  if (c.group == kScores) {
+    take_registers<184>();
+    run_scores(c);
+  } else {
+    give_registers<160>();
+    run_outputs(c);
+  }
+  if (kBlocks > 1) sync_cluster();  // no block leaves while the other may still send to it
+#endif
+}
+
+}  // namespace sm90
+}  // namespace cuda
+}  // namespace stca

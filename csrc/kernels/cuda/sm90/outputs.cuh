@@ -1,0 +1,148 @@
+// The two warpgroups that add weights times streamed rows to the output, 256 of a block's columns each. The first
+// thread of the block asks the copy engine for tiles.
+#pragma once
+
+#include "passes.cuh"
+
+namespace stca {
+namespace cuda {
+namespace sm90 {
+
+// Asks for tile `at` when nobody reads what its place holds any more.
+template <class C>
+STCA_DEVICE void request_tile(const C& c, const StreamTiles<C::kStep>& stream, int at) {
+  const int stage = at % kStages, from = stream.first_row(at);
+  const uint32_t to = c.base + stage * kTile, barrier = c.barriers.full(stage);
+  wait(c.barriers.free(stage), at / kStages & 1 ^ 1);
+  arrive_expecting(barrier, kTile);
+#pragma unroll 1
+  for (int slab = 0; slab < kSlabs; ++slab) {
+    const int x = c.column + 64 * slab;
+    if constexpr (C::kPass == Pass::kHistory) {
+      const int first = int(c.item.target_begin * c.p.heads) + from;
+      copy_tile(to + slab * kSlab, c.streams.dout, x, 0, first, barrier);
+      copy_tile(to + slab * kSlab + kSlab / 2, c.streams.q, x, 0, first, barrier);
+    } else {
+      copy_tile(to + slab * kSlab, c.streams.history, x, c.item.kv_head, int(c.item.row_begin) + from, barrier);
+    }
+  }
+}
+
+// Forward: multiplies the output by the factors that tile `at` asks for.
+template <class C>
+STCA_DEVICE void rescale(const C& c, float (&out)[128], int at) {
+  const int row = row_of(opaque(int(threadIdx.x) % kWarpgroup));
+  const float* factors = c.factors + at % C::M::kWeightBuffers * kRows + row;
+  const float factor[2] = {factors[0], factors[8]};
+  if (!any_in_warp(factor[0] != 1 || factor[1] != 1)) return;
+#pragma unroll
+  for (int i = 0; i < 128; ++i) out[i] *= factor[i / 2 % 2];
+}
+
+// Adds weights times rows of tile `at` to the output, when both are there.
+template <class C>
+STCA_DEVICE void add_weighted_rows(const C& c, float (&out)[128], int at) {
+  const int stage = at % kStages, buffer = at % C::M::kWeightBuffers;
+  wait(c.barriers.weighed(buffer), at / C::M::kWeightBuffers & 1);
+  if constexpr (C::kPass == Pass::kForward) rescale(c, out, at);
+  wait(c.barriers.full(stage), at / kStages & 1);  // long since; what copies wrote is seen by who waited for them
+  pin(out);
+  fence_products();
+  const uint64_t weights = by_columns(c.base + C::M::kWeights + buffer * kSlab);
+  const uint64_t rows = by_rows(c.base + stage * kTile + c.group * (kSlabs / 2) * kSlab, kSlab);
+#pragma unroll
+  for (int k = 0; k < kColumns / 16; ++k) {
+    product_256<typename C::Element>(out, weights + step(32 * k), rows + step(k * 16 * kSlabRow));
+  }
+  commit_products();
+  wait_products<0>();
+  pin(out);
+  sync_warp();
+  if (c.first_lane) {
+    arrive(c.barriers.used(buffer));
+    arrive(c.barriers.free(stage));
+  }
+}
+
+// Where a row of the output goes: to `sums` in float32, or to `results`, or, where both are nullptr, nowhere.
+template <class T>
+struct Destination {
+  float* sums;
+  T* results;
+  float factor;  // of results
+};
+
+template <class C>
+STCA_DEVICE Destination<typename C::Element> destination_of(const C& c, int row) {
+  using T = typename C::Element;
+  const int64_t width = int(c.p.value_dim);
+  if constexpr (C::kPass == Pass::kHistory) {
+    const int n = c.item.split_begin + row;
+    if (n >= c.item.history_rows) return {nullptr, nullptr, 1};
+    const int64_t first = ((c.item.row_begin + n) * c.p.kv_heads + c.item.kv_head) * width;
+    if (c.b.wide) return {static_cast<float*>(c.b.dk) + first, nullptr, 1};
+    return {nullptr, static_cast<T*>(c.b.dk) + first, 1};
+  } else {
+    if (row >= C::kQueries || c.item.tile * C::kQueries + row >= c.item.query_rows) return {nullptr, nullptr, 1};
+    if (c.item.partial >= 0) {
+      return {c.partials.sums + (int64_t(c.item.partial) * C::kQueries + row) * width, nullptr, 1};
+    }
+    T* const results = static_cast<T*>(C::kPass == Pass::kForward ? c.p.out : c.b.dq);
+    return {nullptr, results + c.info[row].index * width, C::kPass == Pass::kForward ? c.factors[row] : 1};
+  }
+}
+
+// Writes the columns that this thread holds of its two rows.
+template <class C>
+STCA_DEVICE void write_output(const C& c, const float (&out)[128]) {
+  using T = typename C::Element;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int t = opaque(int(threadIdx.x) % kWarpgroup);
+    const int begin = c.column + c.group * (kWidth / 2) + t % 4 * 2, width = int(c.p.value_dim);
+    const Destination<T> to = destination_of(c, row_of(t) + 8 * r);
+    if (to.sums != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        if (begin + 8 * i >= width) continue;
+        *reinterpret_cast<float2*>(to.sums + begin + 8 * i) = {out[4 * i + 2 * r], out[4 * i + 2 * r + 1]};
+      }
+    } else if (to.results != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        if (begin + 8 * i >= width) continue;
+        *reinterpret_cast<uint32_t*>(to.results + begin + 8 * i) =
+            narrow_pair(to.factor * out[4 * i + 2 * r], to.factor * out[4 * i + 2 * r + 1], T{});
+      }
+    }
+  }
+}
+
+// All items of the block's range, from weights to the output.
+template <class C>
+STCA_DEVICE void run_outputs(const C& c) {
+  int at = 0;  // tiles so far, of all items
+  do {
+    load_item(&c.item, c.p, c.tiling, c.schedule, c.range());
+    const auto stream = stream_of(c, at);
+    if (threadIdx.x == 0) {
+      for (int tile = at; tile < min(at + kStages, stream.last); ++tile) request_tile(c, stream, tile);
+    }
+    sync_warp();
+    float out[128];
+#pragma unroll
+    for (int i = 0; i < 128; ++i) out[i] = 0;
+#pragma unroll 1
+    for (; at < stream.last; ++at) {
+      add_weighted_rows(c, out, at);
+      if (threadIdx.x == 0 && at + kStages < stream.last) request_tile(c, stream, at + kStages);
+      sync_warp();
+    }
+    sync_block();
+    write_output(c, out);
+  } while (c.item.more);
+}
+
+}  // namespace sm90
+}  // namespace cuda
+}  // namespace stca
