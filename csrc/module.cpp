@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/cpu_isa.h"
+#include "kernels/cuda_device.h"
 
 namespace py = pybind11;
 
@@ -38,6 +39,12 @@ py::list cuda_archs() {
   return names;
 }
 
+// Whether Hopper's own kernels are there, which the architecture 90a is compiled for, and whether calls take them.
+const char* sm90_kernels() {
+  if (!cuda_archs().contains("90a")) return "not built";
+  return stca::sm90_kernels_asked_for() ? "on" : "off";
+}
+
 std::string active_isa() { return stca::cpu_isa_name(stca::cpu_isa()); }
 
 void set_isa(const std::string& who, const std::string& name) {
@@ -57,6 +64,7 @@ py::dict build_info() {
   info["cpu_isas_supported"] = supported_isas();
   info["cpu_isa"] = active_isa();
   info["cuda_archs"] = cuda_archs();
+  info["sm90_kernels"] = sm90_kernels();
   return info;
 }
 
@@ -65,7 +73,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   if (const char* wanted = std::getenv("STCA_CPU_ISA")) set_isa("stca: STCA_CPU_ISA in the environment", wanted);
   m.doc() = "What stca's native part says about itself; its operators are in torch.ops.stca.";
-  m.def("build_info", &build_info, "Versions it was built with, instruction sets, the active one, CUDA archs.");
+  m.def("build_info", &build_info,
+        "Versions it was built with, instruction sets, the active one, CUDA archs, Hopper's kernels.");
   m.def("cpu_isa", &active_isa, "Name of the instruction set that the CPU kernels use.");
   m.def("set_cpu_isa", &set_active_isa, py::arg("name"), "Uses the kernels of that instruction set from now on.");
 }

@@ -92,7 +92,11 @@ at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& o
 }
 
 at::ScalarType accumulation_type(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+#define STCA_DTYPE_ACCUMULATOR(enumerator, element, accumulator, name) \
+  if (tensor.scalar_type() == kScalarType<element>) return kScalarType<accumulator>;
+  STCA_FOR_EACH_DTYPE(STCA_DTYPE_ACCUMULATOR)
+#undef STCA_DTYPE_ACCUMULATOR
+  return at::kFloat;
 }
 
 at::Tensor with_contiguous_rows(const at::Tensor& tensor) {

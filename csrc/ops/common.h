@@ -12,6 +12,14 @@
 
 namespace stca {
 
+// Whether the CUDA kernels are linked. Only files that are compiled with them (*_cuda.cpp) define what is called behind
+// `if constexpr (kWithCuda)`.
+#if defined(STCA_WITH_CUDA)
+constexpr bool kWithCuda = true;
+#else
+constexpr bool kWithCuda = false;
+#endif
+
 // ValueError "op: what was expected, what came", e.g. "target_attention: q must be [T, H, Dk], got [4, 8]".
 #define STCA_CHECK(condition, op, ...) TORCH_CHECK_VALUE(condition, op, ": ", __VA_ARGS__)
 

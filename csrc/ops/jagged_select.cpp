@@ -5,11 +5,11 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/sub.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <tuple>
 
+#include "register.h"
 #include "rows.h"
 
 namespace stca {
@@ -98,15 +98,9 @@ Tensor jagged_select_backward(const Tensor& grad, const Tensor& offsets, const T
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(stca, CPU, m) {
+STCA_REGISTER(m) {
   m.impl("jagged_select", &jagged_select);
   m.impl("jagged_select_backward", &jagged_select_backward);
 }
-#if defined(STCA_WITH_CUDA)
-TORCH_LIBRARY_IMPL(stca, CUDA, m) {
-  m.impl("jagged_select", &jagged_select);
-  m.impl("jagged_select_backward", &jagged_select_backward);
-}
-#endif
 
 }  // namespace stca

@@ -1,8 +1,7 @@
 // request_gather: a row per request -> a row per target, for several tensors in one call.
-#include <torch/library.h>
-
 #include <vector>
 
+#include "register.h"
 #include "rows.h"
 
 namespace stca {
@@ -38,9 +37,6 @@ std::vector<at::Tensor> request_gather(at::TensorList xs, const at::Tensor& targ
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(stca, CPU, m) { m.impl("request_gather", &request_gather); }
-#if defined(STCA_WITH_CUDA)
-TORCH_LIBRARY_IMPL(stca, CUDA, m) { m.impl("request_gather", &request_gather); }
-#endif
+STCA_REGISTER(m) { m.impl("request_gather", &request_gather); }
 
 }  // namespace stca

@@ -1,8 +1,8 @@
 // request_reduce: the rows of each request's targets, summed or averaged.
 #include <ATen/ops/diff.h>
 #include <ATen/ops/div.h>
-#include <torch/library.h>
 
+#include "register.h"
 #include "rows.h"
 
 namespace stca {
@@ -44,15 +44,9 @@ at::Tensor request_reduce_backward(const at::Tensor& grad, const at::Tensor& tar
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(stca, CPU, m) {
+STCA_REGISTER(m) {
   m.impl("request_reduce", &request_reduce);
   m.impl("request_reduce_backward", &request_reduce_backward);
 }
-#if defined(STCA_WITH_CUDA)
-TORCH_LIBRARY_IMPL(stca, CUDA, m) {
-  m.impl("request_reduce", &request_reduce);
-  m.impl("request_reduce_backward", &request_reduce_backward);
-}
-#endif
 
 }  // namespace stca

@@ -8,10 +8,6 @@
 #include <algorithm>
 #include <vector>
 
-#if defined(STCA_WITH_CUDA)
-#include "cuda.h"
-#endif
-
 namespace stca {
 
 int64_t row_width(const at::Tensor& tensor) {
@@ -68,13 +64,12 @@ at::Tensor launch_repeat_rows(const char* op, const at::Tensor& x, const int64_t
   const at::Tensor result = rows_like(op, x, rows, reason), from = contiguous_rows(op, x);
   const int64_t row_bytes = row_width(x) * x.element_size(), count = x.size(0);
   void* to = result.mutable_data_ptr();
-#if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(x)) {
-    const CudaCall call(x);
-    call.check(op, repeat_rows_cuda(op, from.const_data_ptr(), offsets, count, row_bytes, rows, to, call.stream()));
-    return result;
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(x)) {
+      repeat_rows_on_cuda(op, from, offsets, result);
+      return result;
+    }
   }
-#endif
   const auto kernel = STCA_SELECT_CPU_KERNEL(repeat_rows);
   for_row_ranges(rows, row_bytes, [&](int64_t begin, int64_t end) {
     kernel(from.const_data_ptr(), offsets, count, row_bytes, begin, end, to);
@@ -87,13 +82,12 @@ at::Tensor launch_copy_suffixes(const char* op, const at::Tensor& x, const Suffi
   const at::Tensor result = rows_like(op, x, rows, reason), from = contiguous_rows(op, x);
   const int64_t row_bytes = row_width(x) * x.element_size();
   void* to = result.mutable_data_ptr();
-#if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(x)) {
-    const CudaCall call(x);
-    call.check(op, copy_suffixes_cuda(op, from.const_data_ptr(), suffixes, row_bytes, rows, to, call.stream()));
-    return result;
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(x)) {
+      copy_suffixes_on_cuda(op, from, suffixes, result);
+      return result;
+    }
   }
-#endif
   const auto kernel = STCA_SELECT_CPU_KERNEL(copy_suffixes);
   for_row_ranges(rows, row_bytes, [&](int64_t begin, int64_t end) {
     kernel(from.const_data_ptr(), suffixes, row_bytes, begin, end, to);
@@ -108,13 +102,12 @@ at::Tensor launch_segment_sum(const char* op, const at::Tensor& rows, const int6
   const int64_t width = row_width(rows);
   const SegmentSumParams params{dtype,   width, contiguous.const_data_ptr(), order,
                                 offsets, mean,  sums.mutable_data_ptr()};
-#if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(rows)) {
-    const CudaCall call(rows);
-    call.check(op, segment_sum_cuda(op, params, segments, rows.size(0), call.stream()));
-    return sums;
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(rows)) {
+      segment_sum_on_cuda(op, rows, params, segments);
+      return sums;
+    }
   }
-#endif
   const auto kernel = STCA_SELECT_CPU_KERNEL(segment_sum);
   // One long segment still feeds all threads, by pieces of columns; whole rows stream better where segments are many.
   const int64_t threads = at::get_num_threads();
@@ -147,13 +140,12 @@ at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffi
                                places.order.const_data_ptr<int64_t>(),
                                of_request,
                                sums.mutable_data_ptr()};
-#if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(rows)) {
-    const CudaCall call(rows);
-    call.check(op, suffix_sum_cuda(op, params, num_rows, suffixes.count, call.stream()));
-    return sums;
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(rows)) {
+      suffix_sum_on_cuda(op, rows, params, num_rows, suffixes.count);
+      return sums;
+    }
   }
-#endif
   const auto kernel = STCA_SELECT_CPU_KERNEL(suffix_sum);
   int64_t most = 0;
   for (int64_t r = 0; r < requests; ++r) most = std::max(most, of_request[r + 1] - of_request[r]);

@@ -28,6 +28,13 @@ at::Tensor launch_segment_sum(const char* op, const at::Tensor& rows, const int6
 at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffixes& suffixes, const at::Tensor& index,
                              const at::Tensor& offsets, int64_t num_rows, Dtype dtype);
 
+// What these call where tensors are on CUDA (rows_cuda.cpp). Rows are contiguous, pointers on their device.
+void repeat_rows_on_cuda(const char* op, const at::Tensor& from, const int64_t* offsets, const at::Tensor& to);
+void copy_suffixes_on_cuda(const char* op, const at::Tensor& from, const Suffixes& suffixes, const at::Tensor& to);
+void segment_sum_on_cuda(const char* op, const at::Tensor& rows, const SegmentSumParams& params, int64_t segments);
+void suffix_sum_on_cuda(const char* op, const at::Tensor& rows, const SuffixSumParams& params, int64_t num_rows,
+                        int64_t suffixes);
+
 // For each value v in [0, count): the places i with index[i] == v, in order. `order` is [index size], `offsets` is
 // [count + 1].
 struct InverseIndex {

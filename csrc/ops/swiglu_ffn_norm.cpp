@@ -1,15 +1,13 @@
 // swiglu_ffn_norm: tensors to plain structs. Formula and shapes: ../kernels/swiglu_ffn_norm.h.
-#include "../kernels/swiglu_ffn_norm.h"
+#include "swiglu_ffn_norm.h"
 
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
-#include <tuple>
 #include <vector>
 
-#include "common.h"
-#include "swiglu_ffn_norm_cuda.h"
+#include "../kernels/swiglu_ffn_norm.h"
+#include "register.h"
 
 namespace stca {
 namespace {
@@ -101,9 +99,9 @@ std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor
                                                    const optional<Tensor>& norm_bias, double eps) {
   const SwigluFfnNormTensors tensors{x, w_u, w_v, w_o, norm_weight, norm_bias};
   check_inputs(tensors);
-#if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(x)) return swiglu_ffn_norm_on_cuda(tensors, eps);
-#endif
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(x)) return swiglu_ffn_norm_on_cuda(tensors, eps);
+  }
   Inputs in = packed_inputs(tensors, eps);
   SwigluFfnNormParams& p = in.params;
   const Tensor y = at::empty({p.num_rows, p.dim}, x.options());
@@ -149,9 +147,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   check_inputs(tensors);
   STCA_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(), kOp, "dy must be like y, ", x.sizes(),
              " of ", x.scalar_type(), ", got ", dy.sizes(), " of ", dy.scalar_type());
-#if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(x)) return swiglu_ffn_norm_backward_on_cuda(tensors, dy, mean, rstd, x_grad);
-#endif
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(x)) return swiglu_ffn_norm_backward_on_cuda(tensors, dy, mean, rstd, x_grad);
+  }
   Inputs in = packed_inputs(tensors, 0.0);
   const Tensor dy_rows = dy.contiguous(), mean_rows = mean.contiguous(), rstd_rows = rstd.contiguous();
   if (y.has_value()) {
@@ -213,15 +211,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(stca, CPU, m) {
+STCA_REGISTER(m) {
   m.impl("swiglu_ffn_norm", &swiglu_ffn_norm);
   m.impl("swiglu_ffn_norm_backward", &swiglu_ffn_norm_backward);
 }
-#if defined(STCA_WITH_CUDA)
-TORCH_LIBRARY_IMPL(stca, CUDA, m) {
-  m.impl("swiglu_ffn_norm", &swiglu_ffn_norm);
-  m.impl("swiglu_ffn_norm_backward", &swiglu_ffn_norm_backward);
-}
-#endif
 
 }  // namespace stca

@@ -1,4 +1,4 @@
-// swiglu_ffn_norm on CUDA, behind the checks of swiglu_ffn_norm.cpp.
+// The tensors of swiglu_ffn_norm, and what runs it on CUDA, behind the checks of swiglu_ffn_norm.cpp.
 #pragma once
 
 #include <ATen/core/Tensor.h>

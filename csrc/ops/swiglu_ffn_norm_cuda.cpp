@@ -1,7 +1,4 @@
-#include "swiglu_ffn_norm_cuda.h"
-
-#if defined(STCA_WITH_CUDA)
-
+// swiglu_ffn_norm on CUDA: matrix products by torch, everything between them by our kernels.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/any.h>
 #include <ATen/ops/cat.h>
@@ -16,6 +13,7 @@
 
 #include "../kernels/swiglu_ffn_norm_cuda.h"
 #include "cuda.h"
+#include "swiglu_ffn_norm.h"
 
 namespace stca {
 namespace {
@@ -171,5 +169,3 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
 }
 
 }  // namespace stca
-
-#endif

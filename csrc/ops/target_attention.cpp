@@ -1,11 +1,10 @@
 // target_attention: tensors to plain structs, for the CPU and CUDA. Formula and shapes: ../kernels/target_attention.h.
 #include "target_attention_launch.h"
 
-#include <torch/library.h>
-
 #include <cmath>
 #include <tuple>
 
+#include "register.h"
 #include "target_attention_sums.h"
 
 namespace stca {
@@ -182,15 +181,9 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(stca, CPU, m) {
+STCA_REGISTER(m) {
   m.impl("target_attention", &target_attention);
   m.impl("target_attention_backward", &target_attention_backward);
 }
-#if defined(STCA_WITH_CUDA)
-TORCH_LIBRARY_IMPL(stca, CUDA, m) {
-  m.impl("target_attention", &target_attention);
-  m.impl("target_attention_backward", &target_attention_backward);
-}
-#endif
 
 }  // namespace stca

@@ -1,14 +1,8 @@
 #include "target_attention_launch.h"
 
 #include <algorithm>
-#include <string>
 #include <thread>
 #include <vector>
-
-#if defined(STCA_WITH_CUDA)
-#include "../kernels/target_attention_cuda.h"
-#include "cuda.h"
-#endif
 
 namespace stca {
 namespace {
@@ -52,52 +46,24 @@ void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionP
   for_each_item(plan.items.size(), scratch_bytes, work, &scratch);
 }
 
-#if defined(STCA_WITH_CUDA)
-constexpr const char* kOp = "target_attention";
-
-void check_supported(const TargetAttentionParams& p, const CudaDevice& device, bool backward) {
-  auto check = [&](bool is, const auto&... supported) {
-    STCA_CHECK(is, kOp, "on CUDA must be given ", supported..., ", got ", dtype_name(p.dtype), " with Dk = ", p.key_dim,
-               ", Dv = ", p.value_dim, p.shared ? " and v None" : "");
-  };
-  const char* widths = target_attention_cuda_refusal(p);
-  check(widths == nullptr, widths);
-  const int forward = target_attention_cuda_shared_bytes(p);
-  const int gradients = backward ? target_attention_backward_cuda_shared_bytes(p) : 0;
-  check(std::max(forward, gradients) <= device.shared_bytes, "widths that fit the ", device.shared_bytes,
-        " bytes of shared memory of a block on this GPU (these take ", forward,
-        backward ? ", their gradients " + std::to_string(gradients) : "", ")");
-}
-#endif
-
 }  // namespace
 
-void launch_target_attention(const TargetAttentionParams& p, [[maybe_unused]] const at::Tensor& like,
-                             [[maybe_unused]] bool backward) {
-#if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(like)) {
-    const CudaCall call(like);
-    check_supported(p, call.device(), backward);
-    const at::Tensor workspace = call.workspace(target_attention_cuda_workspace(p, call.device()));
-    call.check(kOp, target_attention_cuda(p, call.device(), workspace.mutable_data_ptr(), call.stream()));
-    return;
+void launch_target_attention(const TargetAttentionParams& p, const at::Tensor& like, bool backward) {
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(like)) return target_attention_on_cuda(p, like, backward);
   }
-#endif
   run_forward(p, plan_target_attention(p, at::get_num_threads()));
 }
 
 void launch_target_attention_backward(TargetAttentionBackwardParams p, const at::Tensor& like, int64_t rows_at_once,
                                       const std::function<void(int64_t, int64_t)>& use) {
   const int64_t rows = p.forward.num_rows;
-#if defined(STCA_WITH_CUDA)
-  if (runs_on_cuda(like)) {
-    const CudaCall call(like);
-    check_supported(p.forward, call.device(), true);
-    const at::Tensor workspace = call.workspace(target_attention_backward_cuda_workspace(p.forward, call.device()));
-    call.check(kOp, target_attention_backward_cuda(p, call.device(), workspace.mutable_data_ptr(), call.stream()));
-    return use(0, rows);
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(like)) {
+      target_attention_backward_on_cuda(p, like);
+      return use(0, rows);
+    }
   }
-#endif
   const bool rounds = accumulator_size(p.forward.dtype) != int64_t(like.element_size());
   at::Tensor dq_sums, scratch;
   p.dq_sums = p.dq;

@@ -73,7 +73,7 @@ std::pair<Tensor, Tensor> launch_indexed_target_attention_backward(TargetAttenti
   const int64_t threads = at::get_num_threads();
   const int64_t rows =
       on_cuda ? p.forward.num_rows : std::min(p.forward.num_rows, target_attention_rows_at_once(p.forward, threads));
-  const Dtype dtype = p.forward.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+  const Dtype dtype = accumulator_dtype(p.forward.dtype);
   const auto wide = k.options().dtype(accumulation_type(k));
   auto gradient = [&](const Tensor& like) {
     return like.defined() ? at::empty({rows, like.size(1), like.size(2)}, wide) : Tensor();
