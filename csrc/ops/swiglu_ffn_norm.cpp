@@ -139,6 +139,38 @@ Tensor rows_with_gradient(const Inputs& in, const Tensor& dy) {
   return rows;
 }
 
+// Writes dx, and returns what each thread sums of the weights' gradients, over a range of the `count` rows that have
+// one.
+std::vector<Tensor> run_backward(const SwigluFfnNormBackwardParams& p, CpuIsa isa, int64_t count) {
+  const int64_t tiles = (count + p.forward.tile_rows - 1) / p.forward.tile_rows;
+  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(tiles, at::get_num_threads()));
+  const int64_t part_rows = (tiles + parts - 1) / parts * p.forward.tile_rows;
+  const int64_t bytes = swiglu_ffn_norm_weight_grads(p.forward).size * accumulator_size(p.forward.dtype);
+  std::vector<Tensor> partials;  // one by one: malloc keeps what is smaller than 32 MB for the next call
+  for (int64_t part = 0; part < parts; ++part) partials.push_back(at::empty({bytes}, at::kByte));
+  const auto kernel = STCA_CPU_KERNEL(isa, swiglu_ffn_norm_backward_rows);
+  for_each_item(parts, STCA_CPU_KERNEL(isa, swiglu_ffn_norm_backward_scratch)(p.forward),
+                [&](int64_t part, void* scratch) {
+                  const int64_t begin = std::min(part * part_rows, count), end = std::min(begin + part_rows, count);
+                  kernel(p, begin, end, partials[part].mutable_data_ptr(), scratch);
+                });
+  return partials;
+}
+
+// A weight's gradient: what the threads have summed from element `offset` on, added up in order of their ranges.
+Tensor summed(const Inputs& in, const std::vector<Tensor>& partials, int64_t offset, at::IntArrayRef sizes) {
+  std::vector<const void*> memory;
+  for (const Tensor& partial : partials) memory.push_back(partial.const_data_ptr());
+  const Tensor grad = at::empty(sizes, in.x.options());
+  const auto reduce = STCA_CPU_KERNEL(in.isa, sum_partials);
+  char* to = static_cast<char*>(grad.mutable_data_ptr());
+  at::parallel_for(0, grad.numel(), 1 << 14, [&](int64_t begin, int64_t end) {
+    reduce(in.params.dtype, memory.data(), memory.size(), offset + begin, end - begin,
+           to + begin * grad.element_size());
+  });
+  return grad;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward(
     const Tensor& dy, const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
     const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd,
@@ -171,42 +203,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
                                 dy_rows.const_data_ptr(),
                                 x_grad ? dx.mutable_data_ptr() : nullptr};
 
-  // Each thread sums the weights' gradients over one range of rows; the ranges are then added in order.
-  const int64_t bytes = accumulator_size(in.params.dtype);
   const int64_t count = rows.defined() ? rows.size(0) : x.size(0);
-  const int64_t tiles = (count + in.params.tile_rows - 1) / in.params.tile_rows;
-  const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(tiles, at::get_num_threads()));
-  const int64_t part_rows = (tiles + parts - 1) / parts * in.params.tile_rows;
+  const std::vector<Tensor> partials = run_backward(p, in.isa, count);
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(in.params);
-  std::vector<Tensor> partials;  // one by one: malloc keeps what is smaller than 32 MB for the next call
-  std::vector<const void*> memory;
-  for (int64_t part = 0; part < parts; ++part) {
-    partials.push_back(at::empty({at.size * bytes}, at::kByte));
-    memory.push_back(partials.back().const_data_ptr());
-  }
-  const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_backward_rows);
-  for_each_item(parts, STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_backward_scratch)(in.params),
-                [&](int64_t part, void* scratch) {
-                  const int64_t begin = std::min(part * part_rows, count), end = std::min(begin + part_rows, count);
-                  kernel(p, begin, end, partials[part].mutable_data_ptr(), scratch);
-                });
-
-  const auto reduce = STCA_CPU_KERNEL(in.isa, sum_partials);
-  auto gradient = [&](int64_t offset, at::IntArrayRef sizes, bool wanted) {
-    const Tensor grad = at::empty(wanted ? sizes : at::IntArrayRef{0}, x.options());
-    const int64_t element = grad.element_size(), size = grad.numel();
-    char* to = static_cast<char*>(grad.mutable_data_ptr());
-    at::parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
-      reduce(in.params.dtype, memory.data(), parts, offset + begin, end - begin, to + begin * element);
-    });
-    return grad;
-  };
+  auto of_norm = [&](int64_t offset, bool wanted) { return summed(in, partials, offset, {wanted ? x.size(1) : 0}); };
   return {dx,
-          gradient(at.w_u, w_u.sizes(), true),
-          gradient(at.w_v, w_v.sizes(), true),
-          gradient(at.w_o, w_o.sizes(), true),
-          gradient(at.norm_weight, {x.size(1)}, norm_weight.has_value()),
-          gradient(at.norm_bias, {x.size(1)}, norm_bias.has_value())};
+          summed(in, partials, at.w_u, w_u.sizes()),
+          summed(in, partials, at.w_v, w_v.sizes()),
+          summed(in, partials, at.w_o, w_o.sizes()),
+          of_norm(at.norm_weight, norm_weight.has_value()),
+          of_norm(at.norm_bias, norm_bias.has_value())};
 }
 
 }  // namespace

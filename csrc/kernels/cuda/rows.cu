@@ -185,7 +185,10 @@ struct PieceOfSegment {
           load_piece<kAligned>(rows + at * width, columns, each < stop && at >= 0, lane, row[j]);
         }
 #pragma unroll
-        for (int i = 0; i < kRows * kV; ++i) block_sum[i % kV] += widen(row[i / kV][i % kV]);
+        for (int j = 0; j < kRows; ++j) {
+#pragma unroll
+          for (int i = 0; i < kV; ++i) block_sum[i] += widen(row[j][i]);
+        }
       }
 #pragma unroll
       for (int i = 0; i < kV; ++i) sums[i].add(block_sum[i]);
