@@ -23,7 +23,8 @@ def build_info() -> dict[str, Any]:
     Returns:
         dict with the versions of stca, of the torch and of the compiler it was built with; `cpu_isas` compiled and
         `cpu_isas_supported` by this CPU; `cpu_isa`, the one in use (`STCA_CPU_ISA` in the environment, or
-        `set_cpu_isa(name)`, chooses a lesser one); `cuda_archs`, empty in a build without CUDA kernels.
+        `set_cpu_isa(name)`, chooses a lesser one); `cuda_archs`, empty in a build without CUDA kernels;
+        `sm90_kernels`, whether Hopper's own kernels are "not built", "off", or "on" (`STCA_SM90=1` in the environment).
 
     Example:
         >>> info = stca.build_info()

@@ -61,7 +61,7 @@ const char* repeat_rows_cuda(const char* op, const void* from, const int64_t* of
                              int64_t rows, void* to, void* stream);
 const char* copy_suffixes_cuda(const char* op, const void* from, const Suffixes& suffixes, int64_t row_bytes,
                                int64_t rows, void* to, void* stream);
-// `places`: how many there are, offsets[segments], as far as the host knows; it only chooses the kernel.
+// `places`: how many there are, which offsets[segments] is, unless offsets are not what they should be.
 const char* segment_sum_cuda(const char* op, const SegmentSumParams& params, int64_t segments, int64_t places,
                              void* stream);
 const char* suffix_sum_cuda(const char* op, const SuffixSumParams& params, int64_t rows, int64_t suffixes,

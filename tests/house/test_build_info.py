@@ -30,6 +30,7 @@ def test_build_info() -> None:
         "cpu_isas_supported",
         "cpu_isa",
         "cuda_archs",
+        "sm90_kernels",
     ]
     assert info["stca"] == stca.__version__
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", info["stca"])
@@ -39,6 +40,13 @@ def test_build_info() -> None:
     assert set(info["cpu_isas_supported"]) <= set(info["cpu_isas"])
     assert info["cpu_isa"] == stca.cpu_isa()
     assert all(isinstance(arch, str) for arch in info["cuda_archs"])
+
+
+@pytest.mark.parametrize("asked", ["", "0", "1"])
+def test_kernels_of_hopper_are_built_with_their_architecture_and_on_where_asked_for(asked: str, tmp_path: Path) -> None:
+    done = _child("import stca; print(stca.build_info()['sm90_kernels'])", tmp_path, STCA_SM90=asked)
+    built = "90a" in stca.build_info()["cuda_archs"]
+    assert done.stdout.strip() == ("not built" if not built else "on" if asked == "1" else "off"), done.stderr
 
 
 def test_build_info_is_a_copy() -> None:

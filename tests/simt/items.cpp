@@ -35,6 +35,8 @@ extern "C" const char* simt_items(int64_t requests, const int64_t* target_offset
   message[0] = 0;
   stca::TargetAttentionParams p{};
   p.num_requests = requests;
+  p.num_targets = target_offsets[requests];
+  p.num_rows = history_offsets[requests];
   p.heads = heads;
   p.kv_heads = kv_heads;
   p.target_offsets = target_offsets;

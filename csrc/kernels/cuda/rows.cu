@@ -99,13 +99,14 @@ struct Sum {
 // A segment is its places [begin, end) and the row at each of them; -1 for none.
 struct Segments {
   const int64_t *order, *offsets;
+  int64_t places;  // of all segments: offsets lead no further, whatever they are
 
   struct Segment {
     const int64_t* order;
     int64_t begin, end;
     STCA_DEVICE int64_t row(int64_t place) const { return order == nullptr ? place : order[place]; }
   };
-  STCA_DEVICE Segment at(int64_t s) const { return {order, offsets[s], offsets[s + 1]}; }
+  STCA_DEVICE Segment at(int64_t s) const { return {order, clamp(offsets[s], places), clamp(offsets[s + 1], places)}; }
 };
 
 // The segment of a row of the histories: its copies in the suffixes of its request, where these are long enough.
@@ -303,8 +304,8 @@ const char* copy_suffixes_cuda(const char* op, const void* from, const Suffixes&
 
 const char* segment_sum_cuda(const char* op, const SegmentSumParams& p, int64_t segments, int64_t places,
                              void* stream) {
-  return launch_sum(op, p.dtype, {p.width, p.rows, p.mean, p.sums}, Segments{p.order, p.offsets}, segments, places,
-                    stream);
+  return launch_sum(op, p.dtype, {p.width, p.rows, p.mean, p.sums}, Segments{p.order, p.offsets, places}, segments,
+                    places, stream);
 }
 
 const char* suffix_sum_cuda(const char* op, const SuffixSumParams& p, int64_t rows, int64_t suffixes, void* stream) {

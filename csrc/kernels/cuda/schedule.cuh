@@ -62,11 +62,14 @@ struct Shape {
   int blocks;                       // of one tile, one at least
 };
 STCA_DEVICE Shape shape_of(const TargetAttentionParams& p, const Tiling& tiling, int64_t request) {
+  // On a GPU nobody has looked at the offsets: no row outside of the tensors is read or written, whatever they are.
+  const auto target_at = [&](int64_t r) { return clamp(p.target_offsets[r], p.num_targets); };
+  const auto row_at = [&](int64_t r) { return clamp(p.history_offsets[r], p.num_rows); };
   Shape s;
-  s.target_begin = p.target_offsets[request];
-  s.row_begin = p.history_offsets[request];
-  s.query_rows = max(0, int(p.target_offsets[request + 1] - s.target_begin) * (int(p.heads) / int(p.kv_heads)));
-  s.history_rows = max(0, int(p.history_offsets[request + 1] - s.row_begin));
+  s.target_begin = target_at(request);
+  s.row_begin = row_at(request);
+  s.query_rows = max(0, int(target_at(request + 1) - s.target_begin) * (int(p.heads) / int(p.kv_heads)));
+  s.history_rows = max(0, int(row_at(request + 1) - s.row_begin));
   const int rows = tiling.history ? s.history_rows : s.query_rows,
             columns = tiling.history ? s.query_rows : s.history_rows;
   s.tiles = (rows + tiling.tile_rows - 1) / tiling.tile_rows;

@@ -20,6 +20,8 @@ template <class A>
 __host__ STCA_DEVICE A max(A a, A b) {
   return a > b ? a : b;
 }
+// The nearest number in [0, most].
+STCA_DEVICE int64_t clamp(int64_t x, int64_t most) { return max(int64_t(0), min(x, most)); }
 __host__ STCA_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ STCA_DEVICE constexpr int round_up(int a, int b) { return (a + b - 1) / b * b; }
 
