@@ -67,6 +67,7 @@ def main() -> None:
     print(info)
     check(torch.version.cuda is not None, f"torch {torch.__version__} has CUDA {torch.version.cuda}")
     check(info["cuda_archs"] == ["80", "90a", "100"], "CUDA kernels for 80, 90a and 100 are linked")
+    check(info["sm90_kernels"] in ("off", "on"), f"Hopper's own kernels are built, and {info['sm90_kernels']}")
     for op in OPS:
         check(torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), f"{op} is registered for CUDA")
     if not torch.cuda.is_available():

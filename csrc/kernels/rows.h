@@ -55,8 +55,8 @@ struct SuffixSumParams {
 // Rows [begin, end) of the result. `active` has room for the suffixes of any one request.
 STCA_DECLARE_CPU_KERNEL(void, suffix_sum, const SuffixSumParams& params, int64_t begin, int64_t end, int64_t* active)
 
-// The same on CUDA, for all `rows` of the result or all `segments` at once: enqueued on a cudaStream_t, every pointer
-// on its device. nullptr, or the message of the CUDA error. `op` is whose call it is.
+// The same on CUDA, for all `rows` of the result or all `segments` at once, enqueued on a cudaStream_t; every pointer
+// is on its device. Each returns nullptr, or the message of the CUDA error. `op` is the operator that calls.
 const char* repeat_rows_cuda(const char* op, const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes,
                              int64_t rows, void* to, void* stream);
 const char* copy_suffixes_cuda(const char* op, const void* from, const Suffixes& suffixes, int64_t row_bytes,

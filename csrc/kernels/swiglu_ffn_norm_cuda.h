@@ -1,5 +1,6 @@
-// What swiglu_ffn_norm does on CUDA beside its matrix products, on a chunk of rows; all on a cudaStream_t and
-// contiguous. Formulas: swiglu_ffn_norm.h. Every function gives nullptr, or the message of the CUDA error.
+// What swiglu_ffn_norm does on CUDA beside its matrix products, on a chunk of rows. Formulas: swiglu_ffn_norm.h.
+// Tensors are contiguous, and streams are a cudaStream_t. Every function returns nullptr, or the message of the CUDA
+// error.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +9,10 @@
 
 namespace stca {
 
-// Of rows [u, v] side by side, [rows, 2 hidden]: g = u * silu(v) [rows, hidden].
+// Writes g = u * silu(v) [rows, hidden]; u and v lie side by side in uv [rows, 2 hidden].
 const char* swiglu_gate_cuda(Dtype dtype, const void* uv, void* g, int64_t rows, int64_t hidden, void* stream);
 
-// du = dg * silu(v) over u, dv = dg * u * silu'(v) over v.
+// Writes du = dg * silu(v) over u, and dv = dg * u * silu'(v) over v.
 const char* swiglu_gate_backward_cuda(Dtype dtype, void* uv, const void* dg, int64_t rows, int64_t hidden,
                                       void* stream);
 
@@ -26,10 +27,11 @@ struct NormParams {
   float* rstd;         // [num_rows]
 };
 
-// y = (h - mean) * rstd * weight + bias [num_rows, D], and mean and rstd.
+// Writes y = (h - mean) * rstd * weight + bias [num_rows, D], and mean and rstd.
 const char* norm_cuda(const NormParams& params, void* y, void* stream);
 
-// dh [num_rows, D] from dy; and of each run of kNormPartRows rows the sums of dy * xhat and of dy, [parts, 2, D].
+// Writes dh [num_rows, D] from dy, and the sums of dy * xhat and of dy over each run of kNormPartRows rows,
+// [parts, 2, D].
 constexpr int64_t kNormPartRows = 64;
 const char* norm_backward_cuda(const NormParams& params, const void* dy, void* dh, float* part_sums, void* stream);
 

@@ -8,11 +8,11 @@
 
 namespace stca {
 
-// nullptr, or the widths that the CUDA kernels support where they do not support this call's.
+// Returns nullptr, or, where the CUDA kernels do not support the call's widths, those that they support.
 const char* target_attention_cuda_refusal(const TargetAttentionParams& params);
 
-// Shared memory of one block, at most, of the forward and of the backward kernels of a call that is supported. Where
-// the device has less no kernel must run, for others may have written results before one fails.
+// The most shared memory that a block of the forward, or of the backward, kernels takes for a call that is supported.
+// Where the device has less, no kernel may run: others would have written results before that one fails.
 int target_attention_cuda_shared_bytes(const TargetAttentionParams& params);
 int target_attention_backward_cuda_shared_bytes(const TargetAttentionParams& params);
 
@@ -20,7 +20,7 @@ int target_attention_backward_cuda_shared_bytes(const TargetAttentionParams& par
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device);
 int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device);
 
-// Enqueue the kernels on a cudaStream_t; nullptr, or the message of the CUDA error.
+// Enqueue the kernels on a cudaStream_t. Both return nullptr, or the message of the CUDA error.
 const char* target_attention_cuda(const TargetAttentionParams& params, const CudaDevice& device, void* workspace,
                                   void* stream);
 const char* target_attention_backward_cuda(const TargetAttentionBackwardParams& params, const CudaDevice& device,

@@ -17,7 +17,7 @@ constexpr at::ScalarType kScalarType<bfloat16> = at::kBFloat16;
 template <>
 constexpr at::ScalarType kScalarType<float16> = at::kHalf;
 
-// "float32, bfloat16 or float16", of two names or more.
+// Joins two names or more as "float32, bfloat16 or float16".
 std::string one_of(std::initializer_list<const char*> names) {
   std::string text;
   for (const char* const* name = names.begin(); name != names.end(); ++name) {

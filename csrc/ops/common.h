@@ -20,35 +20,35 @@ constexpr bool kWithCuda = true;
 constexpr bool kWithCuda = false;
 #endif
 
-// ValueError "op: what was expected, what came", e.g. "target_attention: q must be [T, H, Dk], got [4, 8]".
+// Raises ValueError "op: what was expected, what came", e.g. "target_attention: q must be [T, H, Dk], got [4, 8]".
 #define STCA_CHECK(condition, op, ...) TORCH_CHECK_VALUE(condition, op, ": ", __VA_ARGS__)
 
-// The tensor's element type, which must be one that its device's kernels take.
+// Returns the tensor's element type, which must be one that its device's kernels take.
 Dtype checked_dtype(const char* op, const char* name, const at::Tensor& tensor);
 void check_dims(const char* op, const char* name, const at::Tensor& tensor, const char* shape, int64_t dims);
 void check_same(const char* op, const char* name, const at::Tensor& tensor, const char* model_name,
                 const at::Tensor& model);
 
-// True where the op's CUDA kernels take the tensor. (tests/simt, which runs them on the CPU, answers for itself.)
+// Whether the CUDA kernels take the tensor. (The emulator of tests/simt brings its own answer.)
 bool runs_on_cuda(const at::Tensor& tensor);
 
-// Integers whose values are to be checked, on the CPU; nothing where looking at them would wait for a GPU, which is
-// done with STCA_DEBUG=1 in the environment only.
+// Returns integers on the CPU where their values are to be checked, else nothing: to look at those on a GPU would wait
+// for it, which is done only with STCA_DEBUG=1 in the environment.
 std::optional<at::Tensor> values_to_check(const at::Tensor& integers);
 
-// An int32 or int64 tensor on the device of `rows`, as contiguous int64.
+// Returns an int32 or int64 tensor, which must be on the device of `rows`, as contiguous int64.
 at::Tensor checked_integers(const char* op, const char* name, const at::Tensor& tensor, const char* rows_name,
                             const at::Tensor& rows);
 
-// Offsets [R + 1] as contiguous int64 on the device of `rows`: integers that start at 0, never decrease and end at
-// `total`, the number of rows of `rows_name`; with no total, at any number.
+// Returns offsets [R + 1] as contiguous int64. They must be on the device of `rows`, start at 0, never decrease and end
+// at `total`, the number of rows of `rows_name`; without a total they may end at any number.
 at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& offsets, std::optional<int64_t> total,
                            const char* rows_name, const at::Tensor& rows);
 
 // float64 for float64, float32 for everything else.
 at::ScalarType accumulation_type(const at::Tensor& tensor);
 
-// The tensor itself if its last dimension is contiguous, else a contiguous copy. Kernels take any other stride.
+// Returns the tensor itself if its last dimension is contiguous, else a contiguous copy. Kernels take any other stride.
 at::Tensor with_contiguous_rows(const at::Tensor& tensor);
 
 // Calls work(item, scratch) once for each item in [0, count) on the threads of at::parallel_for, each thread with

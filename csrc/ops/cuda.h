@@ -17,7 +17,7 @@ class CudaCall {
   void* stream() const { return stream_; }
   at::Tensor workspace(int64_t bytes) const { return at::empty({bytes}, options_); }
 
-  // RuntimeError "op: CUDA: message" if there is one.
+  // Raises RuntimeError "op: CUDA: message" where there is a message.
   void check(const char* op, const char* error) const { TORCH_CHECK(error == nullptr, op, ": CUDA: ", error); }
 
  private:

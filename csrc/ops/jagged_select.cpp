@@ -20,7 +20,7 @@ using std::optional;
 
 constexpr const char* kOp = "jagged_select";
 
-// The checked arguments, and the suffixes that they choose: of `rows` rows in all.
+// The checked arguments, and the suffixes of histories that they choose, which have `rows` rows together.
 struct Selection {
   Tensor offsets, index, lasts, ends;  // [R + 1], [S], [S], [S + 1]
   int64_t rows;
@@ -34,7 +34,8 @@ Tensor checked_list(const char* name, const Tensor& tensor, const char* shape, i
   return checked_integers(kOp, name, tensor, "values", values);
 }
 
-// Wherever values can be looked at: on the CPU always. Gives the number of rows selected then.
+// Checks values where they may be looked at, which is always so on the CPU, and returns the number of rows selected;
+// else it returns nothing.
 optional<int64_t> check_values(const Tensor& offsets, const Tensor& index, const Tensor& keep) {
   const optional<Tensor> chosen = values_to_check(index);
   if (!chosen.has_value()) return std::nullopt;
@@ -75,7 +76,7 @@ Selection select(const at::IntArrayRef values, const Tensor& like, const Tensor&
   Tensor lengths = of.lasts.sub(of.offsets.index_select(0, of.index));
   if (kept.defined()) lengths = at::minimum(lengths, kept);
   of.ends = at::constant_pad_nd(lengths.cumsum(0), {1, 0});
-  // Where neither is known the last offset is looked at, for which a GPU is waited for.
+  // Where neither is known, the last offset is read, which waits for a GPU.
   of.rows = known.has_value() ? *known : total.has_value() ? *total : of.ends[count].item<int64_t>();
   return of;
 }

@@ -18,7 +18,7 @@ std::vector<at::Tensor> request_gather(at::TensorList xs, const at::Tensor& targ
   const at::Tensor checked =
       checked_offsets(kOp, "target_offsets", target_offsets, total, "the result (total)", target_offsets);
   const int64_t* offsets = checked.const_data_ptr<int64_t>();
-  // Without a total the last offset is looked at, for which a GPU is waited for.
+  // Without a total the last offset is read, which waits for a GPU.
   const int64_t targets = total.has_value()  ? *total
                           : checked.is_cpu() ? offsets[requests]
                                              : checked[requests].item<int64_t>();

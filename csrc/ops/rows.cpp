@@ -18,7 +18,7 @@ int64_t row_width(const at::Tensor& tensor) {
 
 namespace {
 
-// make(), and if its memory cannot be had, an error that says for what it was.
+// Returns make(). Where its memory cannot be had, the error says what it was for.
 template <class Make, class Purpose>
 at::Tensor allocated(const char* op, const Make& make, const Purpose& purpose) {
   const auto message = [&](const c10::Error& error) {

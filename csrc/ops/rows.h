@@ -6,20 +6,20 @@
 
 namespace stca {
 
-// Product of all dimensions but the first, and the tensor's rows as one contiguous block.
+// The product of all dimensions but the first.
 int64_t row_width(const at::Tensor& tensor);
 
-// `op` is whose call it is, in all of them. `reason` says why the result has as many rows, where memory is short.
+// Errors name `op`, the operator that calls. Where memory is short, `reason` says why the result has so many rows.
 
 // to[i] = x[r] for offsets[r] <= i < offsets[r + 1], for i in [0, rows).
 at::Tensor launch_repeat_rows(const char* op, const at::Tensor& x, const int64_t* offsets, int64_t rows,
                               const char* reason);
 
-// The rows of the suffixes of histories x [N, ...].
+// Returns the rows of the suffixes of histories x [N, ...].
 at::Tensor launch_copy_suffixes(const char* op, const at::Tensor& x, const Suffixes& suffixes, int64_t rows,
                                 const char* reason);
 
-// sums [S, ...] of rows [N, ...] by segments (see SegmentSumParams).
+// Returns sums [S, ...] of rows [N, ...] by segments (see SegmentSumParams).
 at::Tensor launch_segment_sum(const char* op, const at::Tensor& rows, const int64_t* order, const int64_t* offsets,
                               int64_t segments, bool mean, Dtype dtype);
 

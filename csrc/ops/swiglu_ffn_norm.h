@@ -14,10 +14,10 @@ struct SwigluFfnNormTensors {
   const std::optional<at::Tensor>&norm_weight, &norm_bias;  // [D]
 };
 
-// y [N, D], mean and rstd [N]; without a norm both are [0].
+// Returns y [N, D], and the norm's mean and rstd [N], which are [0] without a norm.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> swiglu_ffn_norm_on_cuda(const SwigluFfnNormTensors& in, double eps);
 
-// The gradients of all six; of a norm that is not there [0].
+// Returns the gradients of all six tensors; that of one that is not given is [0].
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> swiglu_ffn_norm_backward_on_cuda(
     const SwigluFfnNormTensors& in, const at::Tensor& dy, const at::Tensor& mean, const at::Tensor& rstd, bool x_grad);
 

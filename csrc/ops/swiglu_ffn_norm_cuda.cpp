@@ -22,8 +22,8 @@ using at::Tensor;
 
 constexpr const char* kOp = "swiglu_ffn_norm";
 
-// Rows that go through the network together: 66 tiles of 128, which with 8, 16 or 32 tiles of columns are whole waves
-// of an H100's 132 multiprocessors.
+// So many rows go through the network together: 66 tiles of 128, which with 8, 16 or 32 tiles of columns are whole
+// waves of an H100's 132 multiprocessors.
 constexpr int64_t kChunkRows = 66 * 128;
 static_assert(kChunkRows % kNormPartRows == 0, "no run of rows lies in two chunks");
 
@@ -98,7 +98,7 @@ class Network {
  private:
   template <class F>
   void for_each_chunk(const F& f) const {
-    // torch's operators below see plain tensors: the caller has converted and recorded what was to be.
+    // torch's operators below see plain tensors: what was to be converted or recorded, the caller has done.
     const at::AutoDispatchBelowADInplaceOrView plain;
     const c10::impl::ExcludeDispatchKeyGuard as_they_are(c10::autocast_dispatch_keyset);
     for (int64_t begin = 0; begin < in_.x.size(0); begin += kChunkRows) {
@@ -106,7 +106,7 @@ class Network {
     }
   }
 
-  // u, v and g of rows of x.
+  // Computes u, v and g of rows of x.
   void hide(const Tensor& x) {
     Tensor uv = uv_.narrow(0, 0, x.size(0));
     at::mm_out(uv, x, w_uv_);
@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   const at::ScalarType dtype = in.x.scalar_type();
   const Tensor of_norm = at::sum(grads.norm_sums, 0).to(dtype), none = at::empty({0}, in.x.options());
   const auto half = [&](int64_t i) { return grads.w_uv.narrow(1, i * hidden, hidden).to(dtype).contiguous(); };
-  return {x_grad ? grads.x : none.clone(),  // made there whether wanted or not
+  return {x_grad ? grads.x : none.clone(),  // the chunks write it whether wanted or not
           half(0),
           half(1),
           grads.w_o.to(dtype),

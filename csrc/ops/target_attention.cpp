@@ -167,7 +167,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
     const auto [dk, dv] = launch_indexed_target_attention_backward(p, in.history_index, k, own_v);
     return {dq, dk, v.has_value() ? dv : none()};
   }
-  const bool made = history_grads || runs_on_cuda(q);  // there whether wanted or not
+  const bool made = history_grads || runs_on_cuda(q);  // the CUDA kernels write them whether wanted or not
   auto history_gradient = [&](const Tensor& like) {
     return at::empty({p.forward.num_rows, like.size(1), like.size(2)}, like.options());
   };

@@ -9,11 +9,11 @@
 namespace stca {
 
 // `like` is any tensor of the call; all pointers in `params` are on its device. Where a `backward` pass is to follow,
-// what that would refuse is refused.
+// this already refuses what that pass would.
 void launch_target_attention(const TargetAttentionParams& params, const at::Tensor& like, bool backward);
 
-// On the CPU `rows_at_once` history rows at a time, whose gradients `use` finds in params.dk and dv before the next
-// ones take their place. On CUDA all rows at once.
+// The CPU takes `rows_at_once` history rows at a time: `use` finds their gradients in params.dk and dv before the next
+// ones take their place. CUDA takes all rows at once.
 void launch_target_attention_backward(TargetAttentionBackwardParams params, const at::Tensor& like,
                                       int64_t rows_at_once,
                                       const std::function<void(int64_t row_begin, int64_t row_end)>& use);

@@ -14,7 +14,7 @@ using at::Tensor;
 
 constexpr int64_t kTogether = 16 * 1024;  // elements of sums that are made, in cache, before they are added
 
-// Rows of k that history rows stand for, one range of these at a time.
+// Groups history rows by the row of k that they stand for, one range of them at a time.
 class Groups {
  public:
   Groups(const int64_t* index, int64_t rows) : index_(index), group_(rows) {}
@@ -26,7 +26,7 @@ class Groups {
     offsets_.assign(1, 0);
     order_.resize(end - begin);
     for (int64_t i = 0; i < end - begin; ++i) {
-      // What group_ says of a row not met in this range yet is of an earlier one, and may be wrong.
+      // For a row that this range has not met yet, group_ may still hold its group of an earlier range.
       int32_t& group = group_[index[i]];
       if (size_t(group) >= rows_.size() || rows_[group] != index[i]) {
         group = int32_t(rows_.size());
@@ -60,8 +60,8 @@ class Groups {
 
  private:
   const int64_t* index_;
-  std::vector<int32_t> group_;  // [P] of a row of k, where rows_ says the same
-  std::vector<int64_t> rows_;   // of k, of each group
+  std::vector<int32_t> group_;  // [P] the group of a row of k; it holds where rows_[group] is that row
+  std::vector<int64_t> rows_;   // the row of k of each group
   std::vector<int64_t> offsets_, order_, next_;
 };
 

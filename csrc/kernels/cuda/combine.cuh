@@ -33,7 +33,7 @@ struct SplitRow {
   int64_t first;  // the range that holds the tile's first split
   int splits, row, tile_rows;
 
-  // Which row of the partial results, [partials * tile_rows], split s wrote.
+  // The row of the partial results [partials * tile_rows] that split s wrote.
   STCA_DEVICE int64_t partial(int s) const { return (2 * (first + s) + (s == 0 ? 1 : 0)) * tile_rows + row; }
 };
 
@@ -48,7 +48,7 @@ STCA_DEVICE SplitRow split_row(const TargetAttentionParams& p, const Tiling& til
           at.first_range, int(last) - at.first_range + 1, row, tiling.tile_rows};
 }
 
-// write(column, sum over splits of factor(partial) * sums[partial][column]) for the block's columns of a row.
+// Calls write(column, sum over splits of factor(partial) * sums[partial][column]) for the block's columns of a row.
 template <class Factor, class Write>
 STCA_DEVICE void add_splits(const SplitRow& row, const float* sums, int64_t dim, const Combine& combine, int part,
                             Factor factor, Write write) {
@@ -58,7 +58,7 @@ STCA_DEVICE void add_splits(const SplitRow& row, const float* sums, int64_t dim,
   float own[kCombineVector] = {};
   int64_t column[kCombineVector];
 #pragma unroll
-  for (int i = 0; i < kCombineVector; ++i) {  // past the end: any, so that no load waits for a condition
+  for (int i = 0; i < kCombineVector; ++i) {  // past the end it is any column, so that no load waits for a condition
     column[i] = begin + min(width - 1, warp % wide * kCombineColumns + lane + i * kWarp);
   }
 #pragma unroll 4

@@ -1,8 +1,8 @@
 // Copies and sums of whole rows on CUDA (meaning of every argument: ../rows.h).
 //
-// Copies: a block for each run of the result, which its threads write side by side. Sums: a block, or a warp where
-// segments are short, for each segment and piece of its columns. Which row is copied is searched by one thread of a
-// block, for all of them. Every sum has one owner and one order: the same bits on every run.
+// A copy takes a block for each run of the result, which its threads write side by side; for each row one of them
+// searches where it comes from. A sum takes a block, or where segments are short a warp, for each segment and piece of
+// its columns. Every sum has one owner and one order: the same bits on every run.
 #include "../rows.h"
 
 #include <type_traits>
@@ -18,8 +18,8 @@ constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kWarp;
 constexpr int kAtOnce = 4;             // loads that a thread starts before it uses the first
 constexpr int kCopied = 8 * kThreads;  // words of the result that a block copies
-constexpr int kSumBlock = 32;          // rows added one after the other
-constexpr int kLongSegment = 64;       // rows on average, from where on all warps of a block share a segment
+constexpr int kSumBlock = 32;          // rows that are added one after the other
+constexpr int kLongSegment = 64;       // segments of so many rows on average are shared by all warps of a block
 
 // The segment of place i: the last one that starts at or before it and is not empty.
 struct Repeated {
@@ -83,7 +83,7 @@ const char* launch_copy(const char* op, const void* from, Source source, int64_t
   return with_words(uint8_t());
 }
 
-// A sum and what rounding took from it (Knuth's two-sum): a million rows are summed as exactly as kSumBlock.
+// A sum and what rounding took from it (Knuth's two-sum): a million rows are summed as exactly as kSumBlock of them.
 struct Sum {
   float total, lost;
 
@@ -92,14 +92,14 @@ struct Sum {
     lost += (total - (sum - taken)) + (value - taken);
     total = sum;
   }
-  // Of infinities nothing is lost, but `lost` is not a number then.
+  // A sum of infinities loses nothing, but `lost` is NaN then.
   STCA_DEVICE float value() const { return total + (lost - lost == 0.0f ? lost : 0.0f); }
 };
 
-// A segment is its places [begin, end) and the row at each of them; -1 for none.
+// A segment is places [begin, end), each with the number of a row, or with -1 for none.
 struct Segments {
   const int64_t *order, *offsets;
-  int64_t places;  // of all segments: offsets lead no further, whatever they are
+  int64_t places;  // of all segments; whatever offsets say, no segment reaches further
 
   struct Segment {
     const int64_t* order;
@@ -134,7 +134,7 @@ struct SumParams {
   void* sums;
 };
 
-// Columns that a warp adds at a time, kVector<T> a lane: a vector of them where rows are aligned, else single ones
+// A warp adds kPiece columns at a time, kVector<T> a lane: a vector of them where rows are aligned, else single columns
 // beside those of the other lanes. Column i of a lane is column_of(lane, i) of the piece.
 template <class T>
 constexpr int kPiece = kWarp * kVector<T>;
@@ -143,8 +143,8 @@ STCA_DEVICE int column_of(int lane, int i) {
   return kAligned ? lane * kVector<T> + i : i * kWarp + lane;
 }
 
-// Of the `columns` that a piece has; all bits 0, which is 0 in every type, for the others, and where no row is there.
-// What is read is not yet converted, so that no load waits for the one before.
+// Loads a lane's columns of a piece of a row. Columns from `columns` on become bits of 0, which are 0 in every type,
+// and so do all where no row is there. What is read is not converted yet, so that no load waits for the one before.
 template <bool kAligned, class T>
 STCA_DEVICE void load_piece(const T* from, int64_t columns, bool is_there, int lane, T (&to)[kVector<T>]) {
   if constexpr (kAligned) {
@@ -161,11 +161,11 @@ STCA_DEVICE void load_piece(const T* from, int64_t columns, bool is_there, int l
   }
 }
 
-// What a warp does of a piece of a segment: rows w, w + kSharing, ... of those that kSharing warps share.
+// A warp's share of a piece of a segment: of kSharing warps that share it, warp w sums rows w, w + kSharing, ...
 template <class T, int kSharing, bool kAligned>
 struct PieceOfSegment {
   static constexpr int kV = kVector<T>, kRows = kAligned ? kAtOnce : 2;  // single columns are many loads a row
-  static constexpr int kPitch = kWarp + 2;                               // columns of a lane lie in banks of their own
+  static constexpr int kPitch = kWarp + 2;                               // the columns of a lane lie in different banks
   static constexpr int kBytes = kSharing > 1 ? kWarps * kV * kPitch * int(sizeof(Sum)) : 0;
 
   int64_t columns;  // from the piece's first to the last of the row
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-// `places` of all segments together: many for each make a block for a segment, few a warp.
+// A segment takes a block where all segments together have many `places` for each of them, else a warp.
 template <class Source>
 const char* launch_sum(const char* op, Dtype dtype, const SumParams& p, const Source& source, int64_t segments,
                        int64_t places, void* stream) {
@@ -309,7 +309,7 @@ const char* segment_sum_cuda(const char* op, const SegmentSumParams& p, int64_t 
 }
 
 const char* suffix_sum_cuda(const char* op, const SuffixSumParams& p, int64_t rows, int64_t suffixes, void* stream) {
-  // The suffixes of a request, on average, are the places of each of its rows.
+  // Each row has as many places as its request has suffixes: on average so many.
   const int64_t places = divide_up(suffixes, max(int64_t(1), p.requests)) * rows;
   return launch_sum(op, p.dtype, {p.width, p.rows, false, p.sums}, CopiesInSuffixes{p}, rows, places, stream);
 }

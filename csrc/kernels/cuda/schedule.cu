@@ -7,7 +7,8 @@ namespace {
 
 constexpr int kThreads = 512;
 
-// The sum of `value` over all threads before this one; `total` of all. `sums` is shared memory, one number a warp.
+// Returns the sum of `value` over all threads before this one, and in `total` over all. `sums` is shared memory for one
+// number a warp.
 STCA_DEVICE int64_t scan(int64_t value, int64_t* sums, int64_t& total) {
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   int64_t up_to = value;
@@ -39,9 +40,9 @@ STCA_DEVICE void prefix_sums(int64_t* to, int64_t count, int64_t* sums, F value_
   }
 }
 
-// The place of a unit. Half of kTileCost stands before the tile's blocks and half behind, for either side of a cut pays
-// as much again. A cut in there moves to the tile's end: a range takes up to kTileCost / 2 units more, and needs no
-// part of the tile for them. Tiles of history are cut nowhere, so the nearer end is taken.
+// Returns the place of a unit. Half of a tile's kTileCost stands before its blocks and half behind them, for both sides
+// of a cut pay as much again. A cut that falls there moves to the tile's end: the range takes up to kTileCost / 2 units
+// more, and needs no part of the tile for them. Tiles of history are never cut: the nearer end is taken.
 STCA_DEVICE Point point_at(const TargetAttentionParams& p, const Tiling& tiling, const Schedule& schedule,
                            int64_t unit) {
   const int64_t request = find(schedule.unit_begin, p.num_requests + 1, unit);

@@ -24,12 +24,13 @@ struct Point {
 
 struct Schedule {
   int64_t* unit_begin;     // [R + 1] units of earlier requests: history blocks, and kTileCost for each tile
-  int64_t* combine_begin;  // [num_ranges + 1] query rows whose last of several partial results earlier ranges write
+  int64_t* combine_begin;  // [num_ranges + 1] query rows to combine of earlier ranges; a cut tile counts where its last
+                           // part lies
   Point* points;           // [num_ranges + 1] where ranges begin
 };
 
-// What is cut: query rows by history blocks, or history rows by blocks of query rows. The latter stay whole: every
-// history row's gradient has one owner.
+// What a call is cut into: tiles of query rows, against blocks of history, or, where `history`, tiles of history rows,
+// against blocks of query rows. The latter stay whole, so that every history row's gradient has one owner.
 struct Tiling {
   int tile_rows;   // query rows of a tile; history rows where `history`
   int block_rows;  // rows of a block, which an item takes at a time: of the history; query rows where `history`
@@ -83,7 +84,7 @@ STCA_DEVICE bool before(const Point& a, const Point& b) {
   return a.request != b.request ? a.request < b.request : a.tile != b.tile ? a.tile < b.tile : a.block < b.block;
 }
 
-// Where the tile after that of `at` begins; `s` is the shape of its request.
+// Returns where the tile after that of `at` begins; `s` is the shape of its request.
 STCA_DEVICE Point next_tile(const TargetAttentionParams& p, const Schedule& schedule, const Shape& s, const Point& at) {
   if (at.tile + 1 < s.tiles * int(p.kv_heads)) return {at.request, at.tile + 1, 0, 0};
   int64_t next = at.request + 1;
@@ -92,7 +93,7 @@ STCA_DEVICE Point next_tile(const TargetAttentionParams& p, const Schedule& sche
   return {next, 0, 0, 0};
 }
 
-// In shared memory: registers are scarce.
+// What a block works on, in shared memory: registers are scarce.
 struct Item {
   Point next;                       // where the item after this one begins
   int64_t target_begin, row_begin;  // the request's first target and history row
@@ -104,15 +105,15 @@ struct Item {
   bool more;                   // items of the range come after this one
 };
 
-// Where a range begins; false where it holds no item. A range is a thread block's, or, where rows take several blocks,
-// a cluster's.
+// Sets where a range begins, and returns whether it holds an item. A range belongs to a thread block, or, where rows
+// take several blocks, to a cluster.
 STCA_DEVICE bool start_range(Item* item, const Schedule& schedule, int range) {
   const Point begin = schedule.points[range], end = schedule.points[range + 1];
   if (threadIdx.x == 0) item->next = begin;
   return before(begin, end);
 }
 
-// The range's next item to shared memory, when all threads are done with the one before.
+// Loads the range's next item to shared memory, when all threads are done with the one before.
 STCA_DEVICE void load_item(Item* item, const TargetAttentionParams& p, const Tiling& tiling, const Schedule& schedule,
                            int range) {
   sync_block();

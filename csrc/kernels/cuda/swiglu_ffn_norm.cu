@@ -1,7 +1,8 @@
 // Gate and norm of swiglu_ffn_norm on CUDA, forward and backward (formulas: ../swiglu_ffn_norm.h).
 //
-// Gate: 16 bytes a thread. Norm: a warp for each row, which it reads again from cache; in float32. The sums over rows
-// for the norm's own gradients: a block for each run of rows, a thread for each column, in order of rows.
+// The gate takes a thread for 16 bytes. The norm takes a warp for each row, which reads the row again from cache and
+// computes in float32. The sums over rows, for the norm's own gradients, take a block for each run of rows and a thread
+// for each column, and add in order of rows.
 #include "../swiglu_ffn_norm_cuda.h"
 
 #include <initializer_list>
@@ -19,7 +20,8 @@ constexpr int kThreads = kWarps * kWarp;
 
 STCA_DEVICE float sigmoid(float x) { return 1 / (1 + expf(-x)); }
 
-// The vector of g [rows, hidden] that this thread owns; u lies as far into a row of uv, and v `hidden` behind it.
+// The vector of g [rows, hidden] that this thread owns. Its u has the same column in uv, its v one that is `hidden`
+// further on.
 template <class T>
 struct Place {
   int64_t row;
@@ -167,8 +169,8 @@ __global__ void __launch_bounds__(kThreads)
   part_sums[(2 * part + 1) * p.dim + d] = bias;
 }
 
-// f(true_type) where rows of so many bytes start at multiples of 16 in all tensors, else f(false_type): known when it
-// is compiled, so that no load waits for the one before.
+// Returns f(true_type) where rows of so many bytes start at multiples of 16 in all tensors, else f(false_type). The
+// kernel knows it when it is compiled, so that no load waits for the one before.
 template <class F>
 const char* by_alignment(int64_t row_bytes, std::initializer_list<const void*> tensors, F f) {
   uintptr_t bits = uintptr_t(row_bytes);
@@ -215,7 +217,7 @@ const char* norm_backward_cuda(const NormParams& p, const void* dy, void* dh, fl
   return visit_cuda_dtype(p.dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     const int64_t pieces = divide_up(p.dim, kThreads), parts = divide_up(p.num_rows, kNormPartRows);
-    // Before dh, which may lie over h.
+    // These sums come first, for dh may take the place of h.
     const char* error = launch("swiglu norm sums", &layer_norm_bwd_sums_kernel<T>, {parts * pieces, kThreads},
                                static_cast<Stream>(stream), p, static_cast<const T*>(dy), pieces, part_sums);
     if (error != nullptr) return error;

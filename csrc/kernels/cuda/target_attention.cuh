@@ -29,14 +29,14 @@ inline Aligned aligned_tensors(const TargetAttentionParams& p, const void* dout)
           rows_aligned(dout, size, p.heads * p.value_dim, p.value_dim)};
 }
 
-// Of a query row of an item, in shared memory, so that it is found once and not at every use of the row.
+// What a block knows of a query row of its item, in shared memory, so that it is found once and not at every use.
 struct QueryRow {
   int64_t index;   // target * H + head, its row of contiguous [T, H, ...] tensors
   int64_t q;       // where it starts in q, in elements
   int begin, end;  // what it sees of the item's split, history rows from the request's first
 };
 
-// Query row `row` in [0, m * G); one past the last sees nothing.
+// Describes query row `row` in [0, m * G); one past the last sees nothing.
 STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item, int row) {
   if (row >= item.query_rows) return {0, 0, item.split_begin, item.split_begin};
   const int group = int(p.heads / p.kv_heads);
@@ -60,7 +60,8 @@ struct Partials {
 const char* launch_combine(const TargetAttentionParams& p, const Tiling& tiling, const Schedule& schedule,
                            const Partials& partials, Stream stream);
 
-// softmax and lse of query row target * H + head from its largest score (in units of log 2) and the sum of its weights.
+// Writes max_and_sum and lse of query row target * H + head: its largest score in units of log 2, the sum of its
+// weights, and what follows from both.
 STCA_DEVICE void write_max_and_sum(const TargetAttentionParams& p, int64_t row, float row_max, float row_sum) {
   static_cast<float*>(p.max_and_sum)[2 * row] = row_max;
   static_cast<float*>(p.max_and_sum)[2 * row + 1] = row_sum;
@@ -73,7 +74,7 @@ struct Range {
   int begin, end;
 };
 
-// Describes kRows query rows of an item in shared memory, row i by row_of(i), and gives what any of them sees.
+// Describes kRows query rows of an item in shared memory, row i by row_of(i), and returns what any of them sees.
 template <int kRows, int kThreads, class Row, class RowOf>
 STCA_DEVICE Range seen_by_tile(const TargetAttentionParams& p, const Item& item, Row* rows, RowOf row_of) {
   for (int row = int(threadIdx.x); row < kRows; row += kThreads) rows[row] = row_of(row);
@@ -113,7 +114,8 @@ STCA_DEVICE History<T> values_of(const TargetAttentionParams& p, const Item& ite
   return history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride);
 }
 
-// kRows rows from row `first` of the request's history, as far as `end`, which is behind it, to shared memory.
+// Copies kRows rows of the request's history from row `first` on to shared memory, as far as row `end`, which lies
+// behind `first`.
 template <int kMaxWidth, int kRows, int kThreads, class T>
 STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, int end, int64_t width, bool aligned) {
   if (history.index == nullptr) {
@@ -134,9 +136,9 @@ STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, 
 
 constexpr int64_t aligned_bytes(int64_t bytes) { return divide_up(bytes, 256) * 256; }
 
-constexpr int kMaxBlocks = 8;  // of a kernel on a multiprocessor, counted
+constexpr int kMaxBlocks = 8;  // of a kernel on a multiprocessor; more are not counted on
 
-// Blocks of a kernel that run at once.
+// How many blocks of a kernel run at once.
 template <class Kernel>
 int resident_blocks(const CudaDevice& device, Kernel kernel, int threads, int shared_bytes) {
   const int blocks = blocks_per_multiprocessor(kernel, threads, shared_bytes, device.shared_bytes);

@@ -1,4 +1,4 @@
-// Tiles in shared memory and the products of one warp with them.
+// Tiles in shared memory: how they are loaded, and how what a warp makes of them is written.
 //
 // Rows of up to kMaxWidth elements are cut into column slices of at most 128, one for each of kSlices warps side by
 // side. A warp holds its part of an output of that width in registers, and contracts over its own slice where the width
@@ -44,7 +44,7 @@ inline bool rows_aligned(const void* data, int64_t element, int64_t stride, int6
 template <class T>
 constexpr int kVector = 16 / int(sizeof(T));
 
-// Elements of up to 16 bytes, `count` of them; the rest is 0.
+// Loads `count` elements, of up to 16 bytes together; the rest becomes 0.
 template <class T>
 STCA_DEVICE void load_vector(const T* from, int count, bool aligned, float (&to)[kVector<T>]) {
   T elements[kVector<T>];
@@ -119,7 +119,7 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
   const int first = int(threadIdx.x) / C::kChunks, column = int(threadIdx.x) % C::kChunks * kVector<T>;
   if (column >= round_up(width, 16)) return;
   const int count = max(0, min(kVector<T>, width - column));
-  const int own = count > 0 ? valid - first : 0;  // as far as this rows 0, kStep, ... of this thread are copied
+  const int own = count > 0 ? valid - first : 0;  // rows 0, kStep, ... of this thread are copied below this
   T* target = to + first * C::kPitch + column;
   if (aligned && count % kVector<T> == 0) {
 #pragma unroll
@@ -152,8 +152,8 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
   }
 }
 
-// Writes the rows of a fragment array, columns below `width`: row_of(i) is where row i goes, nullptr: nowhere.
-// Neighbours in pairs where the row's memory allows it.
+// Writes the rows of a fragment array, columns below `width`: row_of(i) is where row i goes, or nullptr for nowhere.
+// Neighbours are written in pairs where the row's memory allows it.
 template <class T, int M, int N, class RowOf>
 STCA_DEVICE void store_rows(const float (&c)[M][N][4], int width, RowOf row_of) {
   struct alignas(2 * sizeof(T)) Pair {

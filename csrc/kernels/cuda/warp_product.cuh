@@ -108,8 +108,8 @@ STCA_DEVICE void warp_product(float (&c)[M][N][4], const T* a, int lda, const T*
                               int columns = 8 * N) {
   if constexpr (sizeof(T) == 2) {
     const HalfTiles<kTransposedA, kTransposedB, T, M, N> tiles(a, lda, b, ldb);
-    // Not `depth == kDepth`: of that ptxas 13.0 makes a predicate output of the minimum that gave `depth`, and on an
-    // H200 results of smaller depths were wrong.
+    // This is not `depth == kDepth`, of which ptxas 13.0 makes a predicate output of the minimum that gave `depth`: on
+    // an H200 results of smaller depths were wrong.
     if (depth > kDepth - 16 && columns >= 8 * N) return add_whole_product<kDepth>(c, tiles);
     add_part_of_product(c, tiles, depth, columns);
   } else {

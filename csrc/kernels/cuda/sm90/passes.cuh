@@ -28,13 +28,13 @@ STCA_DEVICE int row_of(int t) { return t / kWarp * 16 + t % kWarp / 4; }
 template <Pass kPass>
 constexpr int kQueryRows = kPass == Pass::kForward ? 64 : 32;
 
-// Of a query row that is streamed.
+// What is known of a query row that is streamed.
 struct QueryInfo {
   Weighing weighing;
   int64_t visible[2];
 };
 
-// Asks for those of 32 query rows from the request's `first` on; lane by lane.
+// Asks for what is known of 32 query rows from the request's row `first` on, a row for each lane.
 STCA_DEVICE void request_info(QueryInfo* to, const TargetAttentionParams& p, const Item& item, int first,
                               const Weighing* weighing, int lane) {
   const bool valid = first + lane < item.query_rows;  // the others weigh nothing
@@ -137,7 +137,7 @@ STCA_DEVICE StreamTiles<C::kStep> stream_of(const C& c, int at) {
   return {at + (rows.end - rows.begin + C::kStep - 1) / C::kStep, rows.begin - at * C::kStep, rows.end};
 }
 
-// Row `row` of the 64 that an item keeps, or nullptr where there is none.
+// Returns row `row` of the 64 that an item keeps, or nullptr where there is none.
 template <Pass kPass, class T>
 STCA_DEVICE const T* kept_row(const TargetAttentionBackwardParams& b, const Item& item, const Info<kPass>* rows,
                               int row) {
@@ -156,7 +156,8 @@ STCA_DEVICE const T* kept_row(const TargetAttentionBackwardParams& b, const Item
   }
 }
 
-// Columns of this block: steps up to kHeldSteps to registers, as the left operand, the others to a slab.
+// Loads this block's columns of the kept rows: steps up to kHeldSteps to registers, as the left operand, the others to
+// a slab.
 template <Pass kPass, class T>
 STCA_DEVICE void load_kept(uint32_t (&kept)[kHeldSteps][4], char* slab, const TargetAttentionBackwardParams& b,
                            const Item& item, const Info<kPass>* rows, int column) {

@@ -80,8 +80,8 @@ auto visit_call(const TargetAttentionParams& p, F f) {
 
 }  // namespace
 
-// What has no rows, or the same ones again and again, has no tensor map. Rows of at most 128, and gradients of wide
-// rows for so few query rows that loading a tile of history takes longer than using it, are faster by the common
+// A tensor that has no rows, or the same ones again and again, has no tensor map. Rows of at most 128, and gradients of
+// wide rows for so few query rows that loading a tile of history takes longer than using it, are faster by the common
 // kernels: measured on an H200, benchmarks/NOTES.md.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device) {
   constexpr int64_t kMost = int64_t(1) << 31;

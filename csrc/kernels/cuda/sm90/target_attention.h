@@ -7,8 +7,9 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// v is k, 16 bits, rows of 136 to 1,024 at multiples of 16 bytes, no index; backward one history head, q contiguous and
-// not few query rows of wide rows.
+// Whether Hopper's kernels take a call: v is k, elements have 16 bits, rows are 136 to 1,024 wide and start at
+// multiples of 16 bytes, there is no index; for gradients also one history head, contiguous q, and wide rows only for
+// many query rows.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device);
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device);
 

@@ -7,12 +7,14 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// Of the thread's two query rows: the largest score in units of log 2, and its own columns' sum of 2^(score - row_max).
+// The softmax of the thread's two query rows: the largest score in units of log 2, and the sum of 2^(score - row_max)
+// over the thread's own columns.
 struct RowState {
   float row_max[2], row_sum[2];
 };
 
-// Forward: weights of a tile's history rows, the first of which is `from`; factors of what was added up before.
+// Forward: scores of a tile, whose first history row is `from`, become weights; `factor` gets what the output up to now
+// must be multiplied by.
 STCA_DEVICE void weigh_scores(float (&s)[32], RowState& own, float (&factor)[2], const QueryRow* rows, int from,
                               float scale, int t) {
   const int row = row_of(t);
@@ -70,7 +72,8 @@ STCA_DEVICE void weigh_streamed_queries(float (&s)[32], const TargetAttentionPar
   }
 }
 
-// Gradient of q: S and, 32 rows below, dP become dS, of which the thread holds 16. 8 KB of shared memory change hands.
+// Gradient of q: S and, 32 rows below, dP become dS, of which the thread holds 16. The warps hand each
+// other 8 KB through shared memory.
 STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams& p, const BackwardRow* rows,
                                     float4* handed, int from, float scale, int t) {
   // The first two warps hold S, the other two dP of the same rows: the former hand over the second half of the
@@ -105,7 +108,7 @@ STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams&
   }
 }
 
-// The weights to a slab. Those of the gradient of q are half as many: rows from 32 on stay 0.
+// Stores the weights to a slab. Those of the gradient of q are half as many: rows from 32 on stay 0.
 template <Pass kPass, class T>
 STCA_DEVICE void store_weights(uint32_t slab, const float (&s)[32], int t) {
   const int warp_row = t / kWarp * 16;

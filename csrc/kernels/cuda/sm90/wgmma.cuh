@@ -95,7 +95,8 @@ STCA_DEVICE void copy_tile(uint32_t to, const CUtensorMap& map, int x, int y, in
 
 // ---- Registers.
 
-// x, of which the compiler knows nothing: what is computed from it is not computed before a loop and held meanwhile.
+// Returns x, of which the compiler then knows nothing: it does not compute what follows from x before a loop, and hold
+// it meanwhile.
 STCA_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
