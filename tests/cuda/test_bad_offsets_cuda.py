@@ -1,4 +1,4 @@
-"""Offsets on a GPU are not looked at: whatever they are, kernels touch no memory but the tensors'. The emulator sees it."""
+"""Whatever offsets on a GPU are, kernels touch no memory but the tensors': the emulator would see it."""
 
 from typing import Any
 

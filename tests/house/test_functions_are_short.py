@@ -26,7 +26,14 @@ def _code(text: str) -> str:
     def blank(match: re.Match[str]) -> str:
         return '""' if match[0][0] in "\"'" else "\n" * match[0].count("\n")
 
-    return re.sub(r"""//[^\n]*|/\*.*?\*/|(?s:"(?:\\.|[^"\\])*?")|'(?:\\.|[^'\\])+'|(?m:^[ \t]*#(?:.*\\\n)*.*$)""", blank, text)
+    pieces = (
+        r"//[^\n]*",
+        r"(?s:/\*.*?\*/)",
+        r'"(?:\\.|[^"\\\n])*"',
+        r"'(?:\\.|[^'\\\n])+'",
+        r"(?m:^[ \t]*#(?:.*\\\n)*.*$)",
+    )
+    return re.sub("|".join(pieces), blank, text)
 
 
 def _kind(head: str, inside: bool) -> str:

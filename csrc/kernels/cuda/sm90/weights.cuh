@@ -72,8 +72,8 @@ STCA_DEVICE void weigh_streamed_queries(float (&s)[32], const TargetAttentionPar
   }
 }
 
-// Gradient of q: S and, 32 rows below, dP become dS, of which the thread holds 16. The warps hand each
-// other 8 KB through shared memory.
+// Gradient of q: S and, 32 rows below, dP become dS, of which the thread holds 16. The warps hand each other 8 KB
+// through shared memory.
 STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams& p, const BackwardRow* rows,
                                     float4* handed, int from, float scale, int t) {
   // The first two warps hold S, the other two dP of the same rows: the former hand over the second half of the
