@@ -35,3 +35,9 @@ def test_request_reduce(offsets: str, rows: int) -> None:
         sums: Tensor = ops.request_reduce(torch.ones(rows, 5), torch.tensor(at), False)
         begins, ends = (torch.tensor(each).clamp(0, rows) for each in (at[:-1], at[1:]))
         assert torch.equal(sums[:, 0], (ends - begins).clamp(min=0).float())
+
+
+def test_jagged_select_reads_what_is_not_there_and_the_error_names_it() -> None:
+    """Its offsets are trusted; STCA_DEBUG=1 checks them. Gathers share kernels: the message has the operator's name."""
+    with emulated_device() as ops, pytest.raises(RuntimeError, match=r"^jagged_select: block 0, thread .* reads"):
+        ops.jagged_select(torch.ones(5, 4), torch.tensor([0, 100]), torch.tensor([0]), None, 100)

@@ -1,5 +1,5 @@
-// A CUDA grid on the CPU: what csrc/kernels/cuda asks of CUDA, as host functions (csrc/kernels/cuda/ptx.cuh includes
-// this file where STCA_SIMT is defined).
+// A CUDA grid on the CPU: what csrc/kernels/cuda asks of CUDA, as host functions (ptx_simt.h gives them the names that
+// the kernels use).
 //
 // Every thread of a block is a fiber that runs until it waits for others: at a barrier, or where a warp does something
 // together. Blocks run one after the other. What is undefined on a GPU is an error here, which names kernel, block and
