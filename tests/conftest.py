@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import ISAS
+from covering import mark_what_is_covered
 from hypothesis import HealthCheck, settings
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -17,6 +18,11 @@ _patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, 
 settings.register_profile("fast", _patient, max_examples=40, derandomize=True)
 settings.register_profile("thorough", _patient, max_examples=500)
 settings.load_profile("fast")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_what_is_covered(items)
 
 
 @pytest.fixture(autouse=True)

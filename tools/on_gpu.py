@@ -68,7 +68,7 @@ def build(seconds: float) -> str:
 
 def pytest(seconds: float, log: str, *arguments: str, before: tuple[str, ...] = (), **env: str) -> str:
     """The tests on the GPU; neither -P nor a conftest.py puts the root first, whose stca has no built part."""
-    settings = ["-P", "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir=tests"]
+    settings = ["-P", "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir=tests", "-m", ""]  # slow ones too
     command = [*before, sys.executable, *settings, *arguments, *TESTS]
     return run(command, seconds, log, **env)
 

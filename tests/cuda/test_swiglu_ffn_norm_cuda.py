@@ -36,6 +36,7 @@ def _judge(device: str, inputs: dict[str, Tensor], dy: Tensor) -> None:
     assert_all_as_accurate(_on(device, inputs, dy), {name: (exact[name], plain[name]) for name in exact})
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("norm", [0, 1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SWIGLU_SHAPES, ids=str)

@@ -18,6 +18,7 @@ SPLIT = TargetAttentionCase("split", [(2, 4000), (1, 0), (3, 2600)], 2, 1, 5, 3,
 pytestmark = pytest.mark.parametrize("device", DEVICES)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype, device: str) -> None:
@@ -35,6 +36,7 @@ def test_the_same_bits_on_every_run(case: TargetAttentionCase, device: str) -> N
         assert_bitwise_equal(again, expected)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, dtype: torch.dtype, device: str) -> None:

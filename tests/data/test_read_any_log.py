@@ -140,7 +140,7 @@ def _agree_on_requests(tables: list[pa.Table], found: list[dict[str, Any]], expe
     assert sorted(got) == sorted(requests.values())
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(logs(), st.data())
 def test_any_log(files: list[list[dict[str, str]]], data: st.DataObject) -> None:
     _agree(files, data.draw)

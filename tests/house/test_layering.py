@@ -83,6 +83,15 @@ def test_an_op_documents_itself(op: str) -> None:
         assert re.search(rf"^    {name}(, \w+)*: |^    (\w+, )+{name}(, \w+)*: ", text, re.MULTILINE), name
 
 
+def test_commits_run_what_make_lint_runs() -> None:
+    lint = re.findall(r"^\t\$\(BIN\)/(ruff|mypy|clang-format)(.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    hooks = re.findall(r"entry: \.venv/bin/([\w-]+)(.*)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert len(hooks) == 4
+    for (program, options), (hooked, entry) in zip(lint, hooks, strict=True):
+        assert program == hooked
+        assert options.split(" $")[0].removesuffix(" .") == entry
+
+
 @pytest.mark.parametrize("path", NATIVE + PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_are_short(path: Path) -> None:
     most = 400 if path in NATIVE else 250

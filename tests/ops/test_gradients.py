@@ -29,6 +29,7 @@ def _swiglu(device: str, inputs: dict[str, Tensor], dy: Tensor) -> dict[str, Ten
     return {"y": y} | {f"d{name}": grad for name, grad in zip(inputs, grads[: len(inputs)], strict=True)}
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("norm", [0, 1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -114,6 +115,7 @@ def _plain(inputs: dict[str, Tensor], dy: Tensor, dtype: torch.dtype) -> dict[st
 SIZES = (1.0, 1e-20, 1e-30, 1e-37, 1e-39, 1e-41, 1e-43, 3e-45, 1e-45, 0.0, 1e30, 3e38)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("bias", ["none", "small", "large"])
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("size", SIZES)
@@ -138,6 +140,7 @@ def test_the_gradient_of_a_norm_weight_in_float64(size: float) -> None:
     torch.testing.assert_close(_swiglu("cpu", inputs, dy)["dnorm_weight"], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("scale", [1.0, 0.1, 1e-2, 1e-3])
 @pytest.mark.parametrize("bias", [0.0, 0.1, 1.0, 8.0])
 def test_a_bias_that_hides_what_the_norm_adds_to_it(isa: str, bias: float, scale: float) -> None:

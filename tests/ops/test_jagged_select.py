@@ -15,6 +15,7 @@ INDEX = torch.tensor([2, 0, 2, 1, 4, 4, 0, 2])
 KEEP = torch.tensor([40, 2, 7, 5, 0, 99, 3, 1])
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("keep", [None, KEEP])
 @pytest.mark.parametrize("shape", [(), (13,), (64,), (3, 5), (0,)])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int64, torch.bool])

@@ -11,6 +11,7 @@ COUNTS = [3, 0, 0, 1, 250, 2, 0]
 OFFSETS = offsets(COUNTS)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("shape", [(), (1,), (13,), (64,), (3, 5), (0,)])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int64, torch.int32, torch.bool, torch.uint8])
 def test_is_the_oracle(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -14,6 +14,7 @@ OFFSETS = offsets([3, 0, 0, 1, 250, 2, 0])
 T = 256
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("reduce", ["sum", "mean"])
 @pytest.mark.parametrize("shape", [(), (1,), (13,), (700,), (3, 5), (0,)])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -117,6 +117,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # rows of x, a
 }
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", FUNCTIONS)
 def test_any_thread_count_gives_the_same_bits(

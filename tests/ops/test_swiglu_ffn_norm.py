@@ -25,6 +25,7 @@ def _results(f: Callable[..., Tensor], inputs: dict[str, Any], dy: Tensor) -> di
     return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("norm", [0, 1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SWIGLU_SHAPES)

@@ -16,6 +16,7 @@ def largest_lse(results: dict[str, Tensor]) -> float:
     return float(results["lse"].masked_fill(~results["lse"].isfinite(), 0).abs().max())
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", TARGET_ATTENTION, ids=str)
 def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype, isa: str) -> None:

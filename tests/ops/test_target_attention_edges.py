@@ -27,6 +27,7 @@ EMPTY += [case for case in TARGET_ATTENTION if case.visible == "none"]
 LONG = TargetAttentionCase("split", [(2, 4000), (1, 0), (3, 2600)], 2, 1, 5, 3, "random")
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", EMPTY, ids=str)
 @pytest.mark.usefixtures("uninitialized_is_nan")
@@ -51,6 +52,7 @@ def test_seeing_nothing_is_still_differentiable(case: TargetAttentionCase) -> No
     assert torch.equal(torch.autograd.grad(out.sum() + lse.sum(), q)[0], torch.zeros_like(q))
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [*TARGET_ATTENTION_SMALL, LONG], ids=str)
 @pytest.mark.usefixtures("uninitialized_is_nan")
@@ -71,6 +73,7 @@ def _outside(span: slice, length: int) -> Tensor:
     return torch.tensor([not span.start <= i < span.stop for i in range(length)], dtype=torch.bool)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("poison", NAN_AND_INFINITIES)
 @pytest.mark.parametrize("case", [*SEPARATE, LONG], ids=str)
 def test_other_requests_do_not_matter(case: TargetAttentionCase, poison: float, isa: str) -> None:
@@ -88,6 +91,7 @@ def test_other_requests_do_not_matter(case: TargetAttentionCase, poison: float, 
         assert_bitwise_equal(actual, {name: x[own[name]] for name, x in expected.items()})
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("poison", NAN_AND_INFINITIES)
 @pytest.mark.parametrize("visible", ["random", "prefix", "suffix", "shared"])
 @pytest.mark.parametrize("value_dim", [None, 3])
@@ -125,6 +129,7 @@ def test_rows_that_no_target_sees_get_no_gradient(poison: float, isa: str) -> No
     assert not actual["dv"][unseen].any()
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("row", [0, 31, 256, 1500, 2999])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_nan_in_a_seen_row_reaches_every_result(dtype: torch.dtype, row: int, isa: str) -> None:

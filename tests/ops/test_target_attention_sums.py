@@ -41,6 +41,7 @@ def _on_cpu(name: str, *arguments: Any) -> Any:
     return getattr(torch.ops.stca, name)(*arguments)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("n", [10_000, 100_000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shared", [True, False])
@@ -53,6 +54,7 @@ def test_weights_of_one_row_sum_to_one(shared: bool, dtype: torch.dtype, n: int,
     torch.testing.assert_close(gradient, expected, rtol=0 if exact else max(eps, 1e-12), atol=0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", CUDA_DTYPES, ids=str)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("device", DEVICES)
@@ -62,6 +64,7 @@ def test_weights_of_one_row_sum_to_one_on_cuda(device: str, shared: bool, dtype:
     torch.testing.assert_close(gradient, expected, rtol=max(torch.finfo(dtype).eps, 1e-6), atol=0)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("value_dim", [None, 3])
 @pytest.mark.parametrize("visible", ["all", "random"])
@@ -79,6 +82,7 @@ def test_sums_of_several_rows_are_rounded_once(
         assert float((actual[name].double() - expected[name]).abs().max()) <= bound, name
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", IN_RANGES, ids=str)
 def test_ranges_of_history_rows(case: TargetAttentionCase, dtype: torch.dtype, threads: Callable[[int], None]) -> None:
@@ -92,6 +96,7 @@ def test_ranges_of_history_rows(case: TargetAttentionCase, dtype: torch.dtype, t
         assert_bitwise_equal(inputs.results(), actual)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value_dim", [None, 24])
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -121,6 +126,7 @@ def test_rows_that_are_seen_once_keep_their_bits(
 MANY_TARGETS = TargetAttentionCase("many-targets", [(600, 900), (1, 0), (2, 3000), (70, 1100)], 4, 2, 8)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 40])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [MANY_TARGETS, *IN_RANGES[:1]], ids=str)
@@ -190,6 +196,7 @@ def test_memory_of_many_targets(count: int, dtype: str) -> None:
     assert extra[1] - extra[0] < 3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("value", ["none", "given"])

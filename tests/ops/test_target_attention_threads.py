@@ -17,6 +17,7 @@ CASES = [
 ]
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -30,6 +31,7 @@ def test_same_bits_on_every_run(
         assert_bitwise_equal(inputs.results(), first)
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_thread_counts_agree_to_rounding(

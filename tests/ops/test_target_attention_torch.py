@@ -53,6 +53,7 @@ def _backward_arguments(inputs: TargetAttentionInputs) -> tuple[Any, ...]:
     return inputs.dout, inputs.dlse.to(lse.dtype), *arguments, out, max_and_sum, scale
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck(case: TargetAttentionCase, dtype: torch.dtype) -> None:
