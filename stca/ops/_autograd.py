@@ -1,13 +1,13 @@
 """The operators inside torch's autograd, autocast, compilers and transforms.
 
-Only this file calls private functions of torch. They were run with torch 2.13 and read in 2.11 and 2.12;
-tests/test_private_names.py names the one that a torch lacks. The public ways take time in every call or do not exist:
+Only this file calls private functions of torch. They were run with torch 2.13 and looked up in 2.11 and 2.12, which
+have them all; tests/house/test_private_names.py names the one that a torch lacks. What each is needed for:
 
-- `_is_any_autocast_enabled`: one question in place of one for each tensor's device.
-- `_current_level` of forward_ad: unpack_dual takes 1 microsecond a tensor where no tangent can exist.
-- `_AutoDispatchBelowAutograd`: goes past the autograd kernel that `torch.library.register_autograd` makes.
-- `_any_requires_grad`: one call for all arguments, lists of tensors and None among them.
-- `_are_functorch_transforms_active`, `_len_torch_dispatch_stack`: nothing public tells.
+- `_AutoDispatchBelowAutograd` goes past the autograd kernel that `torch.library.register_autograd` makes.
+- `_are_functorch_transforms_active` and `_len_torch_dispatch_stack` have no public counterpart.
+- `_any_requires_grad` is the question of that kernel itself, None and numbers among the arguments allowed.
+- `_is_any_autocast_enabled` and forward_ad's `_current_level` save a question to every tensor, 3 of the 13 microseconds
+  of a short call (benchmarks/NOTES.md, "Calls").
 """
 
 from collections.abc import Callable

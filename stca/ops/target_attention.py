@@ -85,7 +85,7 @@ def target_attention(
             and v, which then are [P, ...]. A row that stands for several history rows gets the sum of their gradients,
             in their order, accumulated in float32 too and rounded once. None: row n itself, P = N.
         scale: factor of the scores; 1 / sqrt(Dk) when None.
-        return_lse: also return the natural logarithm of each max_and_sum's denominator; gradients flow through it.
+        return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
 
     Returns:
         out [T, H, Dv] in q's dtype; with `return_lse` also lse [T, H], float32 (float64 for float64).
