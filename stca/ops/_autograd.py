@@ -17,6 +17,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.overrides import has_torch_function
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 _MaybeTensor = TypeVar("_MaybeTensor", bound=Tensor | None)
@@ -45,7 +47,7 @@ def is_watched() -> bool:
 
 def refuse_tangents(op: str, **tensors: Tensor | None) -> None:
     """Raises NotImplementedError if a tensor carries a forward-mode derivative, which operators would drop silently."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:  # outside every forward_ad.dual_level
+    if is_compiling() or forward_ad._current_level < 0:  # outside every forward_ad.dual_level
         return
     for name, tensor in tensors.items():
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
@@ -111,11 +113,11 @@ def differentiable(
     apply = autograd_function(name, below_autograd, setup_context, backward)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return op(*args)
         if torch._C._are_functorch_transforms_active():
             return apply(*args)
-        if torch.overrides.has_torch_function(args):  # a handler may bring in tensors that require a gradient
+        if has_torch_function(args):  # a handler may bring in tensors that require a gradient
             return op(*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return apply(*args)
