@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stca.nn.module import check_tensor
+from stca.ops._autograd import is_watched
 
 _ARGUMENTS = (
     "targets",
@@ -124,9 +125,7 @@ def _form(rows: Tensor) -> str:
 
 def may_read(x: Tensor) -> bool:
     """Whether x's values may decide what Python does next: they are there, and no device has to be waited for."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
-        return False
-    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or is_watched():
         return False
     return x.is_cpu or (x.is_cuda and os.environ.get("STCA_DEBUG") == "1")
 

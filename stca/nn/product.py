@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stca.nn.layout import may_read
-from stca.ops._common import autocast
+from stca.ops._autograd import autocast, autograd_function
 
 
 def _slow_on_cpu() -> frozenset[torch.dtype]:
@@ -61,11 +61,14 @@ def _multiplied(multiply: Callable[..., Any], x: Tensor, *weights: Tensor) -> An
         return wide.to(x.dtype) if isinstance(wide, Tensor) else tuple(each.to(x.dtype) for each in wide)
 
 
+def _products(rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    return tuple(rows @ w for w in weights)
+
+
 def _project(rows: Tensor, *weights: Tensor) -> Any:
     if not torch.is_grad_enabled() or torch.compiler.is_exporting():
-        return tuple(rows @ w for w in weights)
-    transformed = torch._C._are_functorch_transforms_active()
-    return (_TransformedProjection if transformed else _Projection).apply(rows, *weights)  # type: ignore[no-untyped-call]
+        return _products(rows, *weights)
+    return _projection(rows, *weights)
 
 
 def _weight_gradient(rows: Tensor, dy: Tensor) -> Tensor:
@@ -78,35 +81,17 @@ def _weight_gradient(rows: Tensor, dy: Tensor) -> Tensor:
     return torch.where((dy != 0).any(dim=1, keepdim=True), rows, 0).T @ dy
 
 
-class _Projection(torch.autograd.Function):
-    """rows @ w for each of the weights."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(rows, *weights)
-        return tuple(rows @ w for w in weights)
-
-    @staticmethod
-    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *weights = ctx.saved_tensors
-        rows_grad, *wanted = ctx.needs_input_grad
-        pairs = zip(dys, weights, strict=True)
-        drows = functools.reduce(torch.add, (dy @ w.T for dy, w in pairs)) if rows_grad else None
-        dws = (_weight_gradient(rows, dy) if want else None for dy, want in zip(dys, wanted, strict=True))
-        return drows, *dws
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs)
 
 
-class _TransformedProjection(torch.autograd.Function):
-    """The same for torch.func, which needs a setup_context; torch would look at its signature at every plain call."""
+def _backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
+    rows, *weights = ctx.saved_tensors
+    rows_grad, *wanted = ctx.needs_input_grad
+    pairs = zip(dys, weights, strict=True)
+    drows = functools.reduce(torch.add, (dy @ w.T for dy, w in pairs)) if rows_grad else None
+    dws = (_weight_gradient(rows, dy) if want else None for dy, want in zip(dys, wanted, strict=True))
+    return drows, *dws
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(rows: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        return tuple(rows @ w for w in weights)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs)
-
-    backward = _Projection.backward
+_projection = autograd_function("project_history", _products, _setup_context, _backward)

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import batch_as_columns, check_one_device, check_total, refuse_tangents, with_eager_autograd
+from stca.ops._autograd import batch_as_columns, differentiable, refuse_tangents
+from stca.ops._common import check_one_device, check_total
 
 
 def jagged_select(
@@ -42,7 +43,7 @@ def jagged_select(
         (tensor([3., 1., 2.]), tensor([0, 1, 3]))
     """
     refuse_tangents("jagged_select", values=values)
-    selected: tuple[Tensor, Tensor] = _recorded(values, offsets, index, keep, total)
+    selected: tuple[Tensor, Tensor] = _op(values, offsets, index, keep, total)
     return selected
 
 
@@ -72,31 +73,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     offsets, index, keep = ctx.saved_tensors
-    return (
-        _recorded_backward(grad, offsets, index, keep, ctx.num_rows),
-        None,
-        None,
-        None,
-        None,
-    )
+    return _backward_op(grad, offsets, index, keep, ctx.num_rows), None, None, None, None
 
 
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, offsets, index, keep, _ = inputs
     ctx.total = inputs[0].shape[0]
     ctx.save_for_backward(offsets, index, keep)
 
 
-def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    values, _ = _recorded(grad, *ctx.saved_tensors, ctx.total)
+def _backward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    values, _ = _op(grad, *ctx.saved_tensors, ctx.total)
     return values, None, None, None, None
 
 
-_op = torch.ops.stca.jagged_select.default
-_backward_op = torch.ops.stca.jagged_select_backward.default
-batch_as_columns("jagged_select")
-batch_as_columns("jagged_select_backward")
-torch.library.register_autograd("stca::jagged_select", _backward, setup_context=_setup_context)
-torch.library.register_autograd("stca::jagged_select_backward", _backward_of_backward, setup_context=_backward_setup)
-_recorded = with_eager_autograd(_op, _setup_context, _backward)
-_recorded_backward = with_eager_autograd(_backward_op, _backward_setup, _backward_of_backward)
+_op = differentiable("jagged_select", _setup_context, _backward, batch_as_columns)
+_backward_op = differentiable("jagged_select_backward", _backward_setup_context, _backward_backward, batch_as_columns)

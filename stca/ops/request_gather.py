@@ -6,7 +6,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import batch_as_columns, check_one_device, check_total, refuse_tangents, with_eager_autograd
+from stca.ops._autograd import batch_as_columns, differentiable, refuse_tangents
+from stca.ops._common import check_one_device, check_total
 from stca.ops.request_reduce import request_reduce
 
 
@@ -46,7 +47,7 @@ def request_gather(
     """
     xs = [x] if isinstance(x, Tensor) else list(x)
     refuse_tangents("request_gather", **{f"x[{i}]": each for i, each in enumerate(xs)})
-    ys: tuple[Tensor, ...] = _recorded(target_offsets, total, *xs)
+    ys: tuple[Tensor, ...] = _op(*xs, target_offsets, total)
     return ys[0] if isinstance(x, Tensor) else list(ys)
 
 
@@ -58,36 +59,16 @@ def _fake(xs: Sequence[Tensor], target_offsets: Tensor, total: int | None) -> li
     return [x.new_empty(size, *x.shape[1:]) for x in xs]
 
 
-def _reduced(ctx: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
-    (target_offsets,) = ctx.saved_tensors
-    needed = zip(grads, wanted, strict=True)
-    return [request_reduce(grad, target_offsets) if grad is not None and want else None for grad, want in needed]
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(inputs[1])
 
 
-def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
-    return _reduced(ctx, grads, ctx.needs_input_grad[0]), None, None
+def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    (target_offsets,) = ctx.saved_tensors
+    needed = zip(grads, ctx.needs_input_grad[0], strict=True)
+    dxs = [request_reduce(grad, target_offsets) if grad is not None and need else None for grad, need in needed]
+    return dxs, None, None
 
 
-batch_as_columns("request_gather")
-torch.library.register_autograd("stca::request_gather", _backward, setup_context=_setup_context)
-
-
-def _flat(target_offsets: Tensor, total: int | None, *xs: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.ops.stca.request_gather.default(xs, target_offsets, total))
-
-
-def _flat_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(inputs[0])
-
-
-def _flat_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    return None, None, *_reduced(ctx, grads, ctx.needs_input_grad[2:])
-
-
-_recorded = with_eager_autograd(_flat, _flat_setup, _flat_backward)
+_op = differentiable("request_gather", _setup_context, _backward, batch_as_columns)

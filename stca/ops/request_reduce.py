@@ -5,7 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from stca.ops._common import batch_as_columns, check_one_device, check_total, refuse_tangents, with_eager_autograd
+from stca.ops._autograd import batch_as_columns, differentiable, refuse_tangents
+from stca.ops._common import check_one_device, check_total
 
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
@@ -36,7 +37,7 @@ def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "me
     if reduce not in ("sum", "mean"):
         raise ValueError(f"request_reduce: reduce must be 'sum' or 'mean', got {reduce!r}")
     refuse_tangents("request_reduce", x=x)
-    y: Tensor = _recorded(x, target_offsets, reduce == "mean")
+    y: Tensor = _op(x, target_offsets, reduce == "mean")
     return y
 
 
@@ -60,23 +61,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _recorded_backward(grad, *ctx.saved_tensors, ctx.mean, ctx.total), None, None
+    return _backward_op(grad, *ctx.saved_tensors, ctx.mean, ctx.total), None, None
 
 
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, target_offsets, ctx.mean, _ = inputs
     ctx.save_for_backward(target_offsets)
 
 
-def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _recorded(grad, *ctx.saved_tensors, ctx.mean), None, None, None
+def _backward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _op(grad, *ctx.saved_tensors, ctx.mean), None, None, None
 
 
-batch_as_columns("request_reduce")
-batch_as_columns("request_reduce_backward")
-torch.library.register_autograd("stca::request_reduce", _backward, setup_context=_setup_context)
-torch.library.register_autograd("stca::request_reduce_backward", _backward_of_backward, setup_context=_backward_setup)
-_recorded = with_eager_autograd(torch.ops.stca.request_reduce.default, _setup_context, _backward)
-_recorded_backward = with_eager_autograd(
-    torch.ops.stca.request_reduce_backward.default, _backward_setup, _backward_of_backward
-)
+_op = differentiable("request_reduce", _setup_context, _backward, batch_as_columns)
+_backward_op = differentiable("request_reduce_backward", _backward_setup_context, _backward_backward, batch_as_columns)

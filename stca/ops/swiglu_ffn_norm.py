@@ -5,10 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast, check_one_device, once_differentiable, refuse_tangents, with_eager_autograd
-
-_op = torch.ops.stca.swiglu_ffn_norm.default
-_backward_op = once_differentiable("swiglu_ffn_norm", torch.ops.stca.swiglu_ffn_norm_backward.default)
+from stca.ops._autograd import autocast, differentiable, once_differentiable, refuse_tangents
+from stca.ops._common import check_one_device
 
 
 def swiglu_ffn_norm(
@@ -28,11 +26,12 @@ def swiglu_ffn_norm(
 
     Tiles of rows go through the whole network while they are in cache. For its backward pass the op keeps x, y and two
     numbers per row: a training step holds `2 D * itemsize + 8` bytes per row, against about `(4 F + 3 D) * itemsize` of
-    the eager composition. The hidden rows are computed again; the norm's input is too where y does not tell it: in 16
-    bits, where norm_bias is more than 8 times what the norm adds to it, and where norm_weight is close to the smallest
-    or the largest numbers. As with `torch.sigmoid`, y must not be written to before the backward pass. On the CPU x's
-    gradient is made only where it is required. On CUDA the products are torch's, in chunks of rows, and each product
-    is rounded to x's dtype, as in plain PyTorch.
+    the eager composition. The backward pass computes the hidden rows again. It recovers the normalised rows from y as
+    `(y - norm_bias) / norm_weight`, and computes h again where that would lose digits: for 16-bit dtypes, where
+    norm_bias is more than 8 times the term that is added to it, and where norm_weight is close to the smallest or the
+    largest numbers of its dtype. As with `torch.sigmoid`, y must not be changed in place before the backward pass. On
+    the CPU x's gradient is computed only where it is required. On CUDA the products are torch's, in chunks of rows, and
+    each product is rounded to x's dtype, as in plain PyTorch.
 
     A row whose incoming gradient is all 0, as of padding that nobody sees, leaves no trace in the weights' gradients
     and gets a gradient of 0, whatever it holds: NaN, infinities or numbers whose products overflow, of which plain
@@ -67,7 +66,7 @@ def swiglu_ffn_norm(
     """
     refuse_tangents("swiglu_ffn_norm", x=x, w_u=w_u, w_v=w_v, w_o=w_o, norm_weight=norm_weight, norm_bias=norm_bias)
     inputs = x, w_u, w_v, w_o, norm_weight, norm_bias
-    y: Tensor = _recorded(*map(autocast, inputs), eps)[0]
+    y: Tensor = _op(*map(autocast, inputs), eps)[0]
     return y
 
 
@@ -102,7 +101,7 @@ def _backward_fake(
     norm_bias: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
-    y: Tensor | None = None,  # left out where it is the schema's default, as what follows
+    y: Tensor | None = None,  # torch leaves trailing arguments out where they equal the schema's defaults
     x_grad: bool = True,
 ) -> tuple[Tensor, ...]:
     weights = {"w_u": w_u, "w_v": w_v, "w_o": w_o, "norm_weight": norm_weight, "norm_bias": norm_bias}
@@ -119,14 +118,14 @@ def _backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, w_u, w_v, w_o, norm_weight, norm_bias, _ = inputs
     y, mean, rstd = output
-    # where y tells what the norm saw; 16 bits do not, and the CUDA kernels compute it again
+    # The normalised rows are recovered from y, save in 16 bits, which are too few, and on CUDA, which computes h again.
     recovers = norm_weight is not None and x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, w_u, w_v, w_o, norm_weight, norm_bias, mean, rstd, y if recovers else None)
 
 
 def _backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # once: checkpointing forgets them after the first look
+    saved = ctx.saved_tensors  # read once, since checkpointing drops them after the first read
     norm_weight, norm_bias = saved[4:6]
     x_grad = ctx.needs_input_grad[0]
     dx, dw_u, dw_v, dw_o, dnorm_weight, dnorm_bias = _backward_op(dy, *saved, x_grad)
@@ -141,5 +140,5 @@ def _backward(ctx: Any, dy: Tensor, dmean: Tensor, drstd: Tensor) -> tuple[Tenso
     )
 
 
-torch.library.register_autograd("stca::swiglu_ffn_norm", _backward, setup_context=_setup_context)
-_recorded = with_eager_autograd(_op, _setup_context, _backward)
+_op = differentiable("swiglu_ffn_norm", _setup_context, _backward)
+_backward_op = once_differentiable("swiglu_ffn_norm")

@@ -5,10 +5,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from stca.ops._common import autocast, check_one_device, once_differentiable, refuse_tangents, with_eager_autograd
-
-_op = torch.ops.stca.target_attention.default
-_backward_op = once_differentiable("target_attention", torch.ops.stca.target_attention_backward.default)
+from stca.ops._autograd import autocast, differentiable, once_differentiable, refuse_tangents
+from stca.ops._common import check_one_device
 
 
 @overload
@@ -87,7 +85,7 @@ def target_attention(
             and v, which then are [P, ...]. A row that stands for several history rows gets the sum of their gradients,
             in their order, accumulated in float32 too and rounded once. None: row n itself, P = N.
         scale: factor of the scores; 1 / sqrt(Dk) when None.
-        return_lse: also return the natural logarithm of each max_and_sum's denominator; gradients flow through it.
+        return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
 
     Returns:
         out [T, H, Dv] in q's dtype; with `return_lse` also lse [T, H], float32 (float64 for float64).
@@ -115,7 +113,7 @@ def target_attention(
     refuse_tangents("target_attention", q=q, k=k, v=v)
     q, k, v = autocast(q), autocast(k), autocast(v)
     backward = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in (q, k, v))
-    out, lse, _ = _recorded(q, k, v, target_offsets, history_offsets, visible, history_index, scale, backward)
+    out, lse, _ = _op(q, k, v, target_offsets, history_offsets, visible, history_index, scale, backward)
     return (out, lse) if return_lse else out
 
 
@@ -204,5 +202,5 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | No
     return dq, dk if history_grads else None, dv if own_dv else None, *(None,) * 6
 
 
-torch.library.register_autograd("stca::target_attention", _backward, setup_context=_setup_context)
-_recorded = with_eager_autograd(_op, _setup_context, _backward)
+_op = differentiable("target_attention", _setup_context, _backward)
+_backward_op = once_differentiable("target_attention")
