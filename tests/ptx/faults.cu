@@ -1,0 +1,184 @@
+// Kernels with one fault each, which the machine must report (tests/cuda/test_ptx.py), and one without.
+#include <cstring>
+
+#include "../../csrc/kernels/cuda/ptx.cuh"
+
+namespace {
+
+using namespace stca::cuda;
+
+constexpr int kThreads = 64, kBytes = kThreads * int(sizeof(Chunk));
+
+struct Fault {
+  const char* name;
+  void (*kernel)(float* memory);  // [kThreads * 4] floats, [i] = i
+  int blocks = 1;
+};
+
+__device__ int* shared_ints() { return reinterpret_cast<int*>(shared_memory()); }
+__device__ int thread() { return int(threadIdx.x); }
+
+// Reverses the memory through shared memory: what the others do wrong, right.
+__global__ void none(float* memory) {
+  Chunk* chunks = reinterpret_cast<Chunk*>(shared_memory());
+  copy_async(chunks + thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  wait_copies<0>();
+  sync_block();
+  const float* floats = reinterpret_cast<const float*>(chunks);
+  for (int i = 0; i < 4; ++i) memory[4 * thread() + i] = floats[4 * kThreads - 1 - (4 * thread() + i)];
+}
+
+__global__ void no_barrier(float* memory) {
+  shared_ints()[thread()] = thread();
+  memory[thread()] = float(shared_ints()[kThreads - 1 - thread()]);
+}
+
+__global__ void no_warp_barrier(float* memory) {
+  shared_ints()[thread()] = thread();
+  memory[thread()] = float(shared_ints()[thread() ^ 1]);
+}
+
+__global__ void overwritten_too_early(float* memory) {
+  shared_ints()[thread()] = thread();
+  sync_block();
+  memory[thread()] = float(shared_ints()[kThreads - 1 - thread()]);
+  shared_ints()[thread()] = 0;
+}
+
+__global__ void barrier_for_some(float*) {
+  if (thread() < kWarp) sync_block();
+}
+
+__global__ void shuffle_for_some(float* memory) {
+  if (thread() != 5) memory[thread()] = shuffle_xor(1.0f, 1);
+}
+
+__global__ void warp_at_two_instructions(float* memory) {
+  memory[thread()] = thread() % 2 == 0 ? shuffle_xor(1.0f, 1) : float(any_in_warp(true));
+}
+
+__global__ void read_past_the_end(float* memory) {
+  const float behind = memory[4 * thread() + 4];
+  sync_block();
+  memory[thread()] = behind;
+}
+
+__global__ void write_before_the_begin(float* memory) { memory[thread() - 1] = 0; }
+
+__global__ void write_past_shared_memory(float*) { shared_ints()[4 * thread() + 4] = 0; }
+
+__global__ void copy_past_the_end(float* memory) {
+  copy_async(shared_memory() + 16 * thread(), memory + 4 * thread() + 4, 16);
+  commit_copies();
+  wait_copies<0>();
+}
+
+__global__ void copy_of_odd_address(float* memory) { copy_async(shared_memory() + 16 * thread(), memory + 1, 16); }
+
+__global__ void copy_without_wait(float* memory) {
+  copy_async(shared_memory() + 16 * thread(), memory + 4 * thread(), 16);
+  commit_copies();
+}
+
+__global__ void copy_used_before_its_wait(float* memory) {
+  copy_async(shared_memory() + 16 * thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  memory[4 * thread()] = reinterpret_cast<const float*>(shared_memory())[4 * thread()];
+  wait_copies<0>();
+}
+
+__global__ void copy_by_another_thread(float* memory) {
+  copy_async(shared_memory() + 16 * thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  wait_copies<0>();
+  memory[thread()] = reinterpret_cast<const float*>(shared_memory())[4 * (kThreads - 1 - thread())];
+}
+
+// The next copy into a stage that other warps still read: the classical fault of a pipeline.
+__global__ void copy_into_what_is_read(float* memory) {
+  Chunk* chunks = reinterpret_cast<Chunk*>(shared_memory());
+  copy_async(chunks + thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  wait_copies<0>();
+  sync_block();
+  const float read = reinterpret_cast<const float*>(chunks)[4 * (kThreads - 1 - thread())];
+  copy_async(chunks + thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  wait_copies<0>();
+  sync_block();
+  memory[4 * thread()] = read;
+}
+
+// Waits for all groups but one, and uses the one.
+__global__ void copy_of_a_late_group(float* memory) {
+  Chunk* chunks = reinterpret_cast<Chunk*>(shared_memory());
+  copy_async(chunks + thread(), memory + 4 * thread(), 16);
+  commit_copies();
+  wait_copies<1>();
+  memory[4 * thread()] = reinterpret_cast<const float*>(chunks)[4 * thread()];
+  wait_copies<0>();
+}
+
+// Launched with two blocks.
+__global__ void block_reads_what_another_wrote(float* memory) {
+  if (blockIdx.x == 0 && thread() == 0) memory[0] = 1;
+  if (blockIdx.x == 1 && thread() == 0) memory[1] = memory[0];
+}
+
+__global__ void barrier_in_a_branch(float* memory) {
+  if (memory[thread()] > 3) sync_block();
+}
+
+__global__ void matrix_of_odd_address(float* memory) {
+  shared_ints()[thread()] = 0;
+  uint32_t fragment[4];
+  load_matrices<false>(fragment, shared_memory() + 8);
+  memory[thread()] = float(fragment[0]);
+}
+
+constexpr Fault kFaults[] = {
+    {"none", &none},
+    {"no_barrier", &no_barrier},
+    {"no_warp_barrier", &no_warp_barrier},
+    {"overwritten_too_early", &overwritten_too_early},
+    {"barrier_for_some", &barrier_for_some},
+    {"shuffle_for_some", &shuffle_for_some},
+    {"warp_at_two_instructions", &warp_at_two_instructions},
+    {"read_past_the_end", &read_past_the_end},
+    {"write_before_the_begin", &write_before_the_begin},
+    {"write_past_shared_memory", &write_past_shared_memory},
+    {"copy_past_the_end", &copy_past_the_end},
+    {"copy_of_odd_address", &copy_of_odd_address},
+    {"copy_without_wait", &copy_without_wait},
+    {"copy_used_before_its_wait", &copy_used_before_its_wait},
+    {"copy_by_another_thread", &copy_by_another_thread},
+    {"copy_into_what_is_read", &copy_into_what_is_read},
+    {"copy_of_a_late_group", &copy_of_a_late_group},
+    {"block_reads_what_another_wrote", &block_reads_what_another_wrote, 2},
+    {"barrier_in_a_branch", &barrier_in_a_branch},
+    {"matrix_of_odd_address", &matrix_of_odd_address},
+};
+
+}  // namespace
+
+// The machine's error, "" if there was none, nullptr for an unknown name. `memory` holds 256 floats.
+extern "C" void ptx_add_memory(const void* begin, size_t bytes);
+extern "C" void ptx_remove_memory(const void* begin);
+
+extern "C" const char* ptx_fault(const char* name, float* memory) {
+  static char message[1000];
+  for (const Fault& fault : kFaults) {
+    if (std::strcmp(fault.name, name) != 0) continue;
+    message[0] = 0;
+    ptx_add_memory(memory, kBytes);
+    try {
+      launch(fault.name, fault.kernel, {fault.blocks, kThreads, kBytes}, nullptr, memory);
+    } catch (const std::exception& error) {
+      std::strncpy(message, error.what(), sizeof(message) - 1);
+    }
+    ptx_remove_memory(memory);
+    return message;
+  }
+  return nullptr;
+}

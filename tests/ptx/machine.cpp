@@ -1,0 +1,204 @@
+#include "machine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+namespace ptx {
+
+void GlobalMemory::add(const void* begin, size_t bytes) {
+  const uint64_t at = reinterpret_cast<uint64_t>(begin);
+  allocations_[at] = {at, at + bytes, nullptr};
+  last_ = nullptr;
+}
+
+void GlobalMemory::remove(const void* begin) {
+  allocations_.erase(reinterpret_cast<uint64_t>(begin));
+  last_ = nullptr;
+}
+
+GlobalMemory::Allocation* GlobalMemory::find(uint64_t address, size_t bytes) {
+  if (last_ == nullptr || address < last_->begin || address >= last_->end) {
+    auto next = allocations_.upper_bound(address);
+    if (next == allocations_.begin()) return nullptr;
+    last_ = &std::prev(next)->second;
+  }
+  return address >= last_->begin && address + bytes <= last_->end ? last_ : nullptr;
+}
+
+std::string GlobalMemory::where(uint64_t address) const {
+  auto next = allocations_.upper_bound(address);
+  std::string text;
+  if (next != allocations_.begin()) {
+    const Allocation& before = std::prev(next)->second;
+    const auto bytes = std::to_string(before.end - before.begin);
+    if (address < before.end) return "at byte " + std::to_string(address - before.begin) + " of " + bytes;
+    if (address - before.end < 4096) return std::to_string(address - before.end) + " bytes behind " + bytes + " bytes";
+  }
+  if (next != allocations_.end() && next->second.begin - address < 4096) {
+    return std::to_string(next->second.begin - address) + " bytes before " +
+           std::to_string(next->second.end - next->second.begin) + " bytes";
+  }
+  return "in no tensor";
+}
+
+void GlobalMemory::forget_accesses() {
+  for (auto& each : allocations_) each.second.shadow.reset();
+}
+
+GlobalMemory& global_memory() {
+  static GlobalMemory memory;
+  return memory;
+}
+
+Block::Block(Cluster& own_cluster, const Launch& own_launch, int own_index[3], int own_rank,
+             std::mt19937_64& own_random)
+    : cluster(own_cluster),
+      launch(own_launch),
+      index{own_index[0], own_index[1], own_index[2]},
+      rank(own_rank),
+      random(own_random),
+      number((int64_t(own_index[2]) * own_launch.grid[1] + own_index[1]) * own_launch.grid[0] + own_index[0]) {
+  const Kernel& kernel = *launch.kernel;
+  shared.assign(size_t(kernel.static_shared_bytes + launch.shared_bytes), '\xff');
+  parameters.assign(size_t(kernel.parameter_bytes), '\xff');
+  for (size_t i = 0; i < kernel.parameter_list.size(); ++i) {
+    const Parameter& each = kernel.parameter_list[i];
+    std::memcpy(parameters.data() + each.offset, launch.arguments[i], size_t(each.bytes));
+  }
+  const int threads = launch.block[0] * launch.block[1] * launch.block[2];
+  for (int w = 0; w * kWarp < threads; ++w) warps.push_back(std::make_unique<Warp>(*this, kernel, w, threads));
+}
+
+void fail_at(Warp& warp, int lane, const Shadow::Conflict& conflict, const char* space) {
+  using Conflict = Shadow::Conflict;
+  if (conflict.kind == Conflict::kNone) return;
+  const std::string memory = std::string(space) + " memory that ";
+  if (conflict.kind == Conflict::kInCopy) warp.fail(memory + "an asynchronous copy may still write", lane);
+  if (conflict.kind == Conflict::kUnwritten) warp.fail(memory + "nobody has written", lane);
+  const Stamp& with = conflict.with;
+  std::string who = "thread " + std::to_string(with.warp() * kWarp + with.lane());
+  if (with.block() != uint64_t(warp.block.number) + 1) who += " of block " + std::to_string(with.block() - 1);
+  warp.fail(memory + who + " touches too, with no order between the two", lane);
+}
+
+char* Block::shared_bytes_at(Warp& warp, int lane, uint32_t address, int bytes) {
+  Block& owner = *cluster.blocks[size_t(address >> kSharedBlockShift) % cluster.blocks.size()];
+  const uint32_t offset = address & ((1u << kSharedBlockShift) - 1);
+  if (offset + uint64_t(bytes) > owner.shared.size()) {
+    warp.fail("byte " + std::to_string(offset) + " of shared memory, of which there are " +
+                  std::to_string(owner.shared.size()),
+              lane);
+  }
+  if (address % uint32_t(bytes) != 0) warp.fail("misaligned address of shared memory: " + std::to_string(offset), lane);
+  return owner.shared.data() + offset;
+}
+
+char* Block::touch(Warp& warp, int lane, const Access& a) {
+  const uint64_t address = a.address;
+  Space space = a.space;
+  uint64_t local = address;
+  if (space == Space::generic) {
+    space = address >= kParameterWindow ? Space::parameter
+            : address >= kLocalWindow   ? Space::local
+            : address >= kSharedWindow  ? Space::shared
+                                        : Space::global;
+    local = address & (kSharedWindow - 1);
+  }
+  if (space == Space::parameter || space == Space::local) {
+    const bool parameter = space == Space::parameter;
+    const size_t size = parameter ? parameters.size() : size_t(warp.kernel().local_bytes);
+    if (local + uint64_t(a.bytes) > size) warp.fail("outside of the kernel's own memory", lane);
+    return parameter ? parameters.data() + local : warp.local.data() + size_t(lane) * size + local;
+  }
+  Shadow* of = nullptr;
+  size_t offset = 0;
+  char* memory = nullptr;
+  if (space == Space::shared) {
+    memory = shared_bytes_at(warp, lane, uint32_t(local), a.bytes);
+    Block& owner = *cluster.blocks[size_t(uint32_t(local) >> kSharedBlockShift) % cluster.blocks.size()];
+    of = &owner.shadow;
+    offset = size_t(memory - owner.shared.data());
+  } else {
+    GlobalMemory::Allocation* found = global_memory().find(address, size_t(a.bytes));
+    if (found == nullptr) warp.fail(std::to_string(a.bytes) + " bytes " + global_memory().where(address), lane);
+    if (address % uint64_t(a.bytes) != 0)
+      warp.fail("misaligned address for " + std::to_string(a.bytes) + " bytes", lane);
+    if (found->shadow == nullptr) found->shadow = std::make_unique<Shadow>();
+    of = found->shadow.get();
+    offset = address - found->begin;
+    memory = reinterpret_cast<char*>(address);
+  }
+  const bool is_shared = space == Space::shared;
+  fail_at(warp, lane, of->touch(warp, lane, offset, a.bytes, a.writes, is_shared), is_shared ? "shared" : "global");
+  return memory;
+}
+
+void Block::arrive(Warp& warp, int barrier, int threads, bool waits) {
+  Barrier& own = barriers_[barrier];
+  // Without a count all threads of the block must come, one by one; with a count warps come whole.
+  own.arrived += threads == 0 ? std::popcount(warp.lanes) : kWarp;
+  if (threads == 0) threads = launch.block[0] * launch.block[1] * launch.block[2];
+  own.seen.resize(kMaxWarps, 0);
+  warp.synced = ++warp.clock;
+  own.seen[size_t(warp.number)] = warp.clock;
+  for (size_t w = 0; w < kMaxWarps; ++w) own.seen[w] = std::max(own.seen[w], warp.seen[w]);
+  if (waits) {
+    own.waiting.push_back(&warp);
+    warp.hold("a barrier");
+  }
+  if (own.arrived < threads) return;
+  for (Warp* each : own.waiting) {
+    for (size_t w = 0; w < kMaxWarps; ++w) each->seen[w] = std::max(each->seen[w], own.seen[w]);
+    each->release();
+  }
+  own = {};
+}
+
+Cluster::Cluster(const Launch& launch, int first[3], std::mt19937_64& random) {
+  int rank = 0;
+  for (int z = 0; z < launch.cluster[2]; ++z) {
+    for (int y = 0; y < launch.cluster[1]; ++y) {
+      for (int x = 0; x < launch.cluster[0]; ++x) {
+        int index[3] = {first[0] + x, first[1] + y, first[2] + z};
+        blocks.push_back(std::make_unique<Block>(*this, launch, index, rank++, random));
+      }
+    }
+  }
+}
+
+void Cluster::run() {
+  std::vector<Warp*> warps;
+  for (const auto& block : blocks) {
+    for (const auto& warp : block->warps) warps.push_back(warp.get());
+  }
+  std::mt19937_64& random = blocks[0]->random;
+  while (!warps.empty()) {
+    std::vector<Warp*> ready;
+    for (Warp* each : warps) {
+      if (each->is_ready()) ready.push_back(each);
+    }
+    if (ready.empty()) {
+      std::string text = warps[0]->kernel().name + ": block " + std::to_string(warps[0]->block.number) + " hangs:";
+      for (const Warp* each : warps) text += " " + each->state() + ";";
+      throw Fault(text.substr(0, 2000));
+    }
+    ready[random() % ready.size()]->run(int(8 << random() % 8));
+    std::erase_if(warps, [](const Warp* each) { return each->ended(); });
+  }
+}
+
+void run(const Launch& launch, const Device& device) {
+  std::mt19937_64 random(device.seed);
+  global_memory().forget_accesses();
+  int first[3];
+  for (first[2] = 0; first[2] < launch.grid[2]; first[2] += launch.cluster[2]) {
+    for (first[1] = 0; first[1] < launch.grid[1]; first[1] += launch.cluster[1]) {
+      for (first[0] = 0; first[0] < launch.grid[0]; first[0] += launch.cluster[0]) {
+        Cluster(launch, first, random).run();
+      }
+    }
+  }
+}
+
+}  // namespace ptx

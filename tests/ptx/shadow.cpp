@@ -1,0 +1,126 @@
+#include "shadow.h"
+
+#include <algorithm>
+
+#include "machine.h"
+
+namespace ptx {
+
+Shadow::~Shadow() {
+  for (auto& page : pages_) {
+    if (page != nullptr) spare_pages().push_back(std::move(page));
+  }
+}
+
+std::vector<std::unique_ptr<Shadow::Page>>& Shadow::spare_pages() {
+  static auto& pages = *new std::vector<std::unique_ptr<Page>>();
+  return pages;
+}
+
+Shadow::Page& Shadow::page(size_t offset) {
+  const size_t number = offset / kPageBytes;
+  if (number >= pages_.size()) pages_.resize(number + 1);
+  std::unique_ptr<Page>& page = pages_[number];
+  if (page != nullptr) return *page;
+  auto& spare = spare_pages();
+  if (spare.empty()) {
+    page = std::make_unique<Page>();
+  } else {
+    page = std::move(spare.back());
+    spare.pop_back();
+    page->shift = 1;
+    page->readers.clear();
+  }
+  page->granules.assign(kPageBytes / 2, {});
+  return *page;
+}
+
+// Every granule becomes two.
+void Shadow::Page::split() {
+  std::vector<Granule> single(kPageBytes);
+  for (size_t g = 0; g < single.size(); ++g) {
+    single[g] = granules[g / 2];
+    if (g % 2 == 0 || single[g].readers < 0) continue;
+    readers.push_back(readers[size_t(single[g].readers)]);
+    single[g].readers = int32_t(readers.size()) - 1;
+  }
+  granules = std::move(single);
+  shift = 0;
+}
+
+template <class F>
+void Shadow::for_granules(size_t offset, int bytes, F f) {
+  Page& of = page(offset);
+  if (bytes == 1 && of.shift == 1) of.split();
+  const size_t at = offset % kPageBytes;
+  for (size_t g = at >> of.shift; g <= (at + size_t(bytes) - 1) >> of.shift; ++g) {
+    if (!f(of.granules[g], of)) return;
+  }
+}
+
+bool Shadow::is_ordered(const Stamp& before, const Warp& now, int lane) {
+  if (before.bits == 0) return true;
+  if (before.block() != uint64_t(now.block.number) + 1) return false;  // blocks of a grid have no order
+  if (before.warp() == now.number) return (before.lane() == lane && !before.several()) || before.clock() < now.synced;
+  return before.clock() < now.seen[size_t(before.warp())];
+}
+
+Shadow::Conflict Shadow::touch(const Warp& warp, int lane, size_t offset, int bytes, bool writes, bool is_fresh) {
+  const Stamp own = Stamp::of(uint64_t(warp.block.number) + 1, warp.number, lane, warp.clock);
+  Conflict conflict;
+  auto check = [&](const Stamp& before) {
+    if (!is_ordered(before, warp, lane)) conflict = {Conflict::kUnordered, before};
+  };
+  auto read = [&](Granule& granule, Page& of) {
+    if (granule.readers < 0) {
+      if (is_ordered(granule.read, warp, lane)) {
+        granule.read = own;
+        return;
+      }
+      granule.readers = int32_t(of.readers.size());
+      of.readers.emplace_back();
+      of.readers.back()[size_t(granule.read.warp())] = granule.read;
+    }
+    Stamp& of_warp = of.readers[size_t(granule.readers)][size_t(warp.number)];
+    const bool others = of_warp.bits != 0 && of_warp.clock() >= warp.synced;
+    const bool several = others && (of_warp.several() || of_warp.lane() != lane);
+    of_warp = Stamp::of(own.block(), warp.number, lane, warp.clock, several);
+  };
+  auto write = [&](Granule& granule, Page& of) {
+    check(granule.read);
+    if (granule.readers >= 0) {
+      for (Stamp& reader : of.readers[size_t(granule.readers)]) {
+        check(reader);
+        reader = {};
+      }
+    }
+    granule.write = own;
+    granule.read = {};
+  };
+  for_granules(offset, bytes, [&](Granule& granule, Page& of) {
+    check(granule.write);
+    if (granule.copies > 0) conflict = {Conflict::kInCopy, {}};
+    if (is_fresh && !writes && granule.write.bits == 0) conflict = {Conflict::kUnwritten, {}};
+    if (conflict.kind != Conflict::kNone) return false;
+    writes ? write(granule, of) : read(granule, of);
+    return conflict.kind == Conflict::kNone;
+  });
+  return conflict;
+}
+
+Shadow::Conflict Shadow::begin_copy(const Warp& warp, int lane, size_t offset, int bytes) {
+  const Conflict conflict = touch(warp, lane, offset, bytes, true, false);
+  for_granules(offset, bytes, [](Granule& granule, Page&) { return ++granule.copies > 0; });
+  return conflict;
+}
+
+void Shadow::end_copy(const Warp& warp, int lane, size_t offset, int bytes) {
+  const Stamp own = Stamp::of(uint64_t(warp.block.number) + 1, warp.number, lane, warp.clock);
+  for_granules(offset, bytes, [&](Granule& granule, Page&) {
+    --granule.copies;
+    granule.write = own;
+    return true;
+  });
+}
+
+}  // namespace ptx
