@@ -27,15 +27,15 @@ TORCHREC := torchrec==1.8.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo test slow peers bench lint doctest docs simt kernels cuda-build gpu clean
+.PHONY: demo test slow peers bench lint doctest docs ptx kernels cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
 
-test: $(INSTALLED) simt
+test: $(INSTALLED) ptx
 	$(BIN)/python -m pytest
 
-slow: $(INSTALLED) simt
+slow: $(INSTALLED) ptx
 	$(BIN)/python -m pytest -m 'slow and not peers'
 
 peers: $(INSTALLED)
@@ -56,7 +56,7 @@ lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt,$(NATIVE)) $(wildcard tests/simt/*.cpp tests/simt/*.h)
+	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt,$(NATIVE)) $(wildcard tests/ptx/*.cpp tests/ptx/*.h tests/ptx/*.cu)
 
 doctest: $(INSTALLED)
 	$(BIN)/python -m pytest --doctest-modules stca
@@ -65,11 +65,11 @@ docs: $(INSTALLED)
 	$(EDITABLE) '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
-# The CUDA kernels for the emulator of tests/simt, which runs them on the CPU.
-simt: $(INSTALLED)
-	$(CMAKE) -S tests/simt -B build/simt --log-level=WARNING \
+# The CUDA kernels as PTX, and the machine of tests/ptx, which runs it on the CPU.
+ptx: $(INSTALLED) $(CUDACXX)
+	CUDACXX=$(abspath $(CUDACXX)) $(CMAKE) -S tests/ptx -B build/ptx --log-level=WARNING \
 	  -DSTCA_TORCH_DIR=$$($(BIN)/python -c "import torch; print(*torch.__path__)")
-	$(BIN)/cmake --build build/simt
+	$(BIN)/cmake --build build/ptx
 
 # The kernels alone, without torch and Python: for every instruction set and every CUDA architecture.
 kernels: $(INSTALLED) $(CUDACXX)

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: the library that tests/simt builds, `make simt`."""
+"""The CUDA kernels on the CPU: the PTX that nvcc makes of them, run by the machine of tests/ptx (`make ptx`)."""
 
 import ctypes
 from collections.abc import Iterator
@@ -11,37 +11,39 @@ import torch
 from cases import TargetAttentionInputs
 from torch import Tensor
 
-_LIBRARY = Path(__file__).parents[2] / "build" / "simt" / "libstca_simt.so"
+_LIBRARY = Path(__file__).parents[2] / "build" / "ptx" / "libstca_ptx.so"
 
 
 @cache
 def _library() -> ctypes.CDLL:
     if not _LIBRARY.exists():
-        raise FileNotFoundError(f"{_LIBRARY} is missing: run `make simt`, or `make test`, which does")
+        raise FileNotFoundError(f"{_LIBRARY} is missing: run `make ptx`, or `make test`, which does")
     torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
     library = ctypes.CDLL(str(_LIBRARY))
-    library.simt_fault.restype = library.simt_items.restype = ctypes.c_char_p
+    library.ptx_fault.restype = library.ptx_items.restype = ctypes.c_char_p
     return library
 
 
 @contextmanager
-def emulated_device(seed: int = 1, shared_bytes: int = 227 * 1024) -> Iterator[Any]:
+def emulated_device(seed: int = 1, shared_bytes: int = 227 * 1024, rough: bool = False) -> Iterator[Any]:
     """Gives the emulated operators. What torch allocates meanwhile is the memory of the emulated device.
 
-    Threads of a block take turns in an order that `seed` chooses. A block has as much shared memory as on sm_90.
+    Warps of a block take turns in an order that `seed` chooses, which also says when asynchronous copies land. A block
+    has as much shared memory as on sm_90. A `rough` device rounds as freely as the hardware may: tensor cores cut low
+    bits, approximate functions err by 2 units in the last place.
     """
-    _library().simt_start(seed, shared_bytes)
+    _library().ptx_start(seed, shared_bytes, rough)
     try:
-        yield torch.ops.stca_simt
+        yield torch.ops.stca_ptx
     finally:
-        _library().simt_stop()
+        _library().ptx_stop()
 
 
 def emulated_fault(name: str) -> tuple[str, Tensor]:
-    """Runs a kernel of tests/simt/faults.cpp; what the emulator says, and the 256 floats that the kernel had."""
+    """Runs a kernel of tests/ptx/faults.cu; what the machine says, and the 256 floats that the kernel had."""
     memory = torch.arange(256.0)
-    message = _library().simt_fault(name.encode(), ctypes.c_void_p(memory.data_ptr()))
-    assert message is not None, f"{name} is not in faults.cpp"
+    message = _library().ptx_fault(name.encode(), ctypes.c_void_p(memory.data_ptr()))
+    assert message is not None, f"{name} is not in faults.cu"
     return message.decode(), memory
 
 
@@ -75,7 +77,7 @@ def emulated_items(
     with emulated_device():
         offsets = [target_offsets.clone(), history_offsets.clone()]
         items = torch.empty(tiling.num_ranges, most, len(Item._fields), dtype=torch.int64)  # -1: new memory is 0xff
-        message = _library().simt_items(
+        message = _library().ptx_items(
             ctypes.c_int64(len(target_offsets) - 1),
             *(ctypes.c_void_p(x.data_ptr()) for x in offsets),
             ctypes.c_int64(heads),
@@ -88,9 +90,9 @@ def emulated_items(
         return [[Item(*fields) for fields in one[one[:, 0] >= 0].tolist()] for one in items]
 
 
-def emulated_target_attention(inputs: TargetAttentionInputs, seed: int = 1) -> dict[str, Tensor]:
+def emulated_target_attention(inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False) -> dict[str, Tensor]:
     """What `TargetAttentionInputs.results` gives, by the CUDA kernels: out, lse, dq, dk and, where v is given, dv."""
-    with emulated_device(seed) as ops:
+    with emulated_device(seed, rough=rough) as ops:
         moved = inputs.on(lambda storage: torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage))
         *tensors, scale = moved.arguments()
         out, lse, max_and_sum = ops.target_attention(*tensors, scale)

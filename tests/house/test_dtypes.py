@@ -8,7 +8,7 @@ import pytest
 CSRC = Path(__file__).parents[2] / "csrc"
 NATIVE = sorted(path for path in CSRC.rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"})
 
-# What a new element type touches, and for what. The emulator adds the conversions of tests/simt/ptx_simt.h.
+# What a new element type touches, and for what.
 PLACES = {
     "kernels/dtype.h": "how it is stored, and a line in the list of the devices that take it",
     "ops/common.cpp": "torch's number for it, where torch has no C++ type of that name",

@@ -1,4 +1,4 @@
-// What nvcc's and the emulator's functions have in common.
+// What all CUDA kernels share: the size of a warp, 16 bytes, a grid, and the element types that they take.
 #pragma once
 
 #include <cstdint>

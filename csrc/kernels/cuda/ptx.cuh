@@ -1,5 +1,4 @@
-// The instructions that the kernels use, each as one function, and how a kernel is launched: nvcc's. The emulator of
-// tests/simt, which runs the same kernels on the CPU, brings functions of the same names.
+// The instructions that the kernels use, each as one function, and how a kernel is launched.
 //
 // Fragments of mma, by lane, with g = lane / 4 and c = lane % 4 (PTX manual, "Matrix Fragments for mma.m16n8k16"):
 //   a[0..3]  pairs at (row, k) = (g, 2c), (g + 8, 2c), (g, 2c + 8), (g + 8, 2c + 8) of A [16, 16]
@@ -7,9 +6,6 @@
 //   d[0..3]  (g, 2c), (g, 2c + 1), (g + 8, 2c), (g + 8, 2c + 1) of D [16, 8]
 #pragma once
 
-#if defined(STCA_SIMT)
-#include "ptx_simt.h"
-#else
 #include <cuda_runtime.h>
 
 #include <map>
@@ -169,4 +165,3 @@ const char* launch(const char*, void (*kernel)(Parameters...), const Grid& grid,
 
 }  // namespace cuda
 }  // namespace stca
-#endif

@@ -1,0 +1,44 @@
+"""The machine that runs the CUDA kernels' PTX on the CPU reports what a GPU would leave undefined."""
+
+import re
+
+import pytest
+import torch
+from emulated import emulated_fault
+
+UNORDERED = r"shared memory that (thread \d+ touches too, with no order between the two|nobody has written)"
+FAULTS = {
+    "no_barrier": UNORDERED,
+    "no_warp_barrier": UNORDERED,
+    "overwritten_too_early": UNORDERED,
+    "barrier_for_some": "hangs: warp 0 waits for a barrier",
+    "shuffle_for_some": "shfl.sync.bfly.b32: waits for threads of the warp that have ended",
+    "warp_at_two_instructions": "not all threads of the warp come to this instruction, others wait at",
+    "read_past_the_end": "thread 63: ld.global.f32: 4 bytes 0 bytes behind 1024 bytes",
+    "write_before_the_begin": "thread 0: st.global.u32: 4 bytes 4 bytes before 1024 bytes",
+    "write_past_shared_memory": "thread 63: st.shared.u32: byte 1024 of shared memory, of which there are 1024",
+    "copy_past_the_end": "thread 63: cp.async.cg.shared.global: 2 bytes 0 bytes behind 1024 bytes",
+    "copy_of_odd_address": "cp.async.cg.shared.global: misaligned address for 16 bytes",
+    "copy_without_wait": "ends before its asynchronous copies have landed",
+    "copy_used_before_its_wait": "shared memory that an asynchronous copy may still write",
+    "copy_by_another_thread": UNORDERED,
+    "copy_into_what_is_read": UNORDERED,
+    "copy_of_a_late_group": "shared memory that an asynchronous copy may still write",
+    "block_reads_what_another_wrote": "global memory that thread 0 of block 0 touches too",
+    "matrix_of_odd_address": "ldmatrix.sync.aligned.m8n8.x4.shared.b16: misaligned address of shared memory: 8",
+    "barrier_in_a_branch": "hangs: warp 0 waits for a barrier",
+}
+
+
+def test_a_kernel_without_a_fault() -> None:
+    message, memory = emulated_fault("none")
+    assert message == ""
+    assert torch.equal(memory, torch.arange(255.0, -1.0, -1.0))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_reported_with_its_place(name: str) -> None:
+    message, _ = emulated_fault(name)
+    assert re.match(rf"{name}: block \d", message)
+    assert re.search(FAULTS[name], message)
+    assert re.search(r"faults.cu:\d+", message)
