@@ -29,7 +29,8 @@ void check_dims(const char* op, const char* name, const at::Tensor& tensor, cons
 void check_same(const char* op, const char* name, const at::Tensor& tensor, const char* model_name,
                 const at::Tensor& model);
 
-// Whether the CUDA kernels take the tensor. (The machine of tests/ptx, which runs them on the CPU, brings its own answer.)
+// Whether the CUDA kernels take the tensor. (The machine of tests/ptx, which runs them on the CPU, brings its own
+// answer.)
 bool runs_on_cuda(const at::Tensor& tensor);
 
 // Returns integers on the CPU where their values are to be checked, else nothing: to look at those on a GPU would wait
