@@ -23,11 +23,12 @@ NATIVE := $(shell find csrc -type f)
 # torchrec asks for fbgemm-gpu, of which fbgemm-gpu-cpu is the build without CUDA; these fit torch 2.13.
 FBGEMM := fbgemm-gpu-cpu==1.8.0
 TORCHREC := torchrec==1.8.0
+TRITON := triton==3.9.0
 # Empty files that say when the package, and the linters, were installed.
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo test slow peers bench lint doctest docs ptx kernels cuda-build gpu clean
+.PHONY: demo test slow peers bench lint doctest docs ptx ptx-check kernels cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -71,6 +72,10 @@ ptx: $(INSTALLED) $(CUDACXX)
 	  -DSTCA_TORCH_DIR=$$($(BIN)/python -c "import torch; print(*torch.__path__)")
 	$(BIN)/cmake --build build/ptx
 
+# Triton's kernels, whose code is known to run on GPUs, in that machine. Triton compiles without a GPU.
+ptx-check: ptx build/triton/triton
+	PYTHONPATH=build/triton $(BIN)/python -m pytest tests/ptx/check_triton.py
+
 # The kernels alone, without torch and Python: for every instruction set and every CUDA architecture.
 kernels: $(INSTALLED) $(CUDACXX)
 	CUDACXX=$(abspath $(CUDACXX)) $(CMAKE) -S csrc/kernels -B build/kernels -DSTCA_CUDA=ON
@@ -89,6 +94,10 @@ gpu:
 
 clean:
 	rm -rf build dist *.egg-info stca/*.so $(INSTALLED)
+
+# Not into the environment, where torch would find it.
+build/triton/triton: | $(BIN)/python
+	$(INSTALL) --no-deps --target build/triton $(TRITON)
 
 $(VENV)/bin/python $(CUDA_VENV)/bin/python:
 	$(PYTHON) -m venv $(@:/bin/python=)

@@ -47,6 +47,15 @@ def emulated_fault(name: str) -> tuple[str, Tensor]:
     return message.decode(), memory
 
 
+def run_ptx(text: str, name: str, grid: tuple[int, ...], threads: int, shared_bytes: int, arguments: list[Any]) -> None:
+    """Runs kernel `name` of PTX text on ctypes values; pointers must be to memory of the emulated device."""
+    pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(each) for each in arguments))
+    error = ctypes.create_string_buffer(1000)
+    sizes = (ctypes.c_int * 3)(*grid)
+    if _library().ptx_run(text.encode(), name.encode(), sizes, threads, shared_bytes, pointers, error, 1000):
+        raise RuntimeError(error.value.decode())
+
+
 class Tiling(NamedTuple):
     """As in csrc/kernels/cuda/schedule.cuh."""
 

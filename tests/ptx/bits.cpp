@@ -134,6 +134,32 @@ void count(Warp& w, const Instruction& i) {
   for_lanes(w.lanes, [&](int l) { d[l] = uint32_t(Op::of(a[l])); });
 }
 
+// Sums with a carry flag: d = (a * b's low or high half, or a) + c (+ carry).
+template <bool kMultiplies, bool kHigh, bool kTakes, bool kSets>
+void carry_sum(Warp& w, const Instruction& i) {
+  uint32_t* d = w.slot<uint32_t>(i.operands[0]);
+  const uint32_t *a = w.slot<uint32_t>(i.operands[1]), *b = w.slot<uint32_t>(i.operands[2]);
+  const uint32_t* c = kMultiplies ? w.slot<uint32_t>(i.operands[3]) : b;
+  uint32_t carried = 0;
+  for_lanes(w.lanes, [&](int l) {
+    const uint64_t product = uint64_t(a[l]) * b[l];
+    const uint64_t first = !kMultiplies ? a[l] : kHigh ? product >> 32 : product & 0xffffffff;
+    const uint64_t sum = first + c[l] + (kTakes ? w.carry >> l & 1 : 0);
+    d[l] = uint32_t(sum);
+    carried |= uint32_t(sum >> 32) << l;
+  });
+  if (kSets) set_predicate(w.carry, w.lanes, carried);
+}
+
+template <bool kMultiplies, bool kHigh>
+Form carry_form(const Opcode& o, bool takes) {
+  const std::string operands = kMultiplies ? "4444" : "444";
+  const bool sets = o.has("cc");
+  if (takes)
+    return {sets ? &carry_sum<kMultiplies, kHigh, true, true> : &carry_sum<kMultiplies, kHigh, true, false>, operands};
+  return {&carry_sum<kMultiplies, kHigh, false, true>, operands};
+}
+
 }  // namespace
 
 Form bits_form(const Opcode& o) {
@@ -143,6 +169,12 @@ Form bits_form(const Opcode& o) {
   if (op == "shf") {
     if (o.has("l")) return {o.has("wrap") ? &funnel_shift<true, true> : &funnel_shift<true, false>, "4444"};
     return {o.has("wrap") ? &funnel_shift<false, true> : &funnel_shift<false, false>, "4444"};
+  }
+  if (type == "u32" || type == "s32") {
+    if (op == "addc" || (op == "add" && o.has("cc"))) return carry_form<false, false>(o, op == "addc");
+    if (op == "madc" || (op == "mad" && o.has("cc"))) {
+      return o.has("hi") ? carry_form<true, true>(o, op == "madc") : carry_form<true, false>(o, op == "madc");
+    }
   }
   return by_type(type, [&](auto t) -> Form {
     using T = decltype(t);

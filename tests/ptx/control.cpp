@@ -45,7 +45,7 @@ Form control_form(const Opcode& o) {
 }
 
 Form form_of(const Opcode& opcode, const std::vector<int>& sizes) {
-  for (const Form& form : {arithmetic_form(opcode, sizes), bits_form(opcode), comparison_form(opcode, sizes),
+  for (const Form& form : {bits_form(opcode), arithmetic_form(opcode, sizes), comparison_form(opcode, sizes),
                            conversion_form(opcode, sizes), memory_form(opcode, sizes), control_form(opcode),
                            warp_form(opcode, sizes), copy_form(opcode)}) {
     if (form.step != nullptr) return form;

@@ -60,6 +60,7 @@ struct Access {
   uint64_t address;
   int bytes;
   bool writes;
+  const void* value = nullptr;  // what is written, where it is known already
 };
 
 // Ends the launch where there is a conflict, and says which. `space`: "shared" or "global".

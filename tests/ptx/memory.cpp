@@ -9,7 +9,7 @@ namespace ptx {
 namespace {
 
 Space space_of(const Opcode& opcode) {
-  if (opcode.has("global")) return Space::global;
+  if (opcode.has("global") || opcode.has("const")) return Space::global;
   if (opcode.has("shared") || opcode.has("shared::cta") || opcode.has("shared::cluster")) return Space::shared;
   if (opcode.has("local")) return Space::local;
   if (opcode.has("param")) return Space::parameter;
@@ -35,11 +35,9 @@ template <class M, class R, int kCount, Space kSpace>
 void store(Warp& w, const Instruction& i) {
   for_lanes(w.lanes, [&](int lane) {
     const uint64_t address = w.address(i.operands, lane);
-    char* to = w.block.touch(w, lane, {kSpace, address, int(sizeof(M)) * kCount, true});
-    for (int c = 0; c < kCount; ++c) {
-      const M value = M(w.slot<R>(i.operands[3 + c])[lane]);
-      std::memcpy(to + c * int(sizeof(M)), &value, sizeof(M));
-    }
+    M values[kCount];
+    for (int c = 0; c < kCount; ++c) values[c] = M(w.slot<R>(i.operands[3 + c])[lane]);
+    std::memcpy(w.block.touch(w, lane, {kSpace, address, int(sizeof values), true, values}), values, sizeof values);
   });
 }
 

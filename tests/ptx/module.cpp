@@ -2,33 +2,50 @@
 #include <cxxabi.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "cursor.h"
+#include "machine.h"
 
 namespace ptx {
 namespace {
 
-// Variables outside of kernels. What is declared `extern` is the shared memory that a launch asks for: it starts where
-// the others end.
-void module_variable(Cursor& in, Variables& variables, int& shared_bytes) {
-  int align = 1, bytes = 1;
+// A variable outside of kernels. Shared memory that is declared `extern` is what a launch asks for: it starts where the
+// others end. Global and constant ones are memory of the module.
+void module_variable(Cursor& in, bool is_shared, Module& module, Variables& variables, int& shared_bytes) {
+  int align = 1, element = 1, count = 1;
   std::string_view word;
   while ((word = in.name()).starts_with('.')) {
     if (word == ".align") {
       align = int(in.number());
     } else if (word != ".shared") {
-      bytes = bytes_of_type(word.substr(1));
+      element = bytes_of_type(word.substr(1));
     }
   }
-  shared_bytes = (shared_bytes + align - 1) / align * align;
-  variables[std::string(word)] = shared_bytes;
+  const std::string name(word);
   if (in.take('[')) {
-    bytes *= in.peek() == ']' ? 0 : int(in.number());
+    count = in.peek() == ']' ? 0 : int(in.number());
     in.expect(']');
   }
+  if (is_shared) {
+    shared_bytes = (shared_bytes + align - 1) / align * align;
+    variables[name] = shared_bytes;
+    shared_bytes += element * count;
+  } else {
+    std::vector<char>& memory = module.variables.emplace_back(size_t(element * count), '\0');
+    variables[name] = int64_t(reinterpret_cast<uint64_t>(memory.data()));
+    global_memory().add(memory.data(), memory.size());
+    if (in.take('=')) {
+      in.take('{');
+      for (int i = 0; i < count && in.peek() != '}'; ++i, in.take(',')) {  // zeros fill what is not listed
+        const int64_t value = in.number();
+        std::memcpy(memory.data() + i * element, &value, size_t(element));
+      }
+      in.take('}');
+    }
+  }
   in.expect(';');
-  shared_bytes += bytes;
 }
 
 // The name in the source, without the types of its arguments and the namespaces around it.
@@ -75,8 +92,8 @@ Module* parse(std::string_view text) {
       in.until("{");
       in.until("}");
     } else if (word == ".visible" || word == ".weak" || word == ".extern") {
-    } else if (word == ".shared") {
-      module_variable(in, variables, shared_bytes);
+    } else if (word == ".shared" || word == ".global" || word == ".const") {
+      module_variable(in, word == ".shared", *module, variables, shared_bytes);
     } else if (word == ".entry") {
       const std::string name(in.name());
       Kernel& kernel = module->kernels[name];
@@ -88,6 +105,10 @@ Module* parse(std::string_view text) {
     }
   }
   return module.release();
+}
+
+Module::~Module() {
+  for (const auto& each : variables) global_memory().remove(each.data());
 }
 
 std::string Module::place(int location) const {

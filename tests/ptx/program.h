@@ -70,6 +70,11 @@ struct Module {
   std::map<std::string, Kernel> kernels;
   std::vector<std::string> files;
   std::vector<Location> locations;
+  std::vector<std::vector<char>> variables;  // of the module, in global memory
+
+  Module() = default;
+  Module(const Module&) = delete;
+  ~Module();
 
   // "tile.cuh:95, inlined at target_attention.cu:121"
   std::string place(int location) const;

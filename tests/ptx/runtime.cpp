@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <memory>
 
 #include "runtime.h"
 
@@ -173,6 +174,24 @@ const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t shared_bytes) {
   *blocks = shared_bytes == 0 ? 4 : std::clamp(int(size_t(ptx::device().shared_bytes) / shared_bytes), 1, 4);
   return cudaSuccess;
+}
+
+// Runs one kernel of a module that is given as text. `error` gets what went wrong; the result is whether something did.
+int ptx_run(const char* text, const char* name, const int* grid, int threads, int shared_bytes, void** arguments,
+            char* error, int error_bytes) {
+  error[0] = 0;
+  try {
+    const std::unique_ptr<ptx::Module> module(ptx::parse(text));
+    const ptx::Launch launch{
+        &module->kernels.at(name), {grid[0], grid[1], grid[2]}, {threads, 1, 1}, {1, 1, 1}, shared_bytes, arguments,
+        ptx::device().is_rough};
+    ptx::run(launch, ptx::device());
+  } catch (const std::exception& fault) {
+    std::strncpy(error, fault.what(), size_t(error_bytes) - 1);
+    error[error_bytes - 1] = 0;
+    return 1;
+  }
+  return 0;
 }
 
 }  // extern "C"

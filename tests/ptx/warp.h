@@ -83,6 +83,7 @@ class Warp {
   uint32_t clock = 1, synced = 1;
   std::vector<uint32_t> seen;
 
+  uint32_t carry = 0;  // of each lane: add.cc and what goes on from it
   std::vector<Copy> copies;
   std::array<int, kWarp> copy_groups{};
   std::vector<char> local;  // [lanes, local_bytes]
