@@ -17,6 +17,8 @@ CUDACXX ?= $(or $(shell command -v nvcc),$(VENV)/cuda/bin/nvcc)
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet
+# Threads that wait sleep: else those of many small operations keep a busy machine's cores from everybody.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 EDITABLE := $(INSTALL) --no-build-isolation --editable
 CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 NATIVE := $(shell find csrc -type f)
@@ -34,15 +36,15 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
 
 test: $(INSTALLED) ptx
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(INSTALLED) ptx
-	$(BIN)/python -m pytest -m 'slow and not peers'
+	$(PYTEST) -m 'slow and not peers'
 
 peers: $(INSTALLED)
 	$(EDITABLE) '.[ray,peers]'
 	$(INSTALL) --no-deps $(FBGEMM) $(TORCHREC)
-	$(BIN)/python -m pytest -m peers -rs
+	$(PYTEST) -m peers -rs
 
 # One table per case, peers included; compare.py and growth.py measure the whole grid, report.py writes it up.
 bench: $(INSTALLED)
@@ -60,7 +62,7 @@ lint: $(LINTERS)
 	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt,$(NATIVE)) $(wildcard tests/ptx/*.cpp tests/ptx/*.h tests/ptx/*.cu)
 
 doctest: $(INSTALLED)
-	$(BIN)/python -m pytest --doctest-modules stca
+	$(PYTEST) --doctest-modules stca
 
 docs: $(INSTALLED)
 	$(EDITABLE) '.[docs]'

@@ -17,6 +17,7 @@ _NOT_TOO_MANY = [case for case in TARGET_ATTENTION if sum(m for m, _ in case.req
 
 @pytest.mark.parametrize("case", _NOT_TOO_MANY, ids=str)
 def test_agrees_with_scaled_dot_product_attention(case: TargetAttentionCase) -> None:
+    torch.set_num_threads(1)  # many small operations
     x = case.build(torch.float64)
     leaves = {"q": x.q, "k": x.k} | ({} if x.v is None else {"v": x.v})
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
@@ -76,6 +77,7 @@ def test_stands_in_for_the_operator(case: TargetAttentionCase, dtype: torch.dtyp
 @pytest.mark.parametrize("case", TARGET_ATTENTION, ids=str)
 def test_the_fast_composition_is_the_oracle_in_float64(case: TargetAttentionCase) -> None:
     """Tests with too many targets for the oracle's loop use plain_target_attention in float64 instead."""
+    torch.set_num_threads(1)  # many small operations
     inputs = case.build(torch.float64)
     actual, expected = inputs.results(plain_target_attention), inputs.results(stca.reference.target_attention)
     for name, x in expected.items():

@@ -188,7 +188,9 @@ def _extra_memory(*arguments: Any) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("count", "dtype"), [(2, "float32"), (8, "float32"), (8, "bfloat16")])
+@pytest.mark.parametrize(
+    ("count", "dtype"), [(2, "float32"), pytest.param(8, "float32", marks=pytest.mark.slow), (8, "bfloat16")]
+)
 def test_memory_of_many_targets(count: int, dtype: str) -> None:
     """1,000 targets of 8 x 64, whose dq takes 2 MB: one for each thread, and one where sums are to be rounded."""
     extra = [_extra_memory(count, 1000, rows, 0, dtype, "none") for rows in (4000, 12_000)]
