@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stca.ops._autograd import batch_as_columns, differentiable, refuse_tangents
-from stca.ops._common import check_one_device, check_total
+from stca.ops._common import check_total, register_fake
 
 
 def jagged_select(
@@ -47,19 +47,17 @@ def jagged_select(
     return selected
 
 
-@torch.library.register_fake("stca::jagged_select")
+@register_fake("jagged_select")
 def _fake(
     values: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None, total: int | None
 ) -> tuple[Tensor, Tensor]:
-    check_one_device("jagged_select", values=values, offsets=offsets, index=index, keep=keep)
     check_total("jagged_select", "total", total)
     size = torch.library.get_ctx().new_dynamic_size() if total is None else total
     return values.new_empty(size, *values.shape[1:]), offsets.new_empty(index.shape[0] + 1)
 
 
-@torch.library.register_fake("stca::jagged_select_backward")
+@register_fake("jagged_select_backward")
 def _backward_fake(grad: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None, num_rows: int) -> Tensor:
-    check_one_device("jagged_select", grad=grad, offsets=offsets, index=index, keep=keep)
     check_total("jagged_select", "num_rows", num_rows)
     return grad.new_empty(num_rows, *grad.shape[1:])
 

@@ -2,11 +2,10 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from stca.ops._autograd import batch_as_columns, differentiable, refuse_tangents
-from stca.ops._common import check_one_device, check_total
+from stca.ops._common import check_total, register_fake
 
 
 def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "mean"] = "sum") -> Tensor:
@@ -41,15 +40,13 @@ def request_reduce(x: Tensor, target_offsets: Tensor, reduce: Literal["sum", "me
     return y
 
 
-@torch.library.register_fake("stca::request_reduce")
+@register_fake("request_reduce")
 def _fake(x: Tensor, target_offsets: Tensor, mean: bool) -> Tensor:
-    check_one_device("request_reduce", x=x, target_offsets=target_offsets)
     return x.new_empty(target_offsets.shape[0] - 1, *x.shape[1:])
 
 
-@torch.library.register_fake("stca::request_reduce_backward")
+@register_fake("request_reduce_backward")
 def _backward_fake(grad: Tensor, target_offsets: Tensor, mean: bool, total: int) -> Tensor:
-    check_one_device("request_reduce", grad=grad, target_offsets=target_offsets)
     check_total("request_reduce", "total", total)
     return grad.new_empty(total, *grad.shape[1:])
 

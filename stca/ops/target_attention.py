@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stca.ops._autograd import autocast, differentiable, once_differentiable, refuse_tangents
-from stca.ops._common import check_one_device
+from stca.ops._common import register_fake
 
 
 @overload
@@ -117,29 +117,9 @@ def target_attention(
     return (out, lse) if return_lse else out
 
 
-@torch.library.register_fake("stca::target_attention")
-def _fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-    target_offsets: Tensor,
-    history_offsets: Tensor,
-    visible: Tensor | None,
-    history_index: Tensor | None,
-    scale: float | None,
-    backward: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    check_one_device(
-        "target_attention",
-        q=q,
-        k=k,
-        v=v,
-        target_offsets=target_offsets,
-        history_offsets=history_offsets,
-        visible=visible,
-        history_index=history_index,
-    )
-    T, H, _ = q.shape
+@register_fake("target_attention")
+def _fake(q: Tensor, k: Tensor, v: Tensor | None, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+    T, H = q.shape[:2]
     accumulation = torch.float64 if q.dtype == torch.float64 else torch.float32
     return (
         q.new_empty(T, H, (k if v is None else v).shape[2]),
@@ -148,7 +128,7 @@ def _fake(
     )
 
 
-@torch.library.register_fake("stca::target_attention_backward")
+@register_fake("target_attention_backward")
 def _backward_fake(
     dout: Tensor,
     dlse: Tensor | None,
@@ -164,20 +144,6 @@ def _backward_fake(
     scale: float | None,
     history_grads: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_one_device(
-        "target_attention",
-        q=q,
-        k=k,
-        v=v,
-        target_offsets=target_offsets,
-        history_offsets=history_offsets,
-        visible=visible,
-        history_index=history_index,
-        dout=dout,
-        dlse=dlse,
-        out=out,
-        max_and_sum=max_and_sum,
-    )
     dk, dv = (q.new_empty(x.shape if x is not None and history_grads else 0) for x in (k, v))
     return q.new_empty(q.shape), dk, dv
 

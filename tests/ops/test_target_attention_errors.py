@@ -142,7 +142,7 @@ BAD_GRADIENTS: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
     ("dout", lambda x: x[:2], "dout must be [3, 4, 6] of Float on cpu, got [2, 4, 6] of Float on cpu"),
     ("dout", Tensor.double, "dout must be [3, 4, 6] of Float on cpu, got [3, 4, 6] of Double on cpu"),
     ("dlse", lambda x: x[:2], "dlse must be [3, 4] of Float on cpu, got [2, 4] of Float on cpu"),
-    ("dlse", lambda x: x.to("meta"), "dlse must be on the device of q, cpu, got meta"),
+    ("dlse", lambda x: x.to("meta"), "dlse must be on the device of dout, cpu, got meta"),
     ("out", lambda x: x[:2], "out must be [3, 4, 6] of Float on cpu, got [2, 4, 6] of Float on cpu"),
     ("out", Tensor.double, "out must be [3, 4, 6] of Float on cpu, got [3, 4, 6] of Double on cpu"),
     ("max_and_sum", lambda x: x[:2], "max_and_sum must be [3, 4, 2] of Float on cpu, got [2, 4, 2] of Float on cpu"),
