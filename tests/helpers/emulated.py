@@ -20,23 +20,31 @@ def _library() -> ctypes.CDLL:
         raise FileNotFoundError(f"{_LIBRARY} is missing: run `make ptx`, or `make test`, which does")
     torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
     library = ctypes.CDLL(str(_LIBRARY))
-    library.ptx_fault.restype = library.ptx_items.restype = ctypes.c_char_p
+    library.ptx_fault.restype = library.ptx_items.restype = library.ptx_launched.restype = ctypes.c_char_p
     return library
 
 
 @contextmanager
-def emulated_device(seed: int = 1, shared_bytes: int = 227 * 1024, rough: bool = False) -> Iterator[Any]:
+def emulated_device(
+    seed: int = 1, shared_bytes: int = 227 * 1024, rough: bool = False, hopper: bool = False
+) -> Iterator[Any]:
     """Gives the emulated operators. What torch allocates meanwhile is the memory of the emulated device.
 
     Warps of a block take turns in an order that `seed` chooses, which also says when asynchronous copies land. A block
     has as much shared memory as on sm_90. A `rough` device rounds as freely as the hardware may: tensor cores cut low
-    bits, approximate functions err by 2 units in the last place.
+    bits, approximate functions err by 2 units in the last place. A `hopper` one takes Hopper's own kernels.
     """
-    _library().ptx_start(seed, shared_bytes, rough)
+    _library().ptx_start(seed, shared_bytes, rough, hopper)
     try:
         yield torch.ops.stca_ptx
     finally:
         _library().ptx_stop()
+
+
+def launched_kernels() -> list[str]:
+    """Names of the kernels that the emulated device ran, in order; of the last device, where it is gone."""
+    names: bytes = _library().ptx_launched()
+    return names.decode().splitlines()
 
 
 def emulated_fault(name: str) -> tuple[str, Tensor]:
@@ -99,9 +107,11 @@ def emulated_items(
         return [[Item(*fields) for fields in one[one[:, 0] >= 0].tolist()] for one in items]
 
 
-def emulated_target_attention(inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False) -> dict[str, Tensor]:
+def emulated_target_attention(
+    inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False, hopper: bool = False
+) -> dict[str, Tensor]:
     """What `TargetAttentionInputs.results` gives, by the CUDA kernels: out, lse, dq, dk and, where v is given, dv."""
-    with emulated_device(seed, rough=rough) as ops:
+    with emulated_device(seed, rough=rough, hopper=hopper) as ops:
         moved = inputs.on(lambda storage: torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage))
         *tensors, scale = moved.arguments()
         out, lse, max_and_sum = ops.target_attention(*tensors, scale)

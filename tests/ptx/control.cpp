@@ -45,9 +45,10 @@ Form control_form(const Opcode& o) {
 }
 
 Form form_of(const Opcode& opcode, const std::vector<int>& sizes) {
-  for (const Form& form : {bits_form(opcode), arithmetic_form(opcode, sizes), comparison_form(opcode, sizes),
-                           conversion_form(opcode, sizes), memory_form(opcode, sizes), control_form(opcode),
-                           warp_form(opcode, sizes), copy_form(opcode)}) {
+  for (const Form& form :
+       {wgmma_form(opcode, sizes), async_form(opcode), bits_form(opcode), arithmetic_form(opcode, sizes),
+        comparison_form(opcode, sizes), conversion_form(opcode, sizes), memory_form(opcode, sizes),
+        control_form(opcode), warp_form(opcode, sizes), copy_form(opcode)}) {
     if (form.step != nullptr) return form;
   }
   throw Fault("ptx: an opcode that the machine does not know: " + opcode.text);

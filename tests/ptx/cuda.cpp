@@ -43,7 +43,8 @@ bool runs_on_cuda(const at::Tensor&) { return true; }
 // Small, so that short histories are split too.
 CudaCall::CudaCall(const at::Tensor& like)
     : options_(like.options().dtype(at::kByte)),
-      device_{ptx::device().multiprocessors, ptx::device().shared_bytes, ptx::device().capability / 10, false},
+      device_{ptx::device().multiprocessors, ptx::device().shared_bytes, ptx::device().capability / 10,
+              ptx::device().capability == 90},
       stream_(nullptr) {}
 
 }  // namespace stca
@@ -51,7 +52,10 @@ CudaCall::CudaCall(const at::Tensor& like)
 extern "C" {
 // From now on, until ptx_stop: torch's CPU memory is what pretended kernels may touch, and a block has so much shared
 // memory.
-void ptx_start(unsigned seed, int bytes, bool is_rough) {
+void ptx_start(unsigned seed, int bytes, bool is_rough, bool is_hopper) {
+  ptx::device().capability = is_hopper ? 90 : 80;
+  ptx::device().multiprocessors = is_hopper ? 4 : 3;
+  ptx::device().launched.clear();
   ptx::device().is_rough = is_rough;
   ptx::device().shared_bytes = bytes;
   ptx::device().seed = seed;

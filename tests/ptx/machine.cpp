@@ -82,16 +82,22 @@ void fail_at(Warp& warp, int lane, const Shadow::Conflict& conflict, const char*
   warp.fail(memory + who + " touches too, with no order between the two", lane);
 }
 
+Block& Block::owner(uint32_t address) {
+  const uint32_t block = address >> kSharedBlockShift;
+  if (block > cluster.blocks.size()) throw Fault("ptx: a shared address of a block that the cluster does not have");
+  return block == 0 ? *this : *cluster.blocks[block - 1];
+}
+
 char* Block::shared_bytes_at(Warp& warp, int lane, uint32_t address, int bytes) {
-  Block& owner = *cluster.blocks[size_t(address >> kSharedBlockShift) % cluster.blocks.size()];
-  const uint32_t offset = address & ((1u << kSharedBlockShift) - 1);
-  if (offset + uint64_t(bytes) > owner.shared.size()) {
-    warp.fail("byte " + std::to_string(offset) + " of shared memory, of which there are " +
-                  std::to_string(owner.shared.size()),
-              lane);
+  Block& of = owner(address);
+  const uint32_t offset = address & kSharedOffsetMask;
+  if (offset + uint64_t(bytes) > of.shared.size()) {
+    warp.fail(
+        "byte " + std::to_string(offset) + " of shared memory, of which there are " + std::to_string(of.shared.size()),
+        lane);
   }
   if (address % uint32_t(bytes) != 0) warp.fail("misaligned address of shared memory: " + std::to_string(offset), lane);
-  return owner.shared.data() + offset;
+  return of.shared.data() + offset;
 }
 
 char* Block::touch(Warp& warp, int lane, const Access& a) {
@@ -116,9 +122,8 @@ char* Block::touch(Warp& warp, int lane, const Access& a) {
   char* memory = nullptr;
   if (space == Space::shared) {
     memory = shared_bytes_at(warp, lane, uint32_t(local), a.bytes);
-    Block& owner = *cluster.blocks[size_t(uint32_t(local) >> kSharedBlockShift) % cluster.blocks.size()];
-    of = &owner.shadow;
-    offset = size_t(memory - owner.shared.data());
+    of = &owner(uint32_t(local)).shadow;
+    offset = uint32_t(local) & kSharedOffsetMask;
   } else {
     GlobalMemory::Allocation* found = global_memory().find(address, size_t(a.bytes));
     if (found == nullptr) warp.fail(std::to_string(a.bytes) + " bytes " + global_memory().where(address), lane);
@@ -147,17 +152,15 @@ void Block::arrive(Warp& warp, int barrier, int threads, bool waits) {
   // Without a count all threads of the block must come, one by one; with a count warps come whole.
   own.arrived += threads == 0 ? std::popcount(warp.lanes) : kWarp;
   if (threads == 0) threads = launch.block[0] * launch.block[1] * launch.block[2];
-  own.seen.resize(kMaxWarps, 0);
-  warp.synced = ++warp.clock;
-  own.seen[size_t(warp.number)] = warp.clock;
-  for (size_t w = 0; w < kMaxWarps; ++w) own.seen[w] = std::max(own.seen[w], warp.seen[w]);
+  warp.release_to(own.seen);
+  warp.synced = warp.clock;
   if (waits) {
     own.waiting.push_back(&warp);
     warp.hold("a barrier");
   }
   if (own.arrived < threads) return;
   for (Warp* each : own.waiting) {
-    for (size_t w = 0; w < kMaxWarps; ++w) each->seen[w] = std::max(each->seen[w], own.seen[w]);
+    each->acquire(own.seen);
     each->release();
   }
   own = {};
@@ -175,16 +178,59 @@ Cluster::Cluster(const Launch& launch, int first[3], std::mt19937_64& random) {
   }
 }
 
+void Cluster::send(Landing landing) {
+  Warp& warp = *landing.sender;
+  Block& block = warp.block.owner(landing.to);
+  for (int at = 0; at < landing.size; at += 16) {
+    const size_t offset = (landing.to & kSharedOffsetMask) + uint32_t(at);
+    warp.block.shared_bytes_at(warp, landing.lane, landing.to + uint32_t(at), 16);
+    fail_at(warp, landing.lane, block.shadow.begin_copy(warp, landing.lane, offset, 16), "shared");
+  }
+  landings_.push_back(std::move(landing));
+}
+
+void Cluster::land(size_t number) {
+  const Landing landing = std::move(landings_[number]);
+  landings_.erase(landings_.begin() + long(number));
+  Warp& warp = *landing.sender;
+  Block& block = warp.block.owner(landing.to);
+  const std::vector<char> bytes = landing.bytes();
+  const size_t offset = landing.to & kSharedOffsetMask;
+  std::memcpy(block.shared.data() + offset, bytes.data(), bytes.size());
+  for (int at = 0; at < landing.size; at += 16) block.shadow.end_copy(warp, landing.lane, offset + size_t(at), 16);
+  MBarrier& barrier = warp.block.owner(landing.barrier).mbarriers.at(landing.barrier & kSharedOffsetMask);
+  warp.release_to(barrier.seen);
+  barrier.bytes -= landing.size;
+  barrier.advance();
+}
+
+void Cluster::arrive(Warp& warp) {
+  warp.release_to(arriving_);
+  warp.synced = warp.clock;
+  warp.cluster_phase = phase + 1;
+  arrived_ += std::popcount(warp.lanes);
+  if (arrived_ < threads_) return;
+  seen = arriving_;
+  arrived_ = 0;
+  ++phase;
+}
+
 void Cluster::run() {
   std::vector<Warp*> warps;
   for (const auto& block : blocks) {
     for (const auto& warp : block->warps) warps.push_back(warp.get());
   }
+  const Launch& launch = blocks[0]->launch;
+  threads_ = int(blocks.size()) * launch.block[0] * launch.block[1] * launch.block[2];
   std::mt19937_64& random = blocks[0]->random;
   while (!warps.empty()) {
     std::vector<Warp*> ready;
     for (Warp* each : warps) {
       if (each->is_ready()) ready.push_back(each);
+    }
+    if (!landings_.empty() && (ready.empty() || random() % 4 == 0)) {
+      land(random() % landings_.size());
+      continue;
     }
     if (ready.empty()) {
       std::string text = warps[0]->kernel().name + ": block " + std::to_string(warps[0]->block.number) + " hangs:";
@@ -194,6 +240,7 @@ void Cluster::run() {
     ready[random() % ready.size()]->run(int(8 << random() % 8));
     std::erase_if(warps, [](const Warp* each) { return each->ended(); });
   }
+  if (!landings_.empty()) throw Fault(launch.kernel->name + ": ends before its copies have landed");
 }
 
 void run(const Launch& launch, const Device& device) {

@@ -24,6 +24,7 @@ struct Device {
   uint64_t seed = 1;
   // Rounds as freely as the hardware may: tensor cores cut low bits, approximations err by 2 units in the last place.
   bool is_rough = false;
+  std::string launched;  // names of kernels, a line each
 };
 
 // Memory that kernels may touch, besides their own: what was allocated, to the byte.
@@ -68,6 +69,29 @@ void fail_at(Warp& warp, int lane, const Shadow::Conflict& conflict, const char*
 
 class Cluster;
 
+// A barrier in shared memory. A phase is over when all arrivals and all bytes that it waits for are there.
+struct MBarrier {
+  int count, pending;  // arrivals of a phase, and those that are missing
+  int64_t bytes;       // announced by arrivals, less those that have landed
+  int64_t phase;
+  Warp::Seen seen;
+
+  void advance() {
+    if (pending > 0 || bytes != 0) return;
+    ++phase;
+    pending = count;
+  }
+};
+
+// What comes to shared memory at some moment, and counts towards an mbarrier then.
+struct Landing {
+  Warp* sender;
+  int lane;
+  uint32_t to, barrier;
+  int size;
+  std::function<std::vector<char>()> bytes;
+};
+
 class Block {
  public:
   Block(Cluster& cluster, const Launch& launch, int index[3], int rank, std::mt19937_64& random);
@@ -80,6 +104,10 @@ class Block {
   // The warp has come to barrier `number` of `threads` threads (0: of all). True when all are there.
   void arrive(Warp& warp, int number, int threads, bool waits);
 
+  // The block of the cluster that a shared address names.
+  Block& owner(uint32_t address);
+
+  std::map<uint32_t, MBarrier> mbarriers;  // by their offsets in shared memory
   std::vector<std::unique_ptr<Warp>> warps;
   std::vector<char> shared;
   Shadow shadow;
@@ -95,7 +123,7 @@ class Block {
   struct Barrier {
     int arrived = 0;
     std::vector<Warp*> waiting;
-    std::vector<uint32_t> seen;
+    Warp::Seen seen{};
   };
   std::map<int, Barrier> barriers_;
 };
@@ -104,7 +132,19 @@ class Cluster {
  public:
   Cluster(const Launch& launch, int first[3], std::mt19937_64& random);
   void run();
+  void send(Landing landing);
+  void arrive(Warp& warp);  // at the cluster's barrier
+
   std::vector<std::unique_ptr<Block>> blocks;
+  int phase = 0;  // of the cluster's barrier
+  Warp::Seen seen{};
+
+ private:
+  void land(size_t number);
+
+  std::vector<Landing> landings_;
+  int arrived_ = 0, threads_ = 0;
+  Warp::Seen arriving_{};
 };
 
 // Runs a grid. Throws Fault.

@@ -41,5 +41,7 @@ Form memory_form(const Opcode& opcode, const std::vector<int>& sizes);
 Form control_form(const Opcode& opcode);
 Form warp_form(const Opcode& opcode, const std::vector<int>& sizes);
 Form copy_form(const Opcode& opcode);
+Form async_form(const Opcode& opcode);
+Form wgmma_form(const Opcode& opcode, const std::vector<int>& sizes);
 
 }  // namespace ptx

@@ -222,12 +222,15 @@ class KernelParser {
       Operand address = value();
       address.kind = address.kind == Operand::kNumber ? Operand::kNumber : Operand::kAddress;
       if (in_.take('+')) address.offset += in_.number();
+      std::vector<Operand> coordinates;  // of a tensor map
+      if (in_.take(',')) operand(coordinates);
       in_.expect(']');
       if (address.kind == Operand::kNumber) {
         address.bits += uint64_t(address.offset);
         address.offset = 0;
       }
       to.push_back(address);
+      to.insert(to.end(), coordinates.begin(), coordinates.end());
     } else {
       to.push_back(value());
     }

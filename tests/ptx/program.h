@@ -18,6 +18,7 @@ namespace ptx {
 constexpr int kWarp = 32;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr int kMaxWarps = 32;  // of a block
+constexpr int kMaxBlocks = 2;  // of a cluster
 
 enum class Space : uint8_t { generic, global, shared, local, parameter };
 
@@ -86,11 +87,12 @@ struct Fault : std::runtime_error {
 };
 
 // Where the machine maps what has no address of the host, for generic addresses. The bits of a shared address from 24
-// on say which block of the cluster, as on the hardware.
+// on say which block of the cluster, counted from 1; 0 is the thread's own.
 constexpr uint64_t kSharedWindow = uint64_t(1) << 60;
 constexpr uint64_t kLocalWindow = uint64_t(1) << 61;
 constexpr uint64_t kParameterWindow = uint64_t(1) << 62;
 constexpr int kSharedBlockShift = 24;
+constexpr uint32_t kSharedOffsetMask = (1u << kSharedBlockShift) - 1;
 
 // Reads a module. Kernels have addresses for life.
 // Throws Fault: an opcode or a directive that the machine does not know, by name and line.

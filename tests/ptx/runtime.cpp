@@ -1,5 +1,6 @@
 // In place of the CUDA runtime: what nvcc's host code calls to register kernels, and what launchers call to start them.
 // A launch has run when the call returns. What it did wrong comes as an exception.
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <memory>
 
 #include "runtime.h"
+#include "tensor_map.h"
 
 namespace ptx {
 namespace {
@@ -92,6 +94,7 @@ void launch(const void* function, dim3 grid, dim3 block, void** arguments, size_
     throw Fault(kernel.name + ": " + std::to_string(shared_bytes) + " bytes of shared memory, of " +
                 std::to_string(device().shared_bytes));
   }
+  device().launched += kernel.name + "\n";
   run(own, device());
 }
 
@@ -158,6 +161,9 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
   return cudaSuccess;
 }
 
+// The kernels that were launched since ptx_start, a line each.
+const char* ptx_launched() { return ptx::device().launched.c_str(); }
+
 void ptx_add_memory(const void* begin, size_t bytes) { ptx::global_memory().add(begin, bytes); }
 void ptx_remove_memory(const void* begin) { ptx::global_memory().remove(begin); }
 
@@ -170,6 +176,35 @@ cudaError_t cudaGetDevice(int* index) {
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+// The one function of the driver that is asked for: what encodes tensor maps.
+static CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType, cuuint32_t dimensions, void* data,
+                                  const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
+                                  const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+                                  CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  ptx::TensorMap own{ptx::TensorMap::kMagic, reinterpret_cast<uint64_t>(data), {}, {}, {}};
+  if (dimensions != 3 || swizzle != CU_TENSOR_MAP_SWIZZLE_128B || own.data % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
+  for (int d = 0; d < 3; ++d) {
+    if (sizes[d] == 0 || sizes[d] > uint64_t(1) << 32 || box[d] == 0 || box[d] > 256 || steps[d] != 1) {
+      return CUDA_ERROR_INVALID_VALUE;
+    }
+    own.sizes[d] = uint32_t(sizes[d]);
+    own.box[d] = box[d];
+  }
+  for (int d = 0; d < 2; ++d) {
+    if (strides[d] % 16 != 0 || strides[d] >= uint64_t(1) << 40) return CUDA_ERROR_INVALID_VALUE;
+    own.strides[d] = strides[d];
+  }
+  static_assert(sizeof own <= sizeof *map);
+  std::memcpy(map, &own, sizeof own);
+  return CUDA_SUCCESS;
+}
+cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  *function = reinterpret_cast<void*>(&encode_tensor_map);
+  *result = cudaDriverEntryPointSuccess;
+  return cudaSuccess;
+}
+
 // By shared memory: what registers allow is known to ptxas alone.
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t shared_bytes) {
   *blocks = shared_bytes == 0 ? 4 : std::clamp(int(size_t(ptx::device().shared_bytes) / shared_bytes), 1, 4);

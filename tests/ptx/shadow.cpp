@@ -60,9 +60,11 @@ void Shadow::for_granules(size_t offset, int bytes, F f) {
 
 bool Shadow::is_ordered(const Stamp& before, const Warp& now, int lane) {
   if (before.bits == 0) return true;
-  if (before.block() != uint64_t(now.block.number) + 1) return false;  // blocks of a grid have no order
-  if (before.warp() == now.number) return (before.lane() == lane && !before.several()) || before.clock() < now.synced;
-  return before.clock() < now.seen[size_t(before.warp())];
+  const int64_t rank = int64_t(before.block()) - 1 - now.block.cluster.blocks[0]->number;
+  if (rank < 0 || rank >= int64_t(now.block.cluster.blocks.size())) return false;  // clusters of a grid have no order
+  const bool seen = before.clock() < now.seen[size_t(rank * kMaxWarps + before.warp())];
+  if (rank != now.block.rank || before.warp() != now.number) return seen;
+  return seen || (before.lane() == lane && !before.several()) || before.clock() < now.synced;
 }
 
 Shadow::Conflict Shadow::touch(const Warp& warp, int lane, size_t offset, int bytes, bool writes, bool is_fresh) {
@@ -79,9 +81,8 @@ Shadow::Conflict Shadow::touch(const Warp& warp, int lane, size_t offset, int by
       }
       granule.readers = int32_t(of.readers.size());
       of.readers.emplace_back();
-      of.readers.back()[size_t(granule.read.warp())] = granule.read;
     }
-    Stamp& of_warp = of.readers[size_t(granule.readers)][size_t(warp.number)];
+    Stamp& of_warp = of.readers[size_t(granule.readers)][size_t(warp.index())];
     const bool others = of_warp.bits != 0 && of_warp.clock() >= warp.synced;
     const bool several = others && (of_warp.several() || of_warp.lane() != lane);
     of_warp = Stamp::of(own.block(), warp.number, lane, warp.clock, several);

@@ -57,7 +57,7 @@ class Shadow {
   struct Page {
     int shift = 1;  // of bytes to granules: two bytes in each until a single one is touched
     std::vector<Granule> granules;
-    std::vector<std::array<Stamp, kMaxWarps>> readers;
+    std::vector<std::array<Stamp, kMaxWarps * kMaxBlocks>> readers;
 
     void split();
   };

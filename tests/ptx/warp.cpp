@@ -8,7 +8,7 @@
 namespace ptx {
 
 Warp::Warp(Block& own_block, const Kernel& own_kernel, int own_number, int threads)
-    : block(own_block), number(own_number), seen(kMaxWarps, 0), kernel_(own_kernel) {
+    : block(own_block), number(own_number), kernel_(own_kernel) {
   if (kernel_.spare_registers.empty()) {
     registers_.assign(size_t(kernel_.register_bytes + 7) / 8, 0xffffffffffffffffu);
     std::memcpy(slot<char>(kernel_.constants_begin), kernel_.constants.data(), kernel_.constants.size());
@@ -96,6 +96,7 @@ void Warp::branch(int target) {
 }
 
 void Warp::end_lanes() {
+  if (!products.empty()) fail("ends before its products are waited for");
   for (const Copy& copy : copies) {
     if ((lanes >> copy.lane & 1) != 0) fail("ends before its asynchronous copies have landed", copy.lane);
   }
@@ -114,12 +115,29 @@ bool Warp::gather(uint32_t wanted) {
   return false;
 }
 
-void Warp::wait_until(bool (*ready)(Warp&), uint64_t what, const char* why) {
-  waits_for = what;
-  if (ready(*this)) return;
+bool Warp::wait_until(bool (*ready)(Warp&), const char* why) {
+  if (ready(*this)) return true;
   groups_.back().at = at_;
   wait_ = ready;
   why_ = why;
+  return false;
+}
+
+int Warp::index() const { return block.rank * kMaxWarps + number; }
+
+void Warp::release_to(Seen& to) {
+  ++clock;
+  for (size_t w = 0; w < to.size(); ++w) to[w] = std::max(to[w], seen[w]);
+  to[size_t(index())] = clock;
+}
+
+void Warp::acquire(const Seen& from) {
+  for (size_t w = 0; w < from.size(); ++w) seen[w] = std::max(seen[w], from[w]);
+}
+
+void Warp::make_products() {
+  for (const auto& product : products) product();
+  products.clear();
 }
 
 void Warp::hold(const char* why) {

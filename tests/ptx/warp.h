@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <tuple>
 #include <vector>
 
 #include "program.h"
@@ -65,13 +67,13 @@ class Warp {
 
   // Goes on behind the instruction only when all of `wanted` have come to it: false, and nothing happens, until then.
   bool gather(uint32_t wanted);
-  // The instruction is run again, and the warp gives way to others until `ready(warp)` is true.
-  void wait_until(bool (*ready)(Warp&), uint64_t what, const char* why);
+  // True where `ready(warp)` is. Else the instruction is run again, and the warp gives way to others until it is.
+  bool wait_until(bool (*ready)(Warp&), const char* why);
   // Holds the warp at the instruction behind this one until release().
   void hold(const char* why);
   void release() { held_ = false; }
   bool is_ready() { return !held_ && (wait_ == nullptr || wait_(*this)); }
-  uint64_t waits_for = 0;  // what `ready` looks at
+  std::tuple<Block*, uint32_t, uint32_t> waits_at;  // an mbarrier's block and address, and the parity waited for
 
   // What the warp is doing, for messages.
   const Instruction& instruction() const { return kernel_.code[size_t(at_)]; }
@@ -79,11 +81,18 @@ class Warp {
   [[noreturn]] void fail(const std::string& what, int lane = -1);
 
   // Order of memory accesses: `clock` counts the warp's releases; what happened before `synced` is ordered among its
-  // lanes; seen[w]: how much of warp w's past is ordered before what comes now.
+  // lanes; seen[w]: how much of warp w's past, of all warps of the cluster, is ordered before what comes now.
+  using Seen = std::array<uint32_t, kMaxWarps * kMaxBlocks>;
   uint32_t clock = 1, synced = 1;
-  std::vector<uint32_t> seen;
+  Seen seen{};
+  int index() const;  // among the warps of the cluster
+  void release_to(Seen& to);
+  void acquire(const Seen& from);
 
-  uint32_t carry = 0;  // of each lane: add.cc and what goes on from it
+  uint32_t carry = 0;                           // of each lane: add.cc and what goes on from it
+  std::vector<std::function<void()>> products;  // of wgmma, not waited for yet
+  void make_products();
+  int cluster_phase = 0;  // of the cluster's barrier, waited for
   std::vector<Copy> copies;
   std::array<int, kWarp> copy_groups{};
   std::vector<char> local;  // [lanes, local_bytes]

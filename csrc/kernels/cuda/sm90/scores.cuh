@@ -28,10 +28,11 @@ STCA_DEVICE void multiply_kept(const C& c, const uint32_t (&kept)[kHeldSteps][4]
   pin(s);
 }
 
-// Clears the rows of a tile from `valid` on. They are other requests' and may hold NaN: their weight is 0, and 0 times
-// NaN is NaN.
+// Clears the rows of a tile from `valid` on, when all four warps have multiplied them. They are other requests' and may
+// hold NaN: their weight is 0, and 0 times NaN is NaN.
 template <class C>
 STCA_DEVICE void clear_foreign_rows(const C& c, int stage, int valid, int t) {
+  sync_warpgroup(1);
   for (int i = t; i < kColumns * (kTile / kColumns / 16); i += kWarpgroup) {
     const int foreign = i % kColumns, chunk = i / kColumns;
     if (foreign % C::kStep < valid) continue;

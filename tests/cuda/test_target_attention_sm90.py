@@ -1,0 +1,68 @@
+"""Hopper's kernels of target_attention, as PTX of sm_90a in the machine of tests/ptx, agree with the oracle."""
+
+import pytest
+import torch
+from accuracy import assert_all_as_accurate, assert_bitwise_equal
+from cases import NAN_AND_INFINITIES, TargetAttentionCase
+from emulated import emulated_target_attention, launched_kernels
+from plain import target_attention_references
+
+DTYPES = (torch.bfloat16, torch.float16)
+CASES = [
+    TargetAttentionCase("one-slab-more", [(2, 70), (1, 3)], 4, 1, 136),
+    TargetAttentionCase("one-block", [(3, 130), (1, 0), (2, 64)], 8, 1, 512),
+    TargetAttentionCase("cluster", [(6, 100), (2, 33)], 8, 1, 1024),
+    TargetAttentionCase("cluster-odd", [(1, 65), (40, 20)], 2, 1, 520),
+    TargetAttentionCase("visible", [(6, 150), (3, 40)], 4, 1, 256, None, "random"),
+    TargetAttentionCase("split", [(2, 900), (1, 1)], 2, 1, 256),
+    TargetAttentionCase("many-queries", [(70, 90)], 2, 1, 256, None, "suffix"),
+]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype) -> None:
+    inputs = case.build(dtype)
+    actual = emulated_target_attention(inputs, hopper=True)
+    assert sum("sm90" in name for name in launched_kernels()) == 3  # forward, gradients of the history and of queries
+    assert_all_as_accurate(actual, target_attention_references(inputs))
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[4]], ids=str)
+def test_the_same_bits_on_every_run(case: TargetAttentionCase) -> None:
+    """Warps take turns, and copies and products land, in another order each time."""
+    inputs = case.build(torch.bfloat16)
+    expected = emulated_target_attention(inputs, hopper=True)
+    for seed in (2, 3):
+        assert_bitwise_equal(emulated_target_attention(inputs, seed, hopper=True), expected)
+
+
+@pytest.mark.parametrize("value", NAN_AND_INFINITIES)
+def test_other_requests_do_not_matter(value: float) -> None:
+    """Tiles reach into the rows of the next request, which are cleared before they meet a weight of 0."""
+    inputs = TargetAttentionCase("", [(2, 70), (1, 90), (2, 10)], 4, 1, 256).build(torch.bfloat16)
+    expected = emulated_target_attention(inputs, hopper=True)
+    k = inputs.k.clone()
+    k[70:160] = value
+    actual = emulated_target_attention(inputs.but(k=k), hopper=True)
+    rows = torch.tensor([0, 1, 3, 4])
+    assert_bitwise_equal({"out": actual["out"][rows]}, {"out": expected["out"][rows]})
+    assert_bitwise_equal({"dk": actual["dk"][:70]}, {"dk": expected["dk"][:70]})
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_scores(dtype: torch.dtype, kv_heads: int) -> None:
+    """With two history heads the common kernels make the gradients, from scores that they add up in another order."""
+    inputs = TargetAttentionCase("", [(2, 150), (1, 40)], 4, kv_heads, 256).build(dtype)
+    inputs = inputs.but(scale=1e4 / float(inputs.q.double().norm(dim=2).max()))
+    actual = emulated_target_attention(inputs, hopper=True)
+    assert_all_as_accurate(actual, target_attention_references(inputs), sensitivity=4)
+
+
+def test_where_the_hardware_rounds_freely() -> None:
+    inputs = CASES[2].build(torch.bfloat16)
+    assert_all_as_accurate(
+        emulated_target_attention(inputs, rough=True, hopper=True), target_attention_references(inputs)
+    )

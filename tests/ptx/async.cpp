@@ -1,0 +1,138 @@
+// Hopper's asynchronous half: barriers in shared memory that count arrivals and bytes, copies of tiles of a tensor map,
+// stores to another block of the cluster, and the cluster's own barrier.
+#include <algorithm>
+
+#include "machine.h"
+#include "opcodes.h"
+#include "tensor_map.h"
+
+namespace ptx {
+namespace {
+
+// ---- mbarrier
+
+MBarrier& barrier_at(Warp& w, int lane, uint64_t address) {
+  const auto found = w.block.owner(uint32_t(address)).mbarriers.find(uint32_t(address) & kSharedOffsetMask);
+  if (found == w.block.owner(uint32_t(address)).mbarriers.end()) w.fail("no barrier was made here", lane);
+  return found->second;
+}
+
+// [address], arrivals
+void init(Warp& w, const Instruction& i) {
+  for_lanes(w.lanes, [&](int lane) {
+    const uint32_t address = uint32_t(w.address(i.operands, lane));
+    const int count = int(w.slot<uint32_t>(i.operands[3])[lane]);
+    w.block.touch(w, lane, {Space::shared, address, 8, true});
+    w.block.owner(address).mbarriers[address & kSharedOffsetMask] = {count, count, 0, 0, {}};
+  });
+}
+
+// (state,) [address] (, bytes)
+template <bool kExpects>
+void arrive(Warp& w, const Instruction& i) {
+  for_lanes(w.lanes, [&](int lane) {
+    MBarrier& barrier = barrier_at(w, lane, w.address(i.operands + 1, lane));
+    if (kExpects) barrier.bytes += int64_t(w.slot<uint32_t>(i.operands[4])[lane]);
+    w.release_to(barrier.seen);
+    if (--barrier.pending < 0) w.fail("more arrivals than the barrier's phase has", lane);
+    barrier.advance();
+  });
+}
+
+bool parity_passed(Warp& w) {
+  const auto& [block, address, parity] = w.waits_at;
+  return (block->mbarriers.at(address).phase & 1) != parity;
+}
+
+// p, [address], parity (, time): waits until the phase of that parity is over, and then is true.
+void try_wait(Warp& w, const Instruction& i) {
+  const int lane = std::countr_zero(w.lanes);
+  const uint32_t address = uint32_t(w.address(i.operands + 1, lane));
+  const uint32_t parity = w.slot<uint32_t>(i.operands[4])[lane];
+  for_lanes(w.lanes, [&](int l) {
+    if (w.address(i.operands + 1, l) != address || w.slot<uint32_t>(i.operands[4])[l] != parity) {
+      w.fail("lanes that wait for different phases", l);
+    }
+  });
+  MBarrier& barrier = barrier_at(w, lane, address);
+  w.waits_at = {&w.block.owner(address), address & kSharedOffsetMask, parity & 1};
+  if (!w.wait_until(&parity_passed, "a phase of an mbarrier")) return;
+  w.acquire(barrier.seen);
+  set_predicate(*w.slot<uint32_t>(i.operands[0]), w.lanes, kAllLanes);
+}
+
+// ---- what lands later
+
+// [to], {values}, [barrier]: to another block's shared memory.
+void store_async(Warp& w, const Instruction& i) {
+  for_lanes(w.lanes, [&](int lane) {
+    const uint32_t to = uint32_t(w.address(i.operands, lane)), barrier = uint32_t(w.address(i.operands + 7, lane));
+    std::vector<char> bytes(16);
+    for (int c = 0; c < 4; ++c) std::memcpy(bytes.data() + 4 * c, &w.slot<uint32_t>(i.operands[3 + c])[lane], 4);
+    barrier_at(w, lane, barrier);
+    w.block.cluster.send({&w, lane, to, barrier, 16, [bytes] { return bytes; }});
+  });
+}
+
+// [to], [map, {x, y, z}], [barrier]
+void copy_tile(Warp& w, const Instruction& i) {
+  for_lanes(w.lanes, [&](int lane) {
+    const uint32_t to = uint32_t(w.address(i.operands, lane));
+    const char* raw = w.block.touch(w, lane, {Space::generic, w.address(i.operands + 3, lane), 64, false});
+    const TensorMap& map = *TensorMap::of(raw);
+    int at[3];
+    for (int d = 0; d < 3; ++d) at[d] = int(w.slot<uint32_t>(i.operands[6 + d])[lane]);
+    const uint32_t barrier = uint32_t(w.address(i.operands + 9, lane));
+    barrier_at(w, lane, barrier);
+    if (to % 1024 != 0) w.fail("a swizzled tile that does not start at a multiple of 1024 bytes", lane);
+    auto read = [map, x = at[0], y = at[1], z = at[2]] {
+      const int place[3] = {x, y, z};
+      return map.read(place);
+    };
+    w.block.cluster.send({&w, lane, to, barrier, map.bytes(), read});
+  });
+}
+
+// ---- clusters
+
+// d = the same place in the shared memory of block `rank`.
+void map_address(Warp& w, const Instruction& i) {
+  uint32_t* d = w.slot<uint32_t>(i.operands[0]);
+  const uint32_t *a = w.slot<uint32_t>(i.operands[1]), *rank = w.slot<uint32_t>(i.operands[2]);
+  for_lanes(w.lanes, [&](int l) { d[l] = (a[l] & kSharedOffsetMask) | (rank[l] + 1) << kSharedBlockShift; });
+}
+
+void cluster_arrive(Warp& w, const Instruction&) {
+  if (w.gather(w.live_lanes())) w.block.cluster.arrive(w);
+}
+
+bool cluster_passed(Warp& w) { return w.block.cluster.phase >= w.cluster_phase; }
+
+void cluster_wait(Warp& w, const Instruction&) {
+  if (!w.gather(w.live_lanes()) || !w.wait_until(&cluster_passed, "the cluster's barrier")) return;
+  w.acquire(w.block.cluster.seen);
+}
+
+void nothing(Warp&, const Instruction&) {}
+
+void set_registers(Warp& w, const Instruction&) { w.gather(w.live_lanes()); }
+
+}  // namespace
+
+Form async_form(const Opcode& o) {
+  const std::string& op = o.parts[0];
+  if (op == "mbarrier" && o.has("init")) return {&init, "a4"};
+  if (op == "mbarrier" && o.has("arrive")) {
+    return o.has("expect_tx") ? Form{&arrive<true>, "8a4"} : Form{&arrive<false>, "8a"};
+  }
+  if (op == "mbarrier" && o.has("try_wait") && o.has("parity")) return {&try_wait, "pa44"};
+  if (op == "st" && o.has("async") && o.has("v4")) return {&store_async, "a4444a"};
+  if (op == "cp" && o.has("bulk") && o.has("tensor") && o.has("3d")) return {&copy_tile, "aa444a"};
+  if (op == "mapa" && o.last() == "u32") return {&map_address, "444"};
+  if (op == "barrier" && o.has("cluster")) return {o.has("arrive") ? &cluster_arrive : &cluster_wait, ""};
+  if (op == "fence") return {&nothing, ""};
+  if (op == "setmaxnreg") return {&set_registers, "4"};
+  return {};
+}
+
+}  // namespace ptx
