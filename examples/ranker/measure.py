@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ranker.batches import HISTORY_COLUMNS, Batch, group_requests, make_batch
 from ranker.logs import Integers, Log
 from ranker.model import Ranker
-from stca.batch.request_batch import rows_of
+from stca.batch import ranges_to_index
 
 Transform = Callable[[Batch], Batch]
 
@@ -24,7 +24,7 @@ def pointwise(batch: Batch) -> Batch:
     histories = batch.target_offsets.numel() - 1
     of_target = torch.repeat_interleave(torch.arange(histories), batch.target_offsets.diff())
     counts = batch.visible[:, 1] - batch.visible[:, 0]
-    rows, offsets = rows_of(batch.history_offsets[of_target] + batch.visible[:, 0], counts)
+    rows, offsets = ranges_to_index(batch.history_offsets[of_target] + batch.visible[:, 0], counts)
     return replace(
         batch,
         **{name: getattr(batch, name)[rows] for name in HISTORY_COLUMNS},

@@ -3,6 +3,7 @@
 from stca.batch.jagged import from_keyed, from_nested, to_keyed, to_nested
 from stca.batch.loss import bce_loss
 from stca.batch.pointwise import Sample, from_pointwise, to_pointwise
+from stca.batch.ranges import ranges_to_index
 from stca.batch.request_batch import RequestBatch
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "from_keyed",
     "from_nested",
     "from_pointwise",
+    "ranges_to_index",
     "to_keyed",
     "to_nested",
     "to_pointwise",

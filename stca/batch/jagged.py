@@ -17,14 +17,17 @@ Kind = Literal["history", "targets", "labels"]
 def to_nested(batch: RequestBatch, kind: Kind = "history") -> dict[str, Tensor]:
     """Features, or labels, as jagged nested tensors [R, j, ...] that share the batch's memory.
 
+    Of a batch with `history_index` the history is a copy of all N rows.
+
     Example:
-        >>> rows, offsets = {"item": torch.tensor([3, 4, 5])}, torch.tensor([0, 2, 3])
+        >>> rows, offsets = {"item_id": torch.tensor([3, 4, 5])}, torch.tensor([0, 2, 3])
         >>> batch = stca.batch.RequestBatch(rows, offsets, rows, offsets)
-        >>> [x.tolist() for x in stca.batch.to_nested(batch)["item"].unbind()]
+        >>> [x.tolist() for x in stca.batch.to_nested(batch)["item_id"].unbind()]
         [[3, 4], [5]]
     """
     offsets = _offsets(batch, kind)
-    return {name: torch.nested.nested_tensor_from_jagged(x, offsets) for name, x in getattr(batch, kind).items()}
+    features = _features(batch, kind)
+    return {name: torch.nested.nested_tensor_from_jagged(x, offsets) for name, x in features.items()}
 
 
 def from_nested(
@@ -87,7 +90,7 @@ def to_keyed(batch: RequestBatch, kind: Kind = "history", names: Sequence[str] |
     """Features of one number a row as torchrec's KeyedJaggedTensor, for its embedding collections.
 
     One feature, or features that lie one behind the other as `from_keyed` leaves them, share the batch's memory; others
-    are laid together, one copy.
+    are laid together, one copy. Of a batch with `history_index` the history is a copy of all N rows.
 
     Args:
         batch: the batch.
@@ -98,15 +101,15 @@ def to_keyed(batch: RequestBatch, kind: Kind = "history", names: Sequence[str] |
         ValueError: a feature of other shape or dtype than the first, or none.
 
     Example:
-        >>> rows, offsets = {"item": torch.tensor([3, 4, 5])}, torch.tensor([0, 2, 3])
+        >>> rows, offsets = {"item_id": torch.tensor([3, 4, 5])}, torch.tensor([0, 2, 3])
         >>> batch = stca.batch.RequestBatch(rows, offsets, rows, offsets)
-        >>> keyed = stca.batch.to_keyed(batch, names=["item"])  # for torchrec.EmbeddingCollection(...)(keyed)
+        >>> keyed = stca.batch.to_keyed(batch, names=["item_id"])  # for torchrec.EmbeddingCollection(...)(keyed)
         >>> keyed.keys(), keyed.values().tolist(), keyed.lengths().tolist()
-        (['item'], [3, 4, 5], [2, 1])
+        (['item_id'], [3, 4, 5], [2, 1])
     """
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-    features: Mapping[str, Tensor] = getattr(batch, kind)
+    features = _features(batch, kind)
     names = list(features) if names is None else list(names)
     if not names:
         raise ValueError(f"to_keyed: {kind} must have a feature, got none")
@@ -145,17 +148,17 @@ def from_keyed(
     Example:
         >>> from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
         >>> values, lengths = torch.tensor([3, 4, 5, 30, 40, 50]), torch.tensor([2, 1, 2, 1])
-        >>> history = KeyedJaggedTensor(["item", "shop"], values, lengths=lengths)
-        >>> targets = KeyedJaggedTensor(["item"], torch.tensor([7, 8]), lengths=torch.tensor([1, 1]))
+        >>> history = KeyedJaggedTensor(["item_id", "shop_id"], values, lengths=lengths)
+        >>> targets = KeyedJaggedTensor(["item_id"], torch.tensor([7, 8]), lengths=torch.tensor([1, 1]))
         >>> batch = stca.batch.from_keyed(history, targets)
-        >>> batch.history["shop"].tolist(), batch.history_lengths
+        >>> batch.history["shop_id"].tolist(), batch.history_lengths
         ([30, 40, 50], (2, 1))
     """
-    parts = {kind: _features(kind, keyed) for kind, keyed in (("history", history), ("targets", targets))}
+    parts = {kind: _values(kind, keyed) for kind, keyed in (("history", history), ("targets", targets))}
     return RequestBatch(*parts["history"], *parts["targets"], labels or {}, visible, request_offsets)
 
 
-def _features(kind: str, keyed: "KeyedJaggedTensor") -> tuple[dict[str, Tensor], Tensor]:
+def _values(kind: str, keyed: "KeyedJaggedTensor") -> tuple[dict[str, Tensor], Tensor]:
     """Values of each key, and the offsets [R + 1] that all of them have."""
     keys, values = list(keyed.keys()), keyed.values()
     if not keys:
@@ -174,6 +177,12 @@ def _features(kind: str, keyed: "KeyedJaggedTensor") -> tuple[dict[str, Tensor],
     if len(keys) * rows != len(values):
         raise ValueError(f"from_keyed: {kind} must have {len(keys) * rows} values by its lengths, got {len(values)}")
     return dict(zip(keys, values.view(len(keys), rows, *values.shape[1:]), strict=True)), offsets
+
+
+def _features(batch: RequestBatch, kind: Kind) -> Mapping[str, Tensor]:
+    """Features of all rows of a kind."""
+    features: Mapping[str, Tensor] = getattr(batch.expand() if kind == "history" else batch, kind)
+    return features
 
 
 def _offsets(batch: RequestBatch, kind: Kind) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stca.batch.request_batch import RequestBatch, rows_of
+from stca.batch.ranges import ranges_to_index
+from stca.batch.request_batch import RequestBatch
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ def from_pointwise(samples: Sequence[Sample], *, window: float = 0.0, event_time
     Example:
         >>> first, later = torch.tensor([1, 2]), torch.tensor([1, 2, 3])
         >>> samples = [
-        ...     stca.batch.Sample("ann", 10.0, {"item": first}, {"item": torch.tensor(5)}),
-        ...     stca.batch.Sample("ann", 12.0, {"item": later}, {"item": torch.tensor(6)}),
+        ...     stca.batch.Sample("ann", 10.0, {"item_id": first}, {"item_id": torch.tensor(5)}),
+        ...     stca.batch.Sample("ann", 12.0, {"item_id": later}, {"item_id": torch.tensor(6)}),
         ... ]
         >>> batch = stca.batch.from_pointwise(samples, window=60)
-        >>> batch.history["item"].tolist(), batch.visible.tolist()
+        >>> batch.history["item_id"].tolist(), batch.visible.tolist()
         ([1, 2, 3], [[0, 2], [0, 3]])
     """
     if not window >= 0:
@@ -109,13 +110,15 @@ def to_pointwise(batch: RequestBatch) -> RequestBatch:
 
     Example:
         >>> rows, targets, offsets = torch.tensor([1, 2]), torch.tensor([7, 8]), torch.tensor([0, 2])
-        >>> batch = stca.batch.RequestBatch({"item": rows}, offsets, {"item": targets}, offsets)
-        >>> stca.batch.to_pointwise(batch).history["item"].tolist()
+        >>> batch = stca.batch.RequestBatch({"item_id": rows}, offsets, {"item_id": targets}, offsets)
+        >>> stca.batch.to_pointwise(batch).history["item_id"].tolist()
         [1, 2, 1, 2]
     """
     visible = batch.ranges()
     first = torch.repeat_interleave(batch.history_offsets[:-1], batch.target_offsets.diff()) + visible[:, 0]
-    index, offsets = rows_of(first, visible[:, 1] - visible[:, 0])
+    index, offsets = ranges_to_index(first, visible[:, 1] - visible[:, 0])
+    if batch.history_index is not None:
+        index = batch.history_index[index]
     return RequestBatch(
         history={name: x[index] for name, x in batch.history.items()},
         history_offsets=offsets,

@@ -1,6 +1,6 @@
 """Event logs as others publish them: which of their columns is what, and how their cells are to be read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Real
@@ -89,7 +89,6 @@ class LogFormat:
                 raise ValueError(f"LogFormat: columns must name {name}, got {list(self.columns)}")
         if len(set(ours)) < len(ours):
             raise ValueError(f"LogFormat: columns and extra must name a column once, got {ours}")
-        feature_names("LogFormat", ours)
         for name, kind in self.kinds.items():
             allowed = _KINDS_OF.get(name, () if is_label(name) else ("id", "int", "float"))
             if name not in ours or kind not in allowed:
@@ -138,26 +137,6 @@ class LogFormat:
 def is_label(ours: str) -> bool:
     """Whether a column is what came of an event."""
     return ours == "label" or ours.startswith("label_")
-
-
-def feature_names(op: str, columns: Iterable[str]) -> dict[str, str]:
-    """Columns of a log to names in its batches, `label_like` to `like`; request_id has none.
-
-    Raises:
-        ValueError: two columns of one name, by both, since one would overwrite the other.
-    """
-    own = {"user_id": "user", "item_id": "item", "timestamp": "time", "label": "label"}
-    taken = {name: column for column, name in own.items()}
-    names: dict[str, str] = {}
-    for column in columns:
-        if column == "request_id":
-            continue
-        name = own.get(column) or column.removeprefix("label_")
-        holder = taken.setdefault(name, column)
-        if not name or holder != column:
-            raise ValueError(f"{op}: column {column} must have another name, since in batches {name!r} is {holder}")
-        names[column] = name
-    return names
 
 
 IDS = ("user_id", "item_id", "request_id")

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from stca.batch import RequestBatch
-from stca.batch.request_batch import rows_of
+from stca.batch import RequestBatch, ranges_to_index
 from stca.data.cells import is_number
-from stca.data.formats import feature_names, is_label
+from stca.data.formats import is_label
 from stca.data.requests import LASTING, Integers, Requests, find_requests, request_numbers
 
 _AT_ONCE = 250_000  # events that are sorted into parts at a time
@@ -30,9 +29,9 @@ def group_events(
 ) -> Iterator[RequestBatch]:
     """Requests of a table of events, with all events of each of its users.
 
-    Every event is a target, with the user's events strictly before its request as its history. History rows have the
-    features `item`, `time` (s), `label` and the other labels and features of the log; targets `user`, `item`, `time`
-    and the features; labels are the log's.
+    Every event is a target, with the user's events strictly before its request as its history. What a batch holds has
+    the names of the log's columns: history rows `item_id`, `timestamp` (s), `label`, further labels and features;
+    targets `user_id`, `item_id`, `timestamp` and features; labels `label` and further ones.
 
     Args:
         events: columns as `read_events` gives them.
@@ -81,14 +80,12 @@ def group_events(
         done = size[cut - 1] if cut else 0
         stop = max(cut + 1, int(np.searchsorted(size, done + tokens, side="right")))
         runs = slice(cut, stop)
-        yield _batch(names, history, targets, r, first[runs], last[runs], row_begin[runs], row_end[runs], visible)
+        yield _batch(history, targets, r, first[runs], last[runs], row_begin[runs], row_end[runs], visible)
         cut = stop
 
 
-def _checked(
-    events: pa.Table, per_history: int | None, max_length: int | None, tokens: int, lasting: str
-) -> dict[str, str]:
-    """The names in batches of a table's columns, once arguments are checked."""
+def _checked(events: pa.Table, per_history: int | None, max_length: int | None, tokens: int, lasting: str) -> list[str]:
+    """The columns that batches have, once arguments are checked."""
     for option, value, least in (("per_history", per_history, 1), ("max_length", max_length, 0), ("tokens", tokens, 1)):
         if value is not None and (not isinstance(value, Integral) or value < least):
             raise ValueError(f"group_events: {option} must be a whole number of at least {least}, got {value}")
@@ -99,7 +96,7 @@ def _checked(
             raise ValueError(f"group_events: column {name} is missing, got {events.column_names}")
     if len(set(events.column_names)) < len(events.column_names):
         raise ValueError(f"group_events: columns must have different names, got {events.column_names}")
-    names = feature_names("group_events", events.column_names)
+    names = [name for name in events.column_names if name != "request_id"]
     for name in names:
         kind = events.schema.field(name).type
         integers = name in ("user_id", "item_id", "timestamp")
@@ -115,7 +112,6 @@ def _checked(
 
 
 def _batch(
-    names: dict[str, str],
     history: dict[str, torch.Tensor],
     targets: dict[str, torch.Tensor],
     r: Requests,
@@ -126,17 +122,17 @@ def _batch(
     visible: Integers,
 ) -> RequestBatch:
     """The runs first[i]:last[i] of requests, each with history rows row_begin[i]:row_end[i]."""
-    rows, history_offsets = rows_of(torch.from_numpy(row_begin), torch.from_numpy(row_end - row_begin))
+    rows, history_offsets = ranges_to_index(torch.from_numpy(row_begin), torch.from_numpy(row_end - row_begin))
     requests = slice(first[0], last[-1] + 1)
     own = slice(r.begin[requests][0], r.end[requests][-1])
     sizes = r.end[requests] - r.begin[requests]
     ends = np.concatenate([[r.begin[first[0]]], r.end[last]]) - r.begin[first[0]]
     return RequestBatch(
-        history={names[name]: x[rows] for name, x in history.items() if name != "user_id"},
+        history={name: x[rows] for name, x in history.items() if name != "user_id"},
         history_offsets=history_offsets,
-        targets={names[name]: x[own] for name, x in targets.items() if not is_label(name)},
+        targets={name: x[own] for name, x in targets.items() if not is_label(name)},
         target_offsets=torch.from_numpy(ends),
-        labels={names[name]: x[own] for name, x in sorted(targets.items()) if is_label(name)},
+        labels={name: x[own] for name, x in sorted(targets.items()) if is_label(name)},
         visible=torch.from_numpy(np.repeat(visible[requests], sizes, axis=0)),
         request_offsets=torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)])),
     )

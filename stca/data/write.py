@@ -57,12 +57,12 @@ def write_requests(
 
     Example:
         >>> import tempfile, stca.data
-        >>> items, offsets = {"item": torch.tensor([3, 4, 5])}, torch.tensor([0, 2, 3])
+        >>> items, offsets = {"item_id": torch.tensor([3, 4, 5])}, torch.tensor([0, 2, 3])
         >>> batch = stca.batch.RequestBatch(items, offsets, items, offsets)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     rows = stca.data.write_requests(batch, f"{folder}/log.parquet")
         ...     [read] = stca.data.RequestDataset(f"{folder}/log.parquet", budget=100)
-        >>> rows, read.history["item"].tolist()
+        >>> rows, read.history["item_id"].tolist()
         (2, [3, 4, 5])
     """
     if min(tokens, nbytes) < 1:
@@ -90,7 +90,8 @@ def _row_groups(batches: Iterable[RequestBatch], limits: Integers) -> Iterator[p
     schema: pa.Schema | None = None
     held, groups = np.zeros_like(limits), 0  # in `group`
     for batch in batches:
-        table = _to_table(batch.validate())
+        batch = batch.validate().expand()
+        table = _to_table(batch)
         schema = schema or table.schema
         _check_schema(schema, table.schema)
         ends, begin = np.concatenate([np.zeros_like(limits)[None], np.cumsum(_sizes(batch), axis=0)]), 0

@@ -51,7 +51,7 @@ def test_sizes_and_bytes() -> None:
         ({"target_offsets": torch.tensor([0.0, 2, 3, 5])}, r"target_offsets must be int32 or int64 \[R \+ 1\]"),
         ({"request_offsets": offsets([3])}, r"request_offsets must start at 0, never decrease and end at T = 5, got"),
         ({"history_offsets": offsets([4, 2])}, "must have one length, got 3 and 4"),
-        ({"visible": torch.zeros(5, 3)}, r"visible must be \[T = 5, 2\], got \[5, 3\]"),
+        ({"visible": torch.zeros(5, 3)}, r"visible must be int32 or int64 \[5, 2\], got torch.float32 \[5, 3\]"),
         ({"visible": torch.tensor([[0, 4], [1, 5], [0, 0], [0, 2], [2, 2]])}, r"visible\[1\] .* 4 rows, got \[1, 5\]"),
     ],
 )

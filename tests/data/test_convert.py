@@ -5,12 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from logs import events, parquet, write
 
-from stca.data import FORMATS, LogFormat, RequestDataset, group_events
+from stca.data import FORMATS, LogFormat, RequestDataset
 from stca.data.convert import main
 
 ALL = {name: name for name in ("user_id", "item_id", "timestamp", "label")}
@@ -34,16 +33,16 @@ def _convert(log: Path, *options: str) -> Any:
     return batch
 
 
-@pytest.mark.parametrize("ours", ["time", "user", "item", "label_item", "label_label", "label_", "label_time"])
-def test_a_column_that_would_overwrite_ours_is_refused(log: Path, ours: str) -> None:
-    with pytest.raises(ValueError, match=f"LogFormat: column {ours} must have another name, since in batches"):
-        _convert(log, "--column", f"{ours}=hour")
-    assert not log.with_name("out.parquet").exists()
-    table = pa.table({**{name: [1] for name in ALL}, ours: [1]})
-    with pytest.raises(ValueError, match=f"group_events: column {ours} must have another name, since in batches"):
-        list(group_events(table))
-    with pytest.raises(ValueError, match="column label_hour must have another name, since in batches 'hour' is hour"):
-        LogFormat({**ALL, "hour": "hour", "label_hour": "hour"})
+@pytest.mark.parametrize("ours", ["time", "user", "item", "label_item_id", "label_label", "label_timestamp"])
+def test_every_column_keeps_its_name_and_overwrites_none(log: Path, ours: str) -> None:
+    plain, batch = _convert(log, "--positive", "1"), _convert(log, "--positive", "1", "--column", f"{ours}=hour")
+    kinds = ("history", "targets", "labels")
+    for kind in kinds:
+        before, after = getattr(plain, kind), getattr(batch, kind)
+        assert all(after[name].tolist() == before[name].tolist() for name in before)
+    assert sum(ours in getattr(batch, kind) for kind in kinds) == 2
+    known = batch.labels if ours.startswith("label") else batch.targets
+    assert sorted(known[ours].tolist()) == [9, 9, 10]
 
 
 def test_zero_is_a_value(log: Path) -> None:

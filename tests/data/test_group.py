@@ -22,16 +22,16 @@ def _check(batches: list[RequestBatch], events: pa.Table, max_length: int | None
     for batch in batches:
         copies = to_pointwise(batch.validate()).validate()
         bounds = copies.history_offsets.tolist()
-        for t, item in enumerate(batch.targets["item"].tolist()):
+        for t, item in enumerate(batch.targets["item_id"].tolist()):
             own = slice(bounds[t], bounds[t + 1])
             assert item not in seen_items
-            seen_items[item] = copies.history["item"][own].tolist()
-            assert batch.targets["user"][t] == rows["user_id"][item]
+            seen_items[item] = copies.history["item_id"][own].tolist()
+            assert batch.targets["user_id"][t] == rows["user_id"][item]
             assert batch.targets["price"][t] == rows["price"][item]
             assert batch.labels["label"][t] == rows["label"][item]
-            assert batch.labels["like"][t] == rows["label_like"][item]
-            for name, column in (("time", "timestamp"), ("label", "label"), ("like", "label_like"), ("price", "price")):
-                assert copies.history[name][own].tolist() == rows[column][seen_items[item]].tolist()
+            assert batch.labels["label_like"][t] == rows["label_like"][item]
+            for name in ("timestamp", "label", "label_like", "price"):
+                assert copies.history[name][own].tolist() == rows[name][seen_items[item]].tolist()
     assert sorted(seen_items) == list(range(len(events)))
     for item, seen in seen_items.items():
         earlier = np.flatnonzero(
@@ -53,7 +53,7 @@ def test_every_event_sees_what_came_strictly_before(
     tables = [events.slice(begin, 50) for begin in range(0, 300, 50)]
     batches = list(group_log(tables, per_history=per_history, max_length=max_length, parts=parts))
     _check(batches, events, max_length)
-    histories = [int(batch.targets["user"][t]) for batch in batches for t in batch.target_offsets[:-1]]
+    histories = [int(batch.targets["user_id"][t]) for batch in batches for t in batch.target_offsets[:-1]]
     requests = sum(len(batch.requests()[0]) for batch in batches)
     if per_history is None:
         assert len(histories) == len(set(histories)) == 7
@@ -75,7 +75,7 @@ def test_a_request_is_a_user_a_time_and_a_name() -> None:
     columns: dict[str, Any] = {"user_id": [1, 1, 1, 1, 2], "item_id": [0, 1, 2, 3, 4], "timestamp": [5, 5, 5, 9, 5]}
     events = pa.table(columns | {"request_id": [0, 1, 0, 2, 0], "label": [1.0, 0.0, 1.0, 1.0, 0.0]})
     [batch] = group_events(events)
-    assert batch.targets["item"].tolist() == [0, 2, 1, 3, 4]
+    assert batch.targets["item_id"].tolist() == [0, 2, 1, 3, 4]
     assert batch.request_offsets is not None
     assert batch.request_offsets.tolist() == [0, 2, 3, 4, 5]
     assert batch.visible is not None

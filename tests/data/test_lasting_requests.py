@@ -24,8 +24,8 @@ def _seen(batches: list[RequestBatch]) -> dict[int, list[int]]:
     found = {}
     for batch in batches:
         single = to_pointwise(batch.validate())
-        for t, item in enumerate(batch.targets["item"].tolist()):
-            found[item] = single.history["item"][single.history_offsets[t] : single.history_offsets[t + 1]].tolist()
+        for t, item in enumerate(batch.targets["item_id"].tolist()):
+            found[item] = single.history["item_id"][single.history_offsets[t] : single.history_offsets[t + 1]].tolist()
     return found
 
 

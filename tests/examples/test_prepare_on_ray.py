@@ -28,7 +28,7 @@ pandas.read_parquet(pathlib.Path(sys.argv[1])).sort_values(["user_id", "timestam
 
 def _by_user(paths: list[Path]) -> pa.Table:
     table = pa.concat_tables([pq.read_table(path) for path in paths])
-    return table.take(pc.sort_indices(pc.list_element(table["target_user"], 0))).combine_chunks()
+    return table.take(pc.sort_indices(pc.list_element(table["target_user_id"], 0))).combine_chunks()
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_second_run_replaces_or_refuses(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert out.exists(), done.stderr[-5000:]
         paths = sorted(out.iterdir())
-        targets = sum(len(row) for path in paths for row in pq.read_table(path)["target_item"].to_pylist())
+        targets = sum(len(row) for path in paths for row in pq.read_table(path)["target_item_id"].to_pylist())
         runs.append((done.returncode, targets, len(paths)))
     assert runs[0][:2] == (0, 120)
     assert runs[1] == (1, *runs[0][1:])
@@ -111,5 +111,5 @@ def test_a_log_that_does_not_fit_the_memory(tmp_path: Path) -> None:
     assert len(written) == 32
     write_requests(group_log(read_events(logs)), tmp_path / "expected.parquet")
     expected, got = _by_user([tmp_path / "expected.parquet"]), _by_user(written)
-    assert np.sum(pc.list_value_length(got["target_item"]).to_numpy()) == FILES * EVENTS
+    assert np.sum(pc.list_value_length(got["target_item_id"]).to_numpy()) == FILES * EVENTS
     assert got.equals(expected)
