@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 from ranker.generate import generate_log
-from ranker.logs import Integers, Log, Split, read_log, split_by_time
 from ranker.model import Ranker
 from ranker.report import make_ready, write_json
+from ranker.requests import Integers, Requests, Split, make_requests, read_requests, split_by_time
 from ranker.scaling_report import Report, write_report
 from ranker.train import Config, Training, evaluate
 from tqdm import tqdm
@@ -67,14 +67,22 @@ def make_schemes(average: int, maximum: int, longest: int, capacity: str) -> dic
 
 
 def train_and_serve(
-    log: Log, split: Split, size: tuple[int, int], config: Config, lengths: Sequence[int], checkpoint: Path, name: str
+    requests: Requests,
+    split: Split,
+    size: tuple[int, int],
+    config: Config,
+    lengths: Sequence[int],
+    checkpoint: Path,
+    name: str,
 ) -> dict[str, Any]:
     """One run of the grid: what training cost, and AUC and log loss at every served length."""
     torch.manual_seed(config.seed)
-    model = Ranker(log.num_items, log.num_users, *size)
-    training = Training(model, log, split, config, checkpoint)
+    model = Ranker(requests.num_items, requests.num_users, *size)
+    training = Training(model, requests, split, config, checkpoint)
     training.run(name)
-    served = {str(length): evaluate(model, log, split.test, length, config, f"{name}, {length}") for length in lengths}
+    served = {
+        str(length): evaluate(model, requests, split.test, length, config, f"{name}, {length}") for length in lengths
+    }
     dense = (model.stca, model.mixer, model.logit)
     return {
         "tokens": training.state["tokens"],
@@ -107,29 +115,29 @@ def made_or_make(path: Path, settings: dict[str, Any], make: Callable[[Path], di
     return saved
 
 
-def latest(log: Log, requests: Integers, targets: int) -> Integers:
+def latest(requests: Requests, chosen: Integers, targets: int) -> Integers:
     """The latest of these requests, by time, with at most so many targets."""
-    order = requests[np.argsort(-log.request_time[requests], kind="stable")]
-    count = np.cumsum((log.request_end - log.request_begin)[order])
+    order = chosen[np.argsort(-requests.time[chosen], kind="stable")]
+    count = np.cumsum((requests.end - requests.begin)[order])
     return np.sort(order[count <= targets])
 
 
 def run_grid(
-    log: Log, name: str, schemes: dict[str, Scheme], lengths: Sequence[int], args: argparse.Namespace
+    requests: Requests, name: str, schemes: dict[str, Scheme], lengths: Sequence[int], args: argparse.Namespace
 ) -> Report:
     """Every scheme with every seed, seed by seed, with a report after each seed."""
-    split = split_by_time(log)
-    split = replace(split, train=latest(log, split.train, args.targets))
+    split = split_by_time(requests)
+    split = replace(split, train=latest(requests, split.train, args.targets))
     epochs = args.epochs or (2 if args.log is None else 1)
-    targets = log.request_end - log.request_begin
+    targets = requests.end - requests.begin
     report: Report = {
         "log": name,
         "command": " ".join(["python examples/scaling.py", *args.shown]),
         "machine": f"{torch.get_num_threads()} thread(s), {stca.cpu_isa()}, torch {torch.__version__}",
-        "events": len(log.item),
+        "events": requests.batch.T,
         "train_targets": int(targets[split.train].sum()),
         "test_targets": int(targets[split.test].sum()),
-        "longest_history": int((log.history_end - log.user_begin)[split.test].max()),
+        "longest_history": int(requests.seen[split.test].max()),
         "average": schemes["fixed"].average,
         "maximum": schemes["full"].maximum,
         "epochs": epochs,
@@ -155,9 +163,9 @@ def run_grid(
             "capacity": list(size),
             "lengths": list(lengths),
             "targets": report["train_targets"],
-            "checksums": [log.checksum, split.checksum],
+            "checksums": [requests.checksum, split.checksum],
         }
-        make = partial(train_and_serve, log, split, size, config, lengths, name=f"{scheme}, seed {seed}")
+        make = partial(train_and_serve, requests, split, size, config, lengths, name=f"{scheme}, seed {seed}")
         path = args.out / name / f"{scheme.replace(' ', '-')}-{seed}.json"
         if args.restart:
             for old in (path, path.with_suffix(".pt")):
@@ -201,15 +209,15 @@ def main(arguments: Sequence[str]) -> Report:
     name = "generated" if args.log is None else re.sub(r"(\.(csv|inter|parquet|gz|bz2|zst))+$", "", args.log.name)
     reports = [args.report / f"{name}.{ending}" for ending in ("md", "png", "json")]
     make_ready([args.out / name / "run.json", *reports], args.log)
-    log = generate_log() if args.log is None else read_log(args.log)
-    longest = int((log.history_end - log.user_begin).max())
+    requests = make_requests(generate_log()) if args.log is None else read_requests(args.log)
+    longest = int(requests.seen.max())
     maximum = args.maximum or min(LONGEST_TRAINED, 2 ** int(np.log2(max(SHARE, longest))))
     average = args.average or maximum // SHARE
     schemes = make_schemes(average, maximum, longest, "S" if args.quick else "M")
     # From a 64th of what is trained on to 4 times as much, or to the longest history that there is.
     growing = [maximum * 4**power // 64 for power in range(0, 5, 2 if args.quick else 1)]
     useful = {length for length in growing if 0 < length < 2 * longest}
-    report = run_grid(log, name, schemes, sorted(useful | {average, maximum}), args)
+    report = run_grid(requests, name, schemes, sorted(useful | {average, maximum}), args)
     print(f"written: {args.report / name}.md, .png and .json")
     return report
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 from ranker.generate import generate_log
-from ranker.logs import Log, Split, read_log, split_by_time
 from ranker.measure import compare
-from ranker.model import BiasOnly, MeanPooled, Ranker
+from ranker.model import BiasOnly, Ranker, mean_pooled
 from ranker.ranks import joined, rank
 from ranker.report import Report, draw, make_ready, print_report, write_json
+from ranker.requests import Requests, Split, make_requests, read_requests, split_by_time
 from ranker.train import Config, Training, evaluate
 from torch import nn
 
@@ -58,13 +58,15 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def train(name: str, model: nn.Module, log: Log, split: Split, config: Config, args: argparse.Namespace) -> nn.Module:
+def train(
+    name: str, model: nn.Module, requests: Requests, split: Split, config: Config, args: argparse.Namespace
+) -> nn.Module:
     """Trains a model, or goes on with its checkpoint."""
     stem = "generated" if args.log is None else args.log.name
     checkpoint = args.out / f"{stem}-{name.replace(' ', '-')}.pt"
     if args.restart and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         checkpoint.unlink(missing_ok=True)
-    Training(model, log, split, config, checkpoint).run(name)
+    Training(model, requests, split, config, checkpoint).run(name)
     return model
 
 
@@ -80,10 +82,10 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     table, picture = args.out / "report.json", args.out / "served_length.png"
     make_ready(filter(None, (table, picture, args.json)), args.log)
-    log = generate_log(seed=args.seed) if args.log is None else read_log(args.log)
-    split = split_by_time(log)
+    requests = make_requests(generate_log(seed=args.seed)) if args.log is None else read_requests(args.log)
+    split, events = split_by_time(requests), requests.batch.T
     config = Config(
-        epochs=args.epochs or (8 if len(log.item) < 200_000 else 2),
+        epochs=args.epochs or (8 if events < 200_000 else 2),
         average_length=args.average_length,
         max_length=args.max_length,
         learning_rate=args.learning_rate,
@@ -95,34 +97,34 @@ def run(args: argparse.Namespace) -> None:
     )
     if rank() == 0:
         print(
-            f"{len(log.item):,} events of {log.num_users:,} users and {log.num_items:,} items; requests: "
+            f"{events:,} events of {requests.num_users:,} users and {requests.num_items:,} items; requests: "
             f"{len(split.train):,} train, {len(split.validation):,} validation, {len(split.test):,} test"
         )
-    longest = int((log.history_end - log.user_begin)[split.test].max())
+    longest = int(requests.seen[split.test].max())
     lengths = [length for i, length in enumerate(LENGTHS) if i == 0 or LENGTHS[i - 1] < longest]
 
-    sizes = log.num_items, log.num_users
-    ranker = train("STCA", Ranker(*sizes, args.dim, args.layers, args.heads), log, split, config, args)
-    mean = train("mean pooled", MeanPooled(*sizes, args.dim), log, split, config, args)
+    sizes = requests.num_items, requests.num_users
+    ranker = train("STCA", Ranker(*sizes, args.dim, args.layers, args.heads), requests, split, config, args)
+    mean = train("mean pooled", mean_pooled(*sizes, args.dim), requests, split, config, args)
     bias_config = replace(
         config, epochs=6, patience=2, min_length=8, average_length=8, max_length=8, learning_rate=0.02, warmup=10
     )
-    biases = train("bias only", BiasOnly(*sizes), log, split, bias_config, args)
+    biases = train("bias only", BiasOnly(*sizes), requests, split, bias_config, args)
 
     report: Report = {"log": "generated log" if args.log is None else args.log.name}
     served, pooled = (
-        {str(length): evaluate(model, log, split.test, length, config, f"{name}, {length}") for length in lengths}
+        {str(length): evaluate(model, requests, split.test, length, config, f"{name}, {length}") for length in lengths}
         for name, model in (("STCA", ranker), ("mean pooled", mean))
     )
     report["served"] = served
     report["baselines"] = {
-        "bias only": evaluate(biases, log, split.test, 8, config, "bias only"),
+        "bias only": evaluate(biases, requests, split.test, 8, config, "bias only"),
         # At the length that suits it best: the strongest opponent.
         "mean pooled": max(pooled.values(), key=lambda result: result["auc"]),
     }
     if rank() > 0:
         return
-    measured = compare(log, split.train, min(1024, longest), config.requests_per_history, config.event_time)
+    measured = compare(requests, split.train, min(1024, longest), config.requests_per_history, config.event_time)
     for key, field in (
         ("throughput", "targets_per_s"),
         ("peak_memory_mb", "peak_memory_mb"),

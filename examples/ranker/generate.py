@@ -1,15 +1,14 @@
 """A generated log in which longer histories really help."""
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
-
-from ranker.logs import Log, make_log
 
 EVENTS_PER_REQUEST = 8
 
 
-def generate_log(num_users: int = 20, requests_per_user: int = 1500, num_items: int = 3000, seed: int = 0) -> Log:
-    """Users with interests at short, middle and very long range.
+def generate_log(num_users: int = 20, requests_per_user: int = 1500, num_items: int = 3000, seed: int = 0) -> pa.Table:
+    """Events of users with interests at short, middle and very long range.
 
     A user's opinion of an item (like or dislike, each for one half) is the user's own, so neither the item nor the
     user tells a label; only the user's last meeting with that item does. Each user holds three pools of items:
@@ -45,6 +44,6 @@ def generate_log(num_users: int = 20, requests_per_user: int = 1500, num_items: 
             items.append(shown)
             times.append(np.full(EVENTS_PER_REQUEST, (request * num_users + user) * 3600 // num_users))
             labels.append(likes[shown] ^ (rng.random(EVENTS_PER_REQUEST) < 0.1))
-    return make_log(
-        np.concatenate(users), np.concatenate(items), np.concatenate(times), np.concatenate(labels).astype(np.float64)
-    )
+    columns = {"user_id": users, "item_id": items, "timestamp": times, "label": labels}
+    events = {name: np.concatenate(column) for name, column in columns.items()}
+    return pa.table(events | {"label": events["label"].astype(np.float32)})

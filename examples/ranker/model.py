@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 import stca
-from ranker.batches import TIME_BUCKETS, Batch
-from ranker.logs import COUNTER_BUCKETS, COUNTERS
+from ranker.requests import COUNTER_BUCKETS, COUNTERS, TIME_BUCKETS
+from stca.batch import RequestBatch
 
 
 class ItemEmbedding(nn.Module):
@@ -87,7 +87,8 @@ class Ranker(nn.Module):
         self.length = nn.Embedding(TIME_BUCKETS, dim)
         self.candidate = nn.Embedding(num_items, dim)
         self.counters = nn.EmbeddingBag(COUNTERS * COUNTER_BUCKETS, dim, mode="sum")
-        self.stca = stca.nn.STCA(dim, num_layers, num_heads, share_ffn=True, use_lse=True)
+        stack = stca.nn.STCA(dim, num_layers, num_heads, share_ffn=True, use_lse=True)
+        self.stca: nn.Module = stack
         self.mixer = stca.nn.RankMixer(4, dim)
         self.dropout = nn.Dropout(dropout)
         self.logit = nn.Linear(dim, 1)
@@ -101,34 +102,26 @@ class Ranker(nn.Module):
             self.time.weight.copy_(0.5 * (walk - walk.mean(dim=0)) / walk.std())
             for table in (self.action, self.time):
                 table.weight[:, : dim // 2] = 0
-        for i, layer in enumerate(self.stca.layers):
+        for i, layer in enumerate(stack.layers):
             assert isinstance(layer, stca.nn.STCALayer)
             start_attention(layer, sharpness=1.5 if i == 0 else 0.3)
 
-    def history_rows(self, batch: Batch) -> Tensor:
-        """[P, D]."""
-        rows: Tensor = self.item(batch.history_item) + self.action(batch.history_action) + self.time(batch.history_time)
-        return rows
-
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: RequestBatch) -> Tensor:
         """Logits [T]."""
-        targets = self.item(batch.item) + self.action.weight[1] + self.time(batch.time)
+        history, targets = batch.history, batch.targets
+        rows = self.item(history["item_id"]) + self.action(history["label"]) + self.time(history["time_bucket"])
         z = self.stca(
-            targets,
-            self.history_rows(batch),
+            self.item(targets["item_id"]) + self.action.weight[1] + self.time(targets["time_bucket"]),
+            rows,
             batch.target_offsets,
             batch.history_offsets,
             visible=batch.visible,
             history_index=batch.history_index,
         )
-        return self.score(z, batch)
-
-    def score(self, z: Tensor, batch: Batch) -> Tensor:
-        """Logits [T] from what was found in the history, [T, D], and the candidate itself."""
         slots = torch.arange(COUNTERS) * COUNTER_BUCKETS
-        about = self.length(batch.length) + self.counters(batch.counters + slots)
-        candidate, user = self.dropout(self.candidate(batch.item)), self.dropout(self.user(batch.user))
-        tokens = torch.stack([z, candidate, user, about], dim=1)
+        about = self.length(targets["length_bucket"]) + self.counters(targets["counters"] + slots)
+        candidate, user = self.candidate(targets["item_id"]), self.user(targets["user_id"])
+        tokens = torch.stack([z, self.dropout(candidate), self.dropout(user), about], dim=1)
         logits: Tensor = self.logit(self.mixer(tokens)).squeeze(1)
         return logits
 
@@ -144,35 +137,42 @@ class BiasOnly(nn.Module):
         nn.init.zeros_(self.item.weight)
         nn.init.zeros_(self.user.weight)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: RequestBatch) -> Tensor:
         """Logits [T]."""
-        logits: Tensor = (self.item(batch.item) + self.user(batch.user)).squeeze(1) + self.constant
+        logits: Tensor = (self.item(batch.targets["item_id"]) + self.user(batch.targets["user_id"])).squeeze(
+            1
+        ) + self.constant
         return logits
 
 
-class MeanPooled(nn.Module):
-    """The ranker with the mean of the visible history rows in place of attention."""
+class MeanPool(nn.Module):
+    """What takes the place of STCA in the second baseline: the mean of the rows that a target sees."""
 
-    def __init__(self, num_items: int, num_users: int, dim: int = 64, dropout: float = 0.1) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.ranker = Ranker(num_items, num_users, dim, num_layers=1, num_heads=1, dropout=dropout)
-        self.ranker.stca = None  # type: ignore[assignment]
         self.fuse = stca.nn.SwiGLUFFN(2 * dim)
         self.down = nn.Linear(2 * dim, dim)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits [T]."""
-        ranker = self.ranker
-        rows = ranker.history_rows(batch)
-        # Attention with scores of 0 is the mean of the rows that a target sees.
+    def forward(
+        self, targets: Tensor, history: Tensor, target_offsets: Tensor, history_offsets: Tensor, **rows: Tensor | None
+    ) -> Tensor:
+        """As STCA's."""
+        q = torch.zeros(len(targets), 1, history.shape[1])  # Attention with scores of 0 is the mean.
         mean = stca.ops.target_attention(
-            torch.zeros(batch.item.shape[0], 1, rows.shape[1]),
-            rows[:, None],
+            q,
+            history[:, None],
             None,
-            batch.target_offsets,
-            batch.history_offsets,
-            visible=batch.visible,
-            history_index=batch.history_index,
-        )[:, 0]
-        z = self.down(self.fuse(torch.cat([mean, ranker.item(batch.item)], dim=1)))
-        return ranker.score(z, batch)
+            target_offsets,
+            history_offsets,
+            visible=rows["visible"],
+            history_index=rows["history_index"],
+        )
+        z: Tensor = self.down(self.fuse(torch.cat([mean[:, 0], targets], dim=1)))
+        return z
+
+
+def mean_pooled(num_items: int, num_users: int, dim: int = 64) -> Ranker:
+    """The ranker with the mean of the history in place of STCA."""
+    model = Ranker(num_items, num_users, dim, num_layers=1)
+    model.stca = MeanPool(dim)
+    return model

@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -18,10 +21,16 @@ def joined() -> Iterator[None]:
     # A name of its own for every restart: in torch 2.13 processes of torchrun find the addresses of those before them.
     store, number, processes = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     own = dist.distributed_c10d.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group("gloo", store=own, rank=number, world_size=processes)
+    dist.init_process_group(store=own, rank=number, world_size=processes)
     yield
     dist.barrier()  # nobody leaves while another still works
     dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """This process's GPU, or the CPU where there is none."""
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def rank() -> int:
@@ -47,10 +56,10 @@ def total(*counts: int) -> list[int]:
     return summed.tolist()
 
 
-def gathered(x: Tensor) -> list[Tensor]:
+def gathered(x: T) -> list[T]:
     """What each process has, by rank."""
     if world_size() == 1:
         return [x]
-    parts: list[Tensor] = [x] * world_size()
+    parts = [x] * world_size()
     dist.all_gather_object(parts, x)
     return parts

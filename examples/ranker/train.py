@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
 from tqdm import tqdm
 
 from ranker.batches import group_requests, make_batch
-from ranker.logs import Integers, Log, Split
 from ranker.ranks import gathered, rank, replicated, total, world_size
+from ranker.requests import Integers, Requests, Split
+from stca.batch import bce_loss
 from stca.files import whole_file
 from stca.lengths import BetaLengths, TokenBudgetSampler
 
@@ -56,36 +57,26 @@ class Config:
         return BetaLengths(shortest, self.max_length, self.average_length, self.alpha)
 
 
-def auc(label: NDArray[np.float32], score: NDArray[np.float64]) -> float:
-    """Area under the ROC curve; equal scores count half. NaN where all labels are the same."""
-    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[place]
-    positives = float((label == 1).sum())
-    negatives = len(label) - positives
-    if positives == 0 or negatives == 0:
-        return math.nan
-    return float((rank[label == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
 def evaluate(
-    model: nn.Module, log: Log, requests: Integers, length: int, config: Config, name: str
+    model: nn.Module, requests: Requests, chosen: Integers, length: int, config: Config, name: str
 ) -> dict[str, float]:
-    """AUC and log loss over the targets of `requests`, each seeing at most its last `length` events.
+    """AUC and log loss over the targets of the requests `chosen`, each seeing at most its last `length` events.
 
     Processes share the work, and all have the result.
     """
-    runs = group_requests(log, requests, config.requests_per_history, config.max_span_days * 86400)
+    runs = group_requests(requests, chosen, config.requests_per_history, config.max_span_days * 86400)
     model.eval()
     logits, labels = [torch.zeros(0)], [torch.zeros(0)]
     with torch.no_grad():
-        for run in tqdm(runs[rank() :: world_size()], desc=name, unit="run", leave=False, disable=rank() > 0):
-            batch = make_batch(log, [run], [length], config.event_time)
+        mine = range(rank(), len(runs), world_size())
+        for i in tqdm(mine, desc=name, unit="run", leave=False, disable=rank() > 0):
+            batch = make_batch(requests, runs[i : i + 1], length, config.event_time)
             logits.append(model(batch))
-            labels.append(batch.label)
+            labels.append(batch.labels["label"])
     score, label = (torch.cat(gathered(torch.cat(parts))) for parts in (logits, labels))
     score = score.double()
     return {
-        "auc": auc(label.numpy(), score.numpy()),
+        "auc": float(binary_auroc(score.sigmoid(), label.long())),
         "logloss": float(F.binary_cross_entropy_with_logits(score, label.double())),
     }
 
@@ -96,14 +87,16 @@ class Training:
     Started by torchrun, every process has its own batches, and a step is that of one process on all of them together.
     """
 
-    def __init__(self, model: nn.Module, log: Log, split: Split, config: Config, checkpoint: Path | None) -> None:
-        self.model, self.log, self.split, self.config, self.checkpoint = model, log, split, config, checkpoint
-        self.runs = group_requests(log, split.train, config.requests_per_history, config.max_span_days * 86400)
+    def __init__(
+        self, model: nn.Module, requests: Requests, split: Split, config: Config, checkpoint: Path | None
+    ) -> None:
+        self.model, self.requests, self.split, self.config, self.checkpoint = model, requests, split, config, checkpoint
+        self.runs = group_requests(requests, split.train, config.requests_per_history, config.max_span_days * 86400)
         # What a checkpoint must agree with.
         self.settings = (
             f"{config!r} in {world_size()} processes, "
-            f"log of {len(log.item)} events, {log.num_users} users and {log.num_items} items, checksums of it and of "
-            f"what it is divided into {log.checksum:08x} and {split.checksum:08x}, "
+            f"log of {requests.batch.T} events, {requests.num_users} users and {requests.num_items} items, "
+            f"checksums of it and of what it is divided into {requests.checksum:08x} and {split.checksum:08x}, "
             f"model of {sum(p.numel() for p in model.parameters())} parameters"
         )
         decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -130,15 +123,12 @@ class Training:
         if self.state["best_model"] is not None:
             self.model.load_state_dict(self.state["best_model"])
 
-    def _batches(self) -> tuple[TokenBudgetSampler, Integers]:
+    def _batches(self) -> tuple[TokenBudgetSampler, Tensor]:
         """The epoch's batches of runs and their history lengths: a function of seed and epoch alone."""
         c, epoch = self.config, self.state["epoch"]
-        drawn = c.lengths.sample(len(self.runs), (c.seed, epoch)).numpy()
-        log = self.log
-        first = np.array([run[0] for run in self.runs])
-        last = np.array([run[-1] for run in self.runs])
-        before = np.minimum(drawn, log.history_end[first] - log.user_begin[first])
-        tokens = before + log.history_end[last] - log.history_end[first] + 1
+        drawn = c.lengths.sample(len(self.runs), (c.seed, epoch))
+        first, last = self.requests.seen[self.runs[:, 0]], self.requests.seen[self.runs[:, 1] - 1]
+        tokens = np.minimum(drawn.numpy(), first) + last - first + 1
         budget = c.budget if c.runs_per_step is None else math.ceil(c.runs_per_step * tokens.mean())
         sampler = TokenBudgetSampler(tokens, budget, seed=c.seed, rank=rank(), world_size=world_size())
         sampler.set_epoch(epoch, self.state["step"])
@@ -153,11 +143,8 @@ class Training:
         progress = tqdm(batches, desc=epoch, initial=state["step"], total=steps, unit="step", disable=rank() > 0)
         for chosen in progress:
             start = time.process_time()
-            runs = [self.runs[i] for i in chosen]
-            batch = make_batch(self.log, runs, [int(lengths[i]) for i in chosen], c.event_time, c.window)
-            targets, rows, distinct = total(
-                len(batch.label), int(batch.history_offsets[-1]), len(batch.history_item)
-            )  # of all processes
+            batch = make_batch(self.requests, self.runs[chosen], lengths[chosen], c.event_time, c.window)
+            targets, rows, distinct = total(batch.T, batch.N, len(batch.history["item_id"]))  # of all processes
             state["rows"], state["distinct"] = state["rows"] + rows, state["distinct"] + distinct
             done = state["epoch"] * steps + state["step"]
             share = min(1.0, done / (c.epochs * steps))
@@ -166,8 +153,8 @@ class Training:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            summed = F.binary_cross_entropy_with_logits(self.replica(batch), batch.label, reduction="sum")
-            loss = summed * world_size() / targets  # gradients are averaged over processes
+            own = bce_loss(self.replica(batch), batch.labels["label"], batch)
+            loss = own * batch.T * world_size() / targets  # gradients are averaged over processes
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -179,7 +166,7 @@ class Training:
                 progress.set_postfix(loss=f"{loss.item():.4f}")
             if state["step"] % c.save_every == 0:
                 self._save()
-        result = evaluate(self.model, self.log, self.split.validation, c.average_length, c, "validation")
+        result = evaluate(self.model, self.requests, self.split.validation, c.average_length, c, "validation")
         if rank() == 0:
             self._tell(epoch, result["auc"], padding)
         state["rows"] = state["distinct"] = 0

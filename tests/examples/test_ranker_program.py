@@ -5,8 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from pyarrow import csv
+
+
 import train_ranker
 from ranker.generate import generate_log
 
@@ -19,10 +21,7 @@ def test_the_whole_program(
     """Table, JSON and picture of a small log; a second run finds its checkpoints and says the same."""
     threads(1)
     monkeypatch.chdir(tmp_path)
-    log = generate_log(num_users=2, requests_per_user=60, num_items=1100)
-    columns = np.repeat(log.request_user, log.request_end - log.request_begin), log.item, log.time, log.label
-    rows = "".join("{},{},{},{}\n".format(*row) for row in zip(*columns, strict=True))
-    Path("events.csv").write_text(f"user_id,item_id,timestamp,label\n{rows}")
+    csv.write_csv(generate_log(num_users=2, requests_per_user=60, num_items=1100), "events.csv")
     sizes = "--epochs 1 --dim 16 --average-length 64 --max-length 128"
     reports, printed = [], []
     for name in ("first.json", "second.json"):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from processes import run_ranks
 from ranker.generate import generate_log
-from ranker.logs import split_by_time
 from ranker.model import Ranker
+from ranker.requests import make_requests, split_by_time
 from ranker.train import Config, Training
 from torch import Tensor
 
@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _train(rank: int = 0, kind: type[Training] = Training) -> dict[str, Tensor]:
-    log = generate_log(num_users=2, requests_per_user=60, num_items=1200)
+    requests = make_requests(generate_log(num_users=2, requests_per_user=60, num_items=1200))
     torch.manual_seed(0)
-    model = Ranker(log.num_items, log.num_users, dim=16, dropout=0.0)
-    training = kind(model, log, split_by_time(log), CONFIG, None)
+    model = Ranker(requests.num_items, requests.num_users, dim=16, dropout=0.0)
+    training = kind(model, requests, split_by_time(requests), CONFIG, None)
     training.optimizer = torch.optim.SGD(model.parameters())  # type: ignore[assignment]  # follows the gradients' sizes
     training.run("test")
     assert training.state["epoch"] == CONFIG.epochs

@@ -133,16 +133,17 @@ def test_the_whole_grid_is_drawn(tmp_path: Path) -> None:
 
 
 def test_windows_lie_within_what_may_be_seen() -> None:
-    visible = torch.tensor([[10, 40], [10, 43], [10, 50]])
+    visible, offsets = torch.tensor([[10, 40], [10, 43], [10, 50]]), torch.tensor([0, 3])
+    eight = torch.full((3,), 8)
     torch.manual_seed(0)
-    assert WINDOWS["suffix"](visible, 8).tolist() == [[32, 40], [35, 43], [42, 50]]
-    assert WINDOWS["prefix"](visible, 8).tolist() == [[10, 18]] * 3
+    assert WINDOWS["suffix"](visible, eight, offsets).tolist() == [[32, 40], [35, 43], [42, 50]]
+    assert WINDOWS["prefix"](visible, eight, offsets).tolist() == [[10, 18]] * 3
     starts = set()
     for _ in range(50):
-        window = WINDOWS["random"](visible, 8)
+        window = WINDOWS["random"](visible, eight, offsets)
         assert (window == window[0]).all()
         assert window[0, 0] >= 10
         assert window[0, 1] == window[0, 0] + 8 <= 40
         starts.add(int(window[0, 0]))
     assert len(starts) > 10
-    assert WINDOWS["random"](visible, 99).tolist() == [[10, 40]] * 3
+    assert WINDOWS["random"](visible, eight + 91, offsets).tolist() == [[10, 40]] * 3

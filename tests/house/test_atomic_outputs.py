@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scaling
 import torch
 import train_ranker
 from batches import make_requests
-from ranker.batches import TIME_BUCKETS, event_bucket
-from ranker.logs import COUNTER_BUCKETS, Log, item_counters, make_log, split_by_time
 from ranker.model import Ranker
 from ranker.report import make_ready
+from ranker.requests import COUNTER_BUCKETS, TIME_BUCKETS, Requests, item_counters, split_by_time, time_parts
+from ranker.requests import make_requests as requests_of
 from ranker.train import Config, Training
 
 from stca.batch import RequestBatch
@@ -90,35 +91,37 @@ def test_a_stopped_writer_leaves_the_older_file(tmp_path: Path, how: str) -> Non
     assert all(name.startswith(".log.parquet.") for name in left)
 
 
-def _log(labels_from: int = 0) -> Log:
+def _requests(labels_from: int = 0) -> Requests:
     rng = np.random.default_rng(0)
-    user, item, time = (rng.integers(0, high, 300) for high in (4, 20, 10**6))
-    return make_log(user, item, time, ((np.arange(300) + labels_from) % 2).astype(np.float64))
+    columns = {
+        name: rng.integers(0, high, 300) for name, high in (("user_id", 4), ("item_id", 20), ("timestamp", 10**6))
+    }
+    return requests_of(pa.table(columns | {"label": ((np.arange(300) + labels_from) % 2).astype(np.float32)}))
 
 
 def test_checkpoints_of_others(tmp_path: Path) -> None:
-    path, log = tmp_path / "run.pt", _log()
-    split, config = split_by_time(log), Config(epochs=1, budget=400, max_length=20, average_length=9, min_length=1)
+    path, requests = tmp_path / "run.pt", _requests()
+    split, config = split_by_time(requests), Config(epochs=1, budget=400, max_length=20, average_length=9, min_length=1)
 
-    def start(log: Log, split: Any = split) -> Training:
+    def start(requests: Requests, split: Any = split) -> Training:
         torch.manual_seed(0)
-        return Training(Ranker(20, 4, dim=8), log, split, config, path)
+        return Training(Ranker(20, 4, dim=8), requests, split, config, path)
 
-    start(log)._save()
-    assert start(log).resumed
-    for other in ((_log(labels_from=1), split), (log, replace(split, train=split.train[1:]))):
+    start(requests)._save()
+    assert start(requests).resumed
+    for other in ((_requests(labels_from=1), split), (requests, replace(split, train=split.train[1:]))):
         with pytest.raises(ValueError, match=r"run\.pt: must be a checkpoint of the same settings, .* checksums"):
             start(*other)
     whole = path.read_bytes()
     for wrong in (whole[: len(whole) // 2], b"", b"PAR1", whole[:-1]):
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match=r"run\.pt: must be a whole checkpoint \(--restart forgets it\)"):
-            start(log)
+            start(requests)
     others: tuple[Any, ...] = {"model": {}}, [1, 2], "settings"
     for foreign in others:
         torch.save(foreign, path)
         with pytest.raises(ValueError, match=r"run\.pt: must be a whole checkpoint"):
-            start(log)
+            start(requests)
 
 
 @pytest.mark.parametrize("text", ["", '{"settings": {"a"', "[1]", "3", '{"settings": {}}'])
@@ -154,10 +157,10 @@ def test_counters_of_any_times_and_items(span: int, items: int) -> None:
 
 @pytest.mark.parametrize("span", [1, 63, 64, 1000, 365 * 86400 * 10**9])
 def test_buckets_of_any_times(span: int) -> None:
-    log = _log()
     time = np.sort(np.concatenate([[5, 5 + span], np.random.default_rng(0).integers(5, 5 + span, 298)]))
     expected = [(int(t) - 5) * TIME_BUCKETS // (span + 1) for t in time]
-    assert event_bucket(replace(log, time=time), time).tolist() == expected
+    times = torch.from_numpy(time)
+    assert torch.bucketize(times, time_parts(times), right=True).tolist() == expected
 
 
 def test_examples_refuse_outputs_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +170,7 @@ def test_examples_refuse_outputs_before_work(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match=r"log\.csv: must not be the log itself"):
         make_ready([tmp_path / "out" / "a.json", log], log)
     for module in (train_ranker, scaling):
-        monkeypatch.setattr(module, "read_log", lambda _: pytest.fail("the log was read"))
+        monkeypatch.setattr(module, "read_requests", lambda _: pytest.fail("the log was read"))
     monkeypatch.setattr(sys, "argv", ["train_ranker.py", "--log", str(log), "--out", str(tmp_path)])
     with pytest.raises(ValueError, match=r"report\.json: must be a file, or none yet, got a folder"):
         train_ranker.main()

@@ -1,0 +1,171 @@
+"""Trains a ranker on an event log: AUC on the last tenth of its time. Read it from top to bottom, and make it yours.
+
+    python examples/train.py                           a generated log, about a minute
+    python examples/train.py --log events.csv          any log that stca.data.convert knows
+    torchrun --nproc-per-node 2 -- examples/train.py   two processes, on CUDA with a GPU each
+
+Log -> requests.parquet, each history once -> batches of equal tokens -> histories cut short in training, served long ->
+embeddings, STCA, head -> loss. Started again it goes on where it was; another --out starts anew.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ranker.generate import generate_log
+from ranker.ranks import device, gathered, joined, rank, replicated, total, world_size
+from torch import Tensor, nn
+from torchmetrics.classification import BinaryAUROC
+from tqdm import tqdm
+
+import stca
+from stca.batch import RequestBatch, bce_loss
+from stca.data import RequestDataset, group_log, read_events, write_requests
+from stca.files import whole_file
+from stca.lengths import BetaLengths, recent_suffix
+from stca.ops import request_gather
+
+ROWS, DIM, LAYERS = 16_384, 64, 2  # of a table of ids (where ids are more, they share rows), of a row, of STCA
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", type=Path, help="an event log; generated when not given")
+    parser.add_argument("--out", type=Path, default=Path("build/train"), help="folder of requests and checkpoint")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batches", type=int, help="of a step, dealt out to the processes; as many as these")
+    parser.add_argument("--budget", type=int, default=8_000, help="history rows of a batch, before they are cut")
+    parser.add_argument("--max-length", type=int, default=4096, help="events that a target sees at most")
+    parser.add_argument("--average-length", type=int, default=512, help="events that it sees in training, on average")
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--every", type=int, default=100, help="steps from checkpoint to checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+class Ranker(nn.Module):
+    """Embeddings of ids, labels and ages -> what a target finds in its history -> logit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item, self.candidate, self.user = (nn.Embedding(ROWS, DIM) for _ in range(3))
+        self.label, self.age = nn.Embedding(2, DIM), nn.Embedding(64, DIM)
+        self.stca = stca.nn.STCA(DIM, LAYERS, num_heads=1, share_ffn=True, use_lse=True)
+        self.head = nn.Sequential(nn.Linear(3 * DIM, DIM), nn.GELU(), nn.Linear(DIM, 1))
+        for name, weight in self.stca.named_parameters():
+            if name.endswith("w_q"):  # Queries and keys start alike, so that a target finds its own item at once.
+                nn.init.orthogonal_(weight)
+                self.stca.get_parameter(name[:-1] + "k").data.copy_(weight)
+                weight.data *= 2
+
+    def forward(self, batch: RequestBatch) -> Tensor:
+        """Logits [T]."""
+        history, targets = batch.history, batch.targets
+        now = targets["timestamp"][batch.target_offsets[:-1]]  # of each history's first request
+        age = request_gather(now, batch.history_offsets, total=batch.N) - history["timestamp"]
+        bucket = (2 * (age.clamp(min=0) + 1).log2()).long().clamp(max=63)
+        events = self.item(history["item_id"] % ROWS) + self.label(history["label"].long()) + self.age(bucket)
+        item, user = targets["item_id"] % ROWS, targets["user_id"] % ROWS
+        z = self.stca(self.item(item), events, batch.target_offsets, batch.history_offsets, visible=batch.visible)
+        logits: Tensor = self.head(torch.cat([z, self.candidate(item), self.user(user)], dim=1)).squeeze(1)
+        return logits
+
+
+def write(log: Path | None, path: Path, max_length: int, budget: int) -> None:
+    """Log -> requests: up to 32 of a user share a history, in which each target sees what was before its request."""
+    events = read_events(log) if log is not None else [generate_log(requests_per_user=500)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_requests(group_log(events, per_history=32, max_length=max_length), path, tokens=4 * budget)
+
+
+def endless(dataset: RequestDataset, cut: int) -> Iterator[RequestBatch]:
+    """Training targets, those up to the cut, one epoch after the other."""
+    while True:
+        for batch in dataset:
+            yield batch.filter(batch.targets["timestamp"] <= cut)
+
+
+def shortened(batch: RequestBatch, lengths: BetaLengths, seed: tuple[int, ...]) -> RequestBatch:
+    """Targets see as many of their last events as is drawn for their history; what nobody sees is left out."""
+    keep = request_gather(lengths.sample(batch.R, seed), batch.target_offsets, total=batch.T)
+    return replace(batch, visible=recent_suffix(batch.ranges(), keep)).trim()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, path: Path, budget: int, cut: int) -> float:
+    """AUC over the targets after the cut, each with all that it may see."""
+    auc, requests = BinaryAUROC(), RequestDataset(path, budget, rank=rank(), world_size=world_size(), shuffle=False)
+    for batch in requests:
+        later = batch.filter(batch.targets["timestamp"] > cut).trim().to(device())
+        auc.update(model(later).double().sigmoid().cpu(), later.labels["label"].long().cpu())
+    return float(auc.compute())  # over all processes
+
+
+def train(args: argparse.Namespace) -> float:
+    """Trains, or goes on where it was; the AUC of the end."""
+    path, checkpoint = args.out / "requests.parquet", args.out / "checkpoint.pt"
+    if rank() == 0 and not checkpoint.exists():
+        write(args.log, path, args.max_length, args.budget)
+    total(0)  # other processes wait until it is written
+    requests, count = RequestDataset(path, args.budget), args.batches or world_size()
+    cut = int(np.quantile(torch.cat([batch.targets["timestamp"] for batch in requests]), 0.9))
+    if not world_size() <= count <= len(requests.row_groups):
+        raise ValueError(
+            f"--batches must be {world_size()} processes to {len(requests.row_groups)} row groups, got {count}"
+        )
+    mine = range(rank(), count, world_size())  # A step takes a batch of every dataset, whichever process reads it.
+    datasets = [RequestDataset(path, args.budget, seed=args.seed, rank=i, world_size=count) for i in mine]
+    lengths = BetaLengths(args.average_length // 8, args.max_length, args.average_length)
+
+    torch.manual_seed(args.seed)
+    model = Ranker().to(device())
+    replica = replicated(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, cycle_momentum=False)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    settings = {**{name: str(value) for name, value in vars(args).items() if name != "out"}, "batches": count}
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device(), weights_only=True)
+        if saved["settings"] != settings:
+            raise ValueError(f"{checkpoint}: must be of {settings} (or take another --out), got {saved['settings']}")
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        for dataset in datasets:
+            dataset.load_state_dict(saved["datasets"][dataset.rank])
+        first = saved["steps"]
+
+    streams = {dataset.rank: endless(dataset, cut) for dataset in datasets}
+    progress = tqdm(range(first, args.steps), initial=first, total=args.steps, unit="step", disable=rank() > 0)
+    for step in progress:
+        batches = [shortened(next(stream), lengths, (args.seed, step, i)) for i, stream in streams.items()]
+        [targets] = total(sum(batch.T for batch in batches))
+        optimizer.zero_grad()
+        for batch in (batch.to(device()) for batch in batches):
+            loss = bce_loss(replica(batch), batch.labels["label"], batch)
+            share = batch.T * world_size() / max(1, targets)  # DDP takes the mean over processes
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            places = {state["rank"]: state for of in gathered([d.state_dict() for d in datasets]) for state in of}
+            saved = {"settings": settings, "steps": step + 1, "datasets": places}
+            if rank() == 0:
+                with whole_file(checkpoint) as part:
+                    torch.save(saved | {name: part.state_dict() for name, part in parts.items()}, part)
+    auc = evaluate(model, path, args.budget, cut)
+    if rank() == 0:
+        tqdm.write(f"AUC {auc:.4f} on the targets after {cut}")
+    return auc
+
+
+if __name__ == "__main__":
+    with joined():
+        train(parse())
