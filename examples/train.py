@@ -9,10 +9,9 @@ embeddings, STCA, head -> loss. Started again it goes on where it was; another -
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,31 +47,40 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def matching(stack: stca.nn.STCA) -> stca.nn.STCA:
+    """The stack, with queries and keys that start alike, so that a target finds events of its own item at once."""
+    for name, weight in stack.named_parameters():
+        if name.endswith("w_q"):
+            nn.init.orthogonal_(weight)
+            stack.get_parameter(name[:-1] + "k").data.copy_(weight)
+            weight.data *= 2
+    return stack
+
+
+def ages(batch: RequestBatch) -> Tensor:
+    """Buckets [N] of the time from each event to the first request of its history, two for each doubling."""
+    now = batch.targets["timestamp"][batch.target_offsets[:-1]]
+    age = request_gather(now, batch.history_offsets, total=batch.N) - batch.history["timestamp"]
+    return (2 * (age.clamp(min=0) + 1).log2()).long().clamp(max=63)
+
+
 class Ranker(nn.Module):
     """Embeddings of ids, labels and ages -> what a target finds in its history -> logit."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.item, self.candidate, self.user = (nn.Embedding(ROWS, DIM) for _ in range(3))
+        self.item, self.user = nn.Embedding(ROWS, DIM), nn.Embedding(ROWS, DIM)
         self.label, self.age = nn.Embedding(2, DIM), nn.Embedding(64, DIM)
-        self.stca = stca.nn.STCA(DIM, LAYERS, num_heads=1, share_ffn=True, use_lse=True)
+        self.stca = matching(stca.nn.STCA(DIM, LAYERS, num_heads=1, share_ffn=True, use_lse=True))
         self.head = nn.Sequential(nn.Linear(3 * DIM, DIM), nn.GELU(), nn.Linear(DIM, 1))
-        for name, weight in self.stca.named_parameters():
-            if name.endswith("w_q"):  # Queries and keys start alike, so that a target finds its own item at once.
-                nn.init.orthogonal_(weight)
-                self.stca.get_parameter(name[:-1] + "k").data.copy_(weight)
-                weight.data *= 2
 
     def forward(self, batch: RequestBatch) -> Tensor:
         """Logits [T]."""
         history, targets = batch.history, batch.targets
-        now = targets["timestamp"][batch.target_offsets[:-1]]  # of each history's first request
-        age = request_gather(now, batch.history_offsets, total=batch.N) - history["timestamp"]
-        bucket = (2 * (age.clamp(min=0) + 1).log2()).long().clamp(max=63)
-        events = self.item(history["item_id"] % ROWS) + self.label(history["label"].long()) + self.age(bucket)
-        item, user = targets["item_id"] % ROWS, targets["user_id"] % ROWS
-        z = self.stca(self.item(item), events, batch.target_offsets, batch.history_offsets, visible=batch.visible)
-        logits: Tensor = self.head(torch.cat([z, self.candidate(item), self.user(user)], dim=1)).squeeze(1)
+        events = self.item(history["item_id"] % ROWS) + self.label(history["label"].long()) + self.age(ages(batch))
+        item, user = self.item(targets["item_id"] % ROWS), self.user(targets["user_id"] % ROWS)
+        z = self.stca(item, events, batch.target_offsets, batch.history_offsets, visible=batch.visible)
+        logits: Tensor = self.head(torch.cat([z, item, user], dim=1)).squeeze(1)
         return logits
 
 
@@ -81,6 +89,11 @@ def write(log: Path | None, path: Path, max_length: int, budget: int) -> None:
     events = read_events(log) if log is not None else [generate_log(requests_per_user=500)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_requests(group_log(events, per_history=32, max_length=max_length), path, tokens=4 * budget)
+
+
+def last_tenth(path: Path) -> int:
+    """The moment after which the last tenth of the targets comes."""
+    return int(np.quantile(torch.cat([batch.targets["timestamp"] for batch in RequestDataset(path, 10**9)]), 0.9))
 
 
 def endless(dataset: RequestDataset, cut: int) -> Iterator[RequestBatch]:
@@ -97,13 +110,13 @@ def shortened(batch: RequestBatch, lengths: BetaLengths, seed: tuple[int, ...]) 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, path: Path, budget: int, cut: int) -> float:
-    """AUC over the targets after the cut, each with all that it may see."""
-    auc, requests = BinaryAUROC(), RequestDataset(path, budget, rank=rank(), world_size=world_size(), shuffle=False)
+def evaluate(model: nn.Module, requests: Iterable[RequestBatch], cut: int) -> float:
+    """AUC over the targets after the cut, each with all that it may see, of this process and the others."""
+    auc = BinaryAUROC()
     for batch in requests:
         later = batch.filter(batch.targets["timestamp"] > cut).trim().to(device())
         auc.update(model(later).double().sigmoid().cpu(), later.labels["label"].long().cpu())
-    return float(auc.compute())  # over all processes
+    return float(auc.compute())
 
 
 def train(args: argparse.Namespace) -> float:
@@ -112,35 +125,31 @@ def train(args: argparse.Namespace) -> float:
     if rank() == 0 and not checkpoint.exists():
         write(args.log, path, args.max_length, args.budget)
     total(0)  # other processes wait until it is written
-    requests, count = RequestDataset(path, args.budget), args.batches or world_size()
-    cut = int(np.quantile(torch.cat([batch.targets["timestamp"] for batch in requests]), 0.9))
-    if not world_size() <= count <= len(requests.row_groups):
+    cut, lengths = last_tenth(path), BetaLengths(args.average_length // 8, args.max_length, args.average_length)
+    count, test = args.batches or world_size(), RequestDataset(path, args.budget, rank=rank(), world_size=world_size())
+    if not world_size() <= count <= len(test.row_groups):
         raise ValueError(
-            f"--batches must be {world_size()} processes to {len(requests.row_groups)} row groups, got {count}"
+            f"--batches must be {world_size()} processes to {len(test.row_groups)} row groups, got {count}"
         )
     mine = range(rank(), count, world_size())  # A step takes a batch of every dataset, whichever process reads it.
     datasets = [RequestDataset(path, args.budget, seed=args.seed, rank=i, world_size=count) for i in mine]
-    lengths = BetaLengths(args.average_length // 8, args.max_length, args.average_length)
+    streams = {dataset.rank: endless(dataset, cut) for dataset in datasets}
 
     torch.manual_seed(args.seed)
     model = Ranker().to(device())
-    replica = replicated(model)
-    optimizer = torch.optim.AdamW(model.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, cycle_momentum=False)
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    replica, optimizer = replicated(model), torch.optim.AdamW(model.parameters(), args.learning_rate)
     settings = {**{name: str(value) for name, value in vars(args).items() if name != "out"}, "batches": count}
     first = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device(), weights_only=True)
         if saved["settings"] != settings:
             raise ValueError(f"{checkpoint}: must be of {settings} (or take another --out), got {saved['settings']}")
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
         for dataset in datasets:
             dataset.load_state_dict(saved["datasets"][dataset.rank])
         first = saved["steps"]
 
-    streams = {dataset.rank: endless(dataset, cut) for dataset in datasets}
     progress = tqdm(range(first, args.steps), initial=first, total=args.steps, unit="step", disable=rank() > 0)
     for step in progress:
         batches = [shortened(next(stream), lengths, (args.seed, step, i)) for i, stream in streams.items()]
@@ -152,15 +161,14 @@ def train(args: argparse.Namespace) -> float:
             (loss * share).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
             places = {state["rank"]: state for of in gathered([d.state_dict() for d in datasets]) for state in of}
             saved = {"settings": settings, "steps": step + 1, "datasets": places}
             if rank() == 0:
                 with whole_file(checkpoint) as part:
-                    torch.save(saved | {name: part.state_dict() for name, part in parts.items()}, part)
-    auc = evaluate(model, path, args.budget, cut)
+                    torch.save(saved | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, part)
+    auc = evaluate(model, test, cut)
     if rank() == 0:
         tqdm.write(f"AUC {auc:.4f} on the targets after {cut}")
     return auc

@@ -21,7 +21,7 @@ from ranker.generate import generate_log
 from ranker.measure import compare
 from ranker.model import BiasOnly, Ranker, mean_pooled
 from ranker.ranks import joined, rank
-from ranker.report import Report, draw, make_ready, print_report, write_json
+from ranker.report import Clock, Report, draw, make_ready, print_report, write_json
 from ranker.requests import Requests, Split, make_requests, read_requests, split_by_time
 from ranker.train import Config, Training, evaluate
 from torch import nn
@@ -79,11 +79,13 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains, measures and reports; of several processes the first alone measures speed and writes."""
+    clock = Clock()
     torch.manual_seed(args.seed)
     table, picture = args.out / "report.json", args.out / "served_length.png"
     make_ready(filter(None, (table, picture, args.json)), args.log)
     requests = make_requests(generate_log(seed=args.seed)) if args.log is None else read_requests(args.log)
     split, events = split_by_time(requests), requests.batch.T
+    clock.done("reading")
     config = Config(
         epochs=args.epochs or (8 if events < 200_000 else 2),
         average_length=args.average_length,
@@ -105,11 +107,14 @@ def run(args: argparse.Namespace) -> None:
 
     sizes = requests.num_items, requests.num_users
     ranker = train("STCA", Ranker(*sizes, args.dim, args.layers, args.heads), requests, split, config, args)
+    clock.done("training STCA")
     mean = train("mean pooled", mean_pooled(*sizes, args.dim), requests, split, config, args)
+    clock.done("training mean pooled")
     bias_config = replace(
         config, epochs=6, patience=2, min_length=8, average_length=8, max_length=8, learning_rate=0.02, warmup=10
     )
     biases = train("bias only", BiasOnly(*sizes), requests, split, bias_config, args)
+    clock.done("training bias only")
 
     report: Report = {"log": "generated log" if args.log is None else args.log.name}
     served, pooled = (
@@ -122,6 +127,7 @@ def run(args: argparse.Namespace) -> None:
         # At the length that suits it best: the strongest opponent.
         "mean pooled": max(pooled.values(), key=lambda result: result["auc"]),
     }
+    clock.done("serving all lengths")
     if rank() > 0:
         return
     measured = compare(requests, split.train, min(1024, longest), config.requests_per_history, config.event_time)
@@ -132,6 +138,8 @@ def run(args: argparse.Namespace) -> None:
     ):
         report[key] = {form: result[field] for form, result in measured.items()}
 
+    clock.done("measuring speed and memory")
+    report["seconds"] = clock.parts
     print_report(report)
     for path in filter(None, (table, args.json)):
         write_json(report, path)

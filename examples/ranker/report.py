@@ -1,6 +1,7 @@
 """The result as a table, as JSON and as a picture."""
 
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,20 @@ from typing import Any
 from stca.files import check_output, whole_file
 
 Report = dict[str, Any]
+
+
+class Clock:
+    """Where the time goes: wall and CPU seconds (two threads that work count twice) of each part of a program."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, tuple[float, float]] = {}
+        self._last = time.perf_counter(), time.process_time()
+
+    def done(self, part: str) -> None:
+        """What passed since the last part, or since the start, was this one."""
+        now = time.perf_counter(), time.process_time()
+        self.parts[part] = now[0] - self._last[0], now[1] - self._last[1]
+        self._last = now
 
 
 def make_ready(paths: Iterable[Path], log: Path | None) -> None:
@@ -37,6 +52,9 @@ def print_report(report: Report) -> None:
     for name, speed in report["throughput"].items():
         memory = report["peak_memory_mb"][name]
         print(f"{name:<34}{speed:>11,.0f}{memory:>11,.0f} MB{report['bytes_per_target'][name]:>14,.0f}")
+    print(f"\n{'where the time went':<34}{'seconds':>11}{'of CPU':>14}")
+    for part, (wall, cpu) in report["seconds"].items():
+        print(f"{part:<34}{wall:>11.1f}{cpu:>14.1f}")
 
 
 def write_json(report: Report, path: Path) -> None:
