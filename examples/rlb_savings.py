@@ -45,8 +45,8 @@ class Model(nn.Module):
     def forward(self, batch: RequestBatch) -> Tensor:
         """Logits [T]."""
         h = batch.history
-        rows = self.item(h["item"]) + self.action(h["action"].long()) + self.age(h["age"].long())
-        targets = self.item(batch.targets["item"])
+        rows = self.item(h["item_id"]) + self.action(h["action"].long()) + self.age(h["age"].long())
+        targets = self.item(batch.targets["item_id"])
         z = self.stca(targets, rows, batch.target_offsets, batch.history_offsets, visible=batch.visible)
         logits: Tensor = self.logit(z).squeeze(1)
         return logits
@@ -62,14 +62,14 @@ def make_requests(requests: int, targets: int, length: int, seed: int = 0) -> Re
 
     return RequestBatch(
         history={
-            "item": items(N),
+            "item_id": items(N),
             "action": torch.randint(4, (N,), generator=generator, dtype=torch.int8),
             "age": torch.randint(BUCKETS, (N,), generator=generator, dtype=torch.int8),
         },
         history_offsets=torch.arange(requests + 1) * length,
-        targets={"item": items(T)},
+        targets={"item_id": items(T)},
         target_offsets=torch.arange(requests + 1) * targets,
-        labels={"click": torch.randint(2, (T,), generator=generator).float()},
+        labels={"label": torch.randint(2, (T,), generator=generator).float()},
     )
 
 
@@ -101,7 +101,7 @@ def train_steps(targets: int, length: int, pointwise: bool, threads: int, steps:
         batch = in_form(make_requests(1, targets, length, seed=step), pointwise)
         start = time.perf_counter()
         optimizer.zero_grad()
-        bce_loss(model(batch), batch.labels["click"], batch).backward()  # type: ignore[no-untyped-call]
+        bce_loss(model(batch), batch.labels["label"], batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         seconds.append(time.perf_counter() - start)
     median = sorted(seconds[1:])[(steps - 1) // 2]

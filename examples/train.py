@@ -98,6 +98,8 @@ def last_tenth(path: Path) -> int:
 
 def endless(dataset: RequestDataset, cut: int) -> Iterator[RequestBatch]:
     """Training targets, those up to the cut, one epoch after the other."""
+    if dataset.rank >= len(dataset.row_groups):
+        raise ValueError(f"{dataset.world_size} batches a step take as many row groups, got {len(dataset.row_groups)}")
     while True:
         for batch in dataset:
             yield batch.filter(batch.targets["timestamp"] <= cut)
@@ -127,10 +129,8 @@ def train(args: argparse.Namespace) -> float:
     total(0)  # other processes wait until it is written
     cut, lengths = last_tenth(path), BetaLengths(args.average_length // 8, args.max_length, args.average_length)
     count, test = args.batches or world_size(), RequestDataset(path, args.budget, rank=rank(), world_size=world_size())
-    if not world_size() <= count <= len(test.row_groups):
-        raise ValueError(
-            f"--batches must be {world_size()} processes to {len(test.row_groups)} row groups, got {count}"
-        )
+    if count < world_size():
+        raise ValueError(f"--batches must be at least {world_size()}, one for each process, got {count}")
     mine = range(rank(), count, world_size())  # A step takes a batch of every dataset, whichever process reads it.
     datasets = [RequestDataset(path, args.budget, seed=args.seed, rank=i, world_size=count) for i in mine]
     streams = {dataset.rank: endless(dataset, cut) for dataset in datasets}

@@ -1,6 +1,6 @@
 """Trains a ranker with STCA on an event log and shows what longer histories are worth.
 
-    python examples/train_ranker.py                        a generated log, about two minutes
+    python examples/train_ranker.py                        a generated log, about two minutes of two idle cores
     python examples/train_ranker.py --log events.csv       your own: user_id, item_id, timestamp, label (, request_id)
     python examples/train_ranker.py --log ml-100k.inter    MovieLens; a rating of 4 or more is label 1
     python examples/train_ranker.py --log some/git/clone   which files an author touches, among those others touch
@@ -9,6 +9,7 @@
 Prints AUC and log loss of the ranker at growing served lengths, of a model of biases alone and of one that averages
 the history (at its best length), all on the last tenth of time; then training speed and memory, request-level against
 point-wise. An interrupted run goes on when started again with the same arguments, as torchrun does if a process dies.
+Steps are small: where other programs want the cores too, OMP_NUM_THREADS=1 is faster by far.
 """
 
 import argparse

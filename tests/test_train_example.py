@@ -144,6 +144,8 @@ def test_no_target_sees_its_future(events: pa.Table, tmp_path: Path, monkeypatch
         _check_that_the_future_is_unseen(events, tmp_path / "log.parquet")
 
 
-def test_more_batches_than_row_groups_are_refused(run: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match=r"--batches must be 1 processes to \d row groups, got 99"):
+def test_what_gives_a_process_nothing_is_refused(run: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"99 batches a step take as many row groups, got \d"):
         run("out", "--batches", "99")
+    with pytest.raises(ValueError, match="--batches must be at least 1, one for each process, got -1"):
+        run("out", "--batches", "-1")

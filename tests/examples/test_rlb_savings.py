@@ -13,7 +13,7 @@ def test_both_forms_give_the_same_gradients() -> None:
     results = []
     for pointwise in (False, True):
         form = rlb_savings.in_form(batch, pointwise).validate()
-        loss = bce_loss(model(form), form.labels["click"], form)
+        loss = bce_loss(model(form), form.labels["label"], form)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         results.append([loss, *(x.to_dense() if x.is_sparse else x for x in gradients)])
         assert (600 if pointwise else 150) == form.N
