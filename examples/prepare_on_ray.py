@@ -20,13 +20,22 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from stca.data import FORMATS, LogFormat, Names, group_events, write_requests
-from stca.data.detect import detect_format
-from stca.data.events import read_file
-from stca.data.folders import log_files
-from stca.data.group import part_of_user
-from stca.data.plan import Plan, Seen, look, settle
-from stca.data.source import is_empty
+from stca.data import (
+    FORMATS,
+    LogFormat,
+    Names,
+    Plan,
+    Seen,
+    detect_format,
+    group_events,
+    is_empty,
+    log_files,
+    look,
+    part_of_user,
+    read_file,
+    settle,
+    write_requests,
+)
 from stca.files import whole_folder
 
 

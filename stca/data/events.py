@@ -87,7 +87,21 @@ def read_events(
 
 
 def read_file(seen: Seen, plan: Plan, names: Names) -> Iterator[pa.Table]:
-    """The events of a file that has been looked at."""
+    """The events of a file that has been looked at, so that the files of a log may be read side by side.
+
+    Example:
+        >>> import pathlib, tempfile, stca.data
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name, time in (("1.csv", 1260759144), ("2.csv", 1260759145)):
+        ...         line = f"7,31,{time},1"
+        ...         _ = pathlib.Path(folder, name).write_text(f"user_id,item_id,timestamp,label\\n{line}\\n")
+        ...     files, names = stca.data.log_files(folder), stca.data.Names()
+        ...     seen = [stca.data.look(path, stca.data.detect_format(path)) for path in files]
+        ...     plan = stca.data.settle(seen, names)
+        ...     times = [t["timestamp"].to_pylist() for file in seen for t in stca.data.read_file(file, plan, names)]
+        >>> times
+        [[1260759144], [1260759145]]
+    """
     other = {seen.columns[ours] for ours in seen.columns if not (seen.whole.get(ours) and plan.keeps_integers(ours))}
     integers = set(seen.columns.values()) - other
     for piece in seen.kept or pieces(seen.path, seen.form, list(seen.columns.values()), integers):

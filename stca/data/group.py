@@ -184,6 +184,11 @@ def part_of_user(events: pa.Table, parts: int) -> Integers:
 
     Raises:
         ValueError: users that are no integers.
+
+    Example:
+        >>> import pyarrow as pa, stca.data
+        >>> stca.data.part_of_user(pa.table({"user_id": [7, 8, 7]}), parts=2)
+        array([0, 1, 0])
     """
     if not pa.types.is_integer(kind := events.schema.field("user_id").type):
         raise ValueError(f"group_log: column user_id must be integers, got {kind}")
