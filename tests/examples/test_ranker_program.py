@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pyarrow import csv
-
-
 import train_ranker
+from pyarrow import csv
 from ranker.generate import generate_log
 
 FORMS = {"shared by requests", "request-level", "point-wise", "shared, distinct rows"}

@@ -1,6 +1,5 @@
 """examples/train_torchrec.py: sharded tables train in two processes, and serve what tables in one process do."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from processes import run_ranks
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 import train
+from processes import run_ranks
 from ranker.generate import generate_log
 
 from stca.batch import RequestBatch

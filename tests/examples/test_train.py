@@ -13,13 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 import train
 from ranker.generate import generate_log
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
 
 from stca.batch import RequestBatch, bce_loss
 from stca.data import RequestDataset
