@@ -26,6 +26,13 @@ FAULTS = {
     "copy_of_a_late_group": "shared memory that an asynchronous copy may still write",
     "block_reads_what_another_wrote": "global memory that thread 0 of block 0 touches too",
     "matrix_of_odd_address": "ldmatrix.sync.aligned.m8n8.x4.shared.b16: misaligned address of shared memory: 8",
+    "product_without_fence": "has written, with no fence before the asynchronous proxy",
+    "product_without_barrier": UNORDERED,
+    "product_without_wait": "ends before its products are waited for",
+    "phase_that_never_ends": "hangs: .*waits for a phase of an mbarrier",
+    "one_arrival_too_many": "more arrivals than the barrier's phase has",
+    "sent_but_not_waited_for": r"shared memory that (an asynchronous copy may still write|nobody has written|thread)",
+    "no_such_barrier": "no barrier was made here",
     "barrier_in_a_branch": "hangs: warp 0 waits for a barrier",
 }
 
@@ -36,9 +43,16 @@ def test_a_kernel_without_a_fault() -> None:
     assert torch.equal(memory, torch.arange(255.0, -1.0, -1.0))
 
 
+def test_a_kernel_of_hopper_without_a_fault() -> None:
+    """A row of 64 ones times a column of 64 twos."""
+    message, memory = emulated_fault("hopper_none")
+    assert message == ""
+    assert torch.equal(memory[:128], torch.full((128,), 128.0))
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_reported_with_its_place(name: str) -> None:
     message, _ = emulated_fault(name)
     assert re.match(rf"{name}: block \d", message)
     assert re.search(FAULTS[name], message)
-    assert re.search(r"faults.cu:\d+", message)
+    assert re.search(r"faults(_sm90)?.cu:\d+", message)

@@ -70,7 +70,7 @@ void store_async(Warp& w, const Instruction& i) {
     std::vector<char> bytes(16);
     for (int c = 0; c < 4; ++c) std::memcpy(bytes.data() + 4 * c, &w.slot<uint32_t>(i.operands[3 + c])[lane], 4);
     barrier_at(w, lane, barrier);
-    w.block.cluster.send({&w, lane, to, barrier, 16, [bytes] { return bytes; }});
+    w.block.cluster.send({&w, lane, to, barrier, 16, false, [bytes] { return bytes; }});
   });
 }
 
@@ -89,7 +89,7 @@ void copy_tile(Warp& w, const Instruction& i) {
       const int place[3] = {x, y, z};
       return map.read(place);
     };
-    w.block.cluster.send({&w, lane, to, barrier, map.bytes(), read});
+    w.block.cluster.send({&w, lane, to, barrier, map.bytes(), true, read});
   });
 }
 
@@ -115,6 +115,11 @@ void cluster_wait(Warp& w, const Instruction&) {
 
 void nothing(Warp&, const Instruction&) {}
 
+void fence_proxy(Warp& w, const Instruction&) {
+  for_lanes(w.lanes, [&](int lane) { w.fences[size_t(lane)] = w.block.cluster.time; });
+  ++w.block.cluster.time;
+}
+
 void set_registers(Warp& w, const Instruction&) { w.gather(w.live_lanes()); }
 
 }  // namespace
@@ -130,6 +135,7 @@ Form async_form(const Opcode& o) {
   if (op == "cp" && o.has("bulk") && o.has("tensor") && o.has("3d")) return {&copy_tile, "aa444a"};
   if (op == "mapa" && o.last() == "u32") return {&map_address, "444"};
   if (op == "barrier" && o.has("cluster")) return {o.has("arrive") ? &cluster_arrive : &cluster_wait, ""};
+  if (op == "fence" && o.has("proxy")) return {&fence_proxy, ""};
   if (op == "fence") return {&nothing, ""};
   if (op == "setmaxnreg") return {&set_registers, "4"};
   return {};

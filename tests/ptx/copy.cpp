@@ -29,7 +29,7 @@ void copy(Warp& w, const Instruction& i) {
       for (int b = 0; b < read; b += 2)
         w.block.touch(w, lane, {Space::global, from + uint64_t(b), 2 - (b + 1 == read), false});
     }
-    fail_at(w, lane, w.block.shadow.begin_copy(w, lane, offset, bytes), "shared");
+    fail_at(w, lane, w.block.shadow.begin_copy(w, lane, offset, bytes, false), "shared");
     w.copies.push_back({lane, to, from, bytes, read, w.copy_groups[size_t(lane)], false});
     if (w.block.random() % 2 == 0) land(w, w.copies.back());
   });
@@ -46,7 +46,7 @@ void wait(Warp& w, const Instruction& i) {
     if (!mine || (i.immediate >= 0 && each.group >= w.copy_groups[size_t(each.lane)] - i.immediate)) return false;
     land(w, each);
     char* at = w.block.shared_bytes_at(w, each.lane, each.to, each.bytes);
-    w.block.shadow.end_copy(w, each.lane, size_t(at - w.block.shared.data()), each.bytes);
+    w.block.shadow.end_copy(w, each.lane, size_t(at - w.block.shared.data()), each.bytes, false);
     return true;
   });
 }

@@ -166,8 +166,14 @@ constexpr Fault kFaults[] = {
 extern "C" void ptx_add_memory(const void* begin, size_t bytes);
 extern "C" void ptx_remove_memory(const void* begin);
 
+extern "C" const char* ptx_fault_sm90(const char* name, float* memory);
+
 extern "C" const char* ptx_fault(const char* name, float* memory) {
   static char message[1000];
+  ptx_add_memory(memory, kBytes);
+  const char* found = ptx_fault_sm90(name, memory);
+  ptx_remove_memory(memory);
+  if (found != nullptr) return found;
   for (const Fault& fault : kFaults) {
     if (std::strcmp(fault.name, name) != 0) continue;
     message[0] = 0;

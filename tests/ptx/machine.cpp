@@ -77,6 +77,11 @@ void fail_at(Warp& warp, int lane, const Shadow::Conflict& conflict, const char*
   if (conflict.kind == Conflict::kInCopy) warp.fail(memory + "an asynchronous copy may still write", lane);
   if (conflict.kind == Conflict::kUnwritten) warp.fail(memory + "nobody has written", lane);
   const Stamp& with = conflict.with;
+  if (conflict.kind == Conflict::kUnfenced) {
+    warp.fail(memory + "thread " + std::to_string(with.warp() * kWarp + with.lane()) +
+                  " has written, with no fence before the asynchronous proxy",
+              lane);
+  }
   std::string who = "thread " + std::to_string(with.warp() * kWarp + with.lane());
   if (with.block() != uint64_t(warp.block.number) + 1) who += " of block " + std::to_string(with.block() - 1);
   warp.fail(memory + who + " touches too, with no order between the two", lane);
@@ -135,7 +140,7 @@ char* Block::touch(Warp& warp, int lane, const Access& a) {
     memory = reinterpret_cast<char*>(address);
   }
   const bool is_shared = space == Space::shared;
-  const Shadow::Conflict conflict = of->touch(warp, lane, offset, a.bytes, a.writes, is_shared);
+  const Shadow::Conflict conflict = of->touch(warp, lane, offset, a.bytes, a.writes, is_shared, a.is_async);
   // Threads of a block may write one value to one place: whichever comes last, it is there.
   const Stamp& with = conflict.with;
   const bool same_block = with.block() == uint64_t(warp.block.number) + 1;
@@ -184,7 +189,7 @@ void Cluster::send(Landing landing) {
   for (int at = 0; at < landing.size; at += 16) {
     const size_t offset = (landing.to & kSharedOffsetMask) + uint32_t(at);
     warp.block.shared_bytes_at(warp, landing.lane, landing.to + uint32_t(at), 16);
-    fail_at(warp, landing.lane, block.shadow.begin_copy(warp, landing.lane, offset, 16), "shared");
+    fail_at(warp, landing.lane, block.shadow.begin_copy(warp, landing.lane, offset, 16, landing.is_async), "shared");
   }
   landings_.push_back(std::move(landing));
 }
@@ -197,7 +202,8 @@ void Cluster::land(size_t number) {
   const std::vector<char> bytes = landing.bytes();
   const size_t offset = landing.to & kSharedOffsetMask;
   std::memcpy(block.shared.data() + offset, bytes.data(), bytes.size());
-  for (int at = 0; at < landing.size; at += 16) block.shadow.end_copy(warp, landing.lane, offset + size_t(at), 16);
+  for (int at = 0; at < landing.size; at += 16)
+    block.shadow.end_copy(warp, landing.lane, offset + size_t(at), 16, landing.is_async);
   MBarrier& barrier = warp.block.owner(landing.barrier).mbarriers.at(landing.barrier & kSharedOffsetMask);
   warp.release_to(barrier.seen);
   barrier.bytes -= landing.size;

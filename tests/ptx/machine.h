@@ -62,6 +62,7 @@ struct Access {
   int bytes;
   bool writes;
   const void* value = nullptr;  // what is written, where it is known already
+  bool is_async = false;        // through the asynchronous proxy
 };
 
 // Ends the launch where there is a conflict, and says which. `space`: "shared" or "global".
@@ -89,6 +90,7 @@ struct Landing {
   int lane;
   uint32_t to, barrier;
   int size;
+  bool is_async;  // through the asynchronous proxy
   std::function<std::vector<char>()> bytes;
 };
 
@@ -136,7 +138,8 @@ class Cluster {
   void arrive(Warp& warp);  // at the cluster's barrier
 
   std::vector<std::unique_ptr<Block>> blocks;
-  int phase = 0;  // of the cluster's barrier
+  int phase = 0;      // of the cluster's barrier
+  uint32_t time = 1;  // counts fences of the proxy
   Warp::Seen seen{};
 
  private:

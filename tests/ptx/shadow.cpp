@@ -67,7 +67,17 @@ bool Shadow::is_ordered(const Stamp& before, const Warp& now, int lane) {
   return seen || (before.lane() == lane && !before.several()) || before.clock() < now.synced;
 }
 
-Shadow::Conflict Shadow::touch(const Warp& warp, int lane, size_t offset, int bytes, bool writes, bool is_fresh) {
+// A fence of the proxy after the write, by who wrote or by who comes now.
+bool Shadow::is_fenced(const Granule& granule, const Warp& now, int lane) {
+  if (granule.time == 0 || now.fences[size_t(lane)] >= granule.time) return true;
+  const auto& blocks = now.block.cluster.blocks;
+  const Stamp& write = granule.write;
+  const Block& block = *blocks[size_t(int64_t(write.block()) - 1 - blocks[0]->number)];
+  return block.warps[size_t(write.warp())]->fences[size_t(write.lane())] >= granule.time;
+}
+
+Shadow::Conflict Shadow::touch(const Warp& warp, int lane, size_t offset, int bytes, bool writes, bool is_fresh,
+                               bool is_async) {
   const Stamp own = Stamp::of(uint64_t(warp.block.number) + 1, warp.number, lane, warp.clock);
   Conflict conflict;
   auto check = [&](const Stamp& before) {
@@ -97,11 +107,15 @@ Shadow::Conflict Shadow::touch(const Warp& warp, int lane, size_t offset, int by
     }
     granule.write = own;
     granule.read = {};
+    granule.time = is_async ? 0 : warp.block.cluster.time;
   };
   for_granules(offset, bytes, [&](Granule& granule, Page& of) {
     check(granule.write);
     if (granule.copies > 0) conflict = {Conflict::kInCopy, {}};
     if (is_fresh && !writes && granule.write.bits == 0) conflict = {Conflict::kUnwritten, {}};
+    if (is_async && conflict.kind == Conflict::kNone && !is_fenced(granule, warp, lane)) {
+      conflict = {Conflict::kUnfenced, granule.write};
+    }
     if (conflict.kind != Conflict::kNone) return false;
     writes ? write(granule, of) : read(granule, of);
     return conflict.kind == Conflict::kNone;
@@ -109,17 +123,18 @@ Shadow::Conflict Shadow::touch(const Warp& warp, int lane, size_t offset, int by
   return conflict;
 }
 
-Shadow::Conflict Shadow::begin_copy(const Warp& warp, int lane, size_t offset, int bytes) {
-  const Conflict conflict = touch(warp, lane, offset, bytes, true, false);
+Shadow::Conflict Shadow::begin_copy(const Warp& warp, int lane, size_t offset, int bytes, bool is_async) {
+  const Conflict conflict = touch(warp, lane, offset, bytes, true, false, is_async);
   for_granules(offset, bytes, [](Granule& granule, Page&) { return ++granule.copies > 0; });
   return conflict;
 }
 
-void Shadow::end_copy(const Warp& warp, int lane, size_t offset, int bytes) {
+void Shadow::end_copy(const Warp& warp, int lane, size_t offset, int bytes, bool is_async) {
   const Stamp own = Stamp::of(uint64_t(warp.block.number) + 1, warp.number, lane, warp.clock);
   for_granules(offset, bytes, [&](Granule& granule, Page&) {
     --granule.copies;
     granule.write = own;
+    granule.time = is_async ? 0 : warp.block.cluster.time;
     return true;
   });
 }

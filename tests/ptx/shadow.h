@@ -32,15 +32,17 @@ class Shadow {
  public:
   // Why an access may not be made.
   struct Conflict {
-    enum Kind { kNone, kUnordered, kInCopy, kUnwritten } kind = kNone;
+    enum Kind { kNone, kUnordered, kInCopy, kUnwritten, kUnfenced } kind = kNone;
     Stamp with;  // of kUnordered: the other access
   };
 
-  // Records the access. `is_fresh`: what nobody has written may not be read.
-  Conflict touch(const Warp& warp, int lane, size_t offset, int bytes, bool writes, bool is_fresh);
+  // Records the access. `is_fresh`: what nobody has written may not be read. `is_async`: it goes through the
+  // asynchronous proxy, so that a fence must stand between an ordinary write before and it.
+  Conflict touch(const Warp& warp, int lane, size_t offset, int bytes, bool writes, bool is_fresh,
+                 bool is_async = false);
   // Bytes that a copy may write at any moment from now on, in the lane's name; and its end.
-  Conflict begin_copy(const Warp& warp, int lane, size_t offset, int bytes);
-  void end_copy(const Warp& warp, int lane, size_t offset, int bytes);
+  Conflict begin_copy(const Warp& warp, int lane, size_t offset, int bytes, bool is_async);
+  void end_copy(const Warp& warp, int lane, size_t offset, int bytes, bool is_async);
 
   Shadow() = default;
   Shadow(const Shadow&) = delete;
@@ -53,6 +55,7 @@ class Shadow {
     Stamp write, read;
     int32_t readers = -1;  // where several threads read: their stamps
     int32_t copies = 0;    // that may land here now
+    uint32_t time = 0;     // of the cluster, when an ordinary write came last; 0: an asynchronous one did
   };
   struct Page {
     int shift = 1;  // of bytes to granules: two bytes in each until a single one is touched
@@ -62,6 +65,7 @@ class Shadow {
     void split();
   };
   static bool is_ordered(const Stamp& before, const Warp& now, int lane);
+  static bool is_fenced(const Granule& granule, const Warp& now, int lane);
   static std::vector<std::unique_ptr<Page>>& spare_pages();
   Page& page(size_t offset);
   // f(granule, page) for each granule of these bytes, until it is false.

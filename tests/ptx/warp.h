@@ -92,7 +92,8 @@ class Warp {
   uint32_t carry = 0;                           // of each lane: add.cc and what goes on from it
   std::vector<std::function<void()>> products;  // of wgmma, not waited for yet
   void make_products();
-  int cluster_phase = 0;  // of the cluster's barrier, waited for
+  int cluster_phase = 0;                 // of the cluster's barrier, waited for
+  std::array<uint32_t, kWarp> fences{};  // of the asynchronous proxy: the cluster's time of each lane's last one
   std::vector<Copy> copies;
   std::array<int, kWarp> copy_groups{};
   std::vector<char> local;  // [lanes, local_bytes]

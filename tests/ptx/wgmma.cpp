@@ -35,7 +35,7 @@ std::vector<float> read(Warp& w, const Operand& operand, int first, int count, b
   for (int line = 0; line < count; ++line) {
     for (int k = 0; k < 16; ++k) {
       const uint32_t address = operand.at(first + line, k);
-      const char* from = w.block.touch(w, (line * 16 + k) % kWarp, {Space::shared, address, 2, false});
+      const char* from = w.block.touch(w, (line * 16 + k) % kWarp, {Space::shared, address, 2, false, nullptr, true});
       uint16_t bits;
       std::memcpy(&bits, from, 2);
       values[size_t(line) * 16 + size_t(k)] = value_of(bits, brain);
