@@ -24,7 +24,7 @@ class _Costs(NamedTuple):
 
 
 # CPU: what makes fewest wrong choices in the cases of benchmarks/results (see "order" in benchmarks/NOTES.md). CUDA: a
-# prediction, nothing has been measured: kernels of mma.sync run at about half of the rate of cuBLAS in either order.
+# prediction, for the orders have not been compared on a GPU: mma.sync runs at about half of cuBLAS's rate in either.
 _CPU_COSTS, _CUDA_COSTS = _Costs(1.2, 2.0), _Costs(2.0, 2.0)
 _ROWS_OF_A_GROUP = 10_000  # of a history, for the choice of order where no rank knows its length
 
