@@ -12,12 +12,10 @@ namespace ptx {
 namespace {
 
 struct Half {
-  static constexpr int kBytes = 2;
   static float load(uint16_t x) { return from_float16(x); }
   static uint16_t store(float x) { return to_float16(x); }
 };
 struct Brain {
-  static constexpr int kBytes = 2;
   static float load(uint16_t x) { return from_bfloat16(x); }
   static uint16_t store(float x) { return to_bfloat16(x); }
 };
@@ -45,7 +43,13 @@ D saturated(double x) {  // a NaN becomes 0
   return D(x);
 }
 
-// D and S are arithmetic types; R and Q how many bytes their registers have.
+// What a register of kBytes bytes holds of a T.
+template <class T, int kBytes>
+using register_t =
+    std::conditional_t<std::is_floating_point_v<T>, T,
+                       std::conditional_t<kBytes == 2, uint16_t, std::conditional_t<kBytes == 4, uint32_t, uint64_t>>>;
+
+// From S in a register of kFrom bytes to D in one of kTo bytes.
 template <class D, class S, int kTo, int kFrom>
 void convert(Warp& w, const Instruction& i) {
   const bool saturates = (i.immediate & 4) != 0, integral = (i.immediate & 8) != 0;
@@ -71,17 +75,12 @@ void convert(Warp& w, const Instruction& i) {
       to[l] = Register(result);
     });
   };
-  using Target =
-      std::conditional_t<std::is_floating_point_v<D>, D,
-                         std::conditional_t<kTo == 2, uint16_t, std::conditional_t<kTo == 4, uint32_t, uint64_t>>>;
-  using Source =
-      std::conditional_t<std::is_floating_point_v<S>, S,
-                         std::conditional_t<kFrom == 2, uint16_t, std::conditional_t<kFrom == 4, uint32_t, uint64_t>>>;
+  using Target = register_t<D, kTo>;
+  const register_t<S, kFrom>* from = w.slot<register_t<S, kFrom>>(i.operands[1]);
   if constexpr (std::is_signed_v<D> && std::is_integral_v<D>) {  // the sign fills a wider register
-    run(reinterpret_cast<std::make_signed_t<Target>*>(w.slot<Target>(i.operands[0])),
-        static_cast<const Source*>(w.slot<Source>(i.operands[1])));
+    run(reinterpret_cast<std::make_signed_t<Target>*>(w.slot<Target>(i.operands[0])), from);
   } else {
-    run(w.slot<Target>(i.operands[0]), static_cast<const Source*>(w.slot<Source>(i.operands[1])));
+    run(w.slot<Target>(i.operands[0]), from);
   }
 }
 

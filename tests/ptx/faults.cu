@@ -169,22 +169,13 @@ extern "C" void ptx_remove_memory(const void* begin);
 extern "C" const char* ptx_fault_sm90(const char* name, float* memory);
 
 extern "C" const char* ptx_fault(const char* name, float* memory) {
-  static char message[1000];
   ptx_add_memory(memory, kBytes);
-  const char* found = ptx_fault_sm90(name, memory);
-  ptx_remove_memory(memory);
-  if (found != nullptr) return found;
+  const char* message = ptx_fault_sm90(name, memory);
   for (const Fault& fault : kFaults) {
     if (std::strcmp(fault.name, name) != 0) continue;
-    message[0] = 0;
-    ptx_add_memory(memory, kBytes);
-    try {
-      launch(fault.name, fault.kernel, {fault.blocks, kThreads, kBytes}, nullptr, memory);
-    } catch (const std::exception& error) {
-      std::strncpy(message, error.what(), sizeof(message) - 1);
-    }
-    ptx_remove_memory(memory);
-    return message;
+    message = launch(fault.name, fault.kernel, {fault.blocks, kThreads, kBytes}, nullptr, memory);
+    if (message == nullptr) message = "";
   }
-  return nullptr;
+  ptx_remove_memory(memory);
+  return message;
 }

@@ -2,7 +2,6 @@
 // (tests/cuda/test_schedule.py).
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 
 #include "../../csrc/kernels/cuda/schedule.cuh"
 
@@ -35,8 +34,6 @@ extern "C" void ptx_remove_memory(const void* begin);
 // machine's error, "" if there was none.
 extern "C" const char* ptx_items(int64_t requests, const int64_t* target_offsets, const int64_t* history_offsets,
                                  int64_t heads, int64_t kv_heads, const Tiling* tiling, int64_t* items, int64_t most) {
-  static char message[1000];
-  message[0] = 0;
   stca::TargetAttentionParams p{};
   p.num_requests = requests;
   p.num_targets = target_offsets[requests];
@@ -48,14 +45,12 @@ extern "C" const char* ptx_items(int64_t requests, const int64_t* target_offsets
   void* memory = std::calloc(1, schedule_bytes(requests, tiling->num_ranges));
   const Schedule schedule = schedule_at(memory, requests, tiling->num_ranges);
   ptx_add_memory(memory, schedule_bytes(requests, tiling->num_ranges));
-  try {
-    launch_schedule(p, *tiling, schedule, nullptr);
-    launch("items", &list_items, {tiling->num_ranges, kWarp, int(sizeof(Item))}, nullptr, p, *tiling, schedule, items,
-           most);
-  } catch (const std::exception& error) {
-    std::strncpy(message, error.what(), sizeof(message) - 1);
+  const char* error = launch_schedule(p, *tiling, schedule, nullptr);
+  if (error == nullptr) {
+    error = launch("items", &list_items, {tiling->num_ranges, kWarp, int(sizeof(Item))}, nullptr, p, *tiling, schedule,
+                   items, most);
   }
   ptx_remove_memory(memory);
   std::free(memory);
-  return message;
+  return error == nullptr ? "" : error;
 }

@@ -1,5 +1,5 @@
 // In place of the CUDA runtime: what nvcc's host code calls to register kernels, and what launchers call to start them.
-// A launch has run when the call returns. What it did wrong comes as an exception.
+// A launch has run when the call returns, and what it did wrong is the text of the error that it returns.
 #include <cuda.h>
 #include <cuda_runtime.h>
 
@@ -76,6 +76,9 @@ const Kernel& kernel_of(const void* function) {
   return module->kernels.at(found->second.name);
 }
 
+// What the last launch did wrong: what cudaGetErrorString says of its error.
+std::string last_fault;
+
 void launch(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared_bytes, dim3 cluster) {
   const Kernel& kernel = kernel_of(function);
   Launch own{&kernel,
@@ -96,6 +99,17 @@ void launch(const void* function, dim3 grid, dim3 block, void** arguments, size_
   }
   device().launched += kernel.name + "\n";
   run(own, device());
+}
+
+cudaError_t try_launch(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
+                       dim3 cluster) {
+  try {
+    launch(function, grid, block, arguments, shared_bytes, cluster);
+    return cudaSuccess;
+  } catch (const std::exception& fault) {
+    last_fault = fault.what();
+    return cudaErrorLaunchFailure;
+  }
 }
 
 }  // namespace
@@ -146,8 +160,7 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
                                cudaStream_t) {
-  ptx::launch(kernel, grid, block, arguments, shared_bytes, dim3(1, 1, 1));
-  return cudaSuccess;
+  return ptx::try_launch(kernel, grid, block, arguments, shared_bytes, dim3(1, 1, 1));
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
@@ -157,8 +170,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* fu
     if (each.id == cudaLaunchAttributeClusterDimension)
       cluster = dim3(each.val.clusterDim.x, each.val.clusterDim.y, each.val.clusterDim.z);
   }
-  ptx::launch(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, cluster);
-  return cudaSuccess;
+  return ptx::try_launch(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes, cluster);
 }
 
 // The kernels that were launched since ptx_start, a line each.
@@ -175,7 +187,11 @@ cudaError_t cudaGetDevice(int* index) {
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
-const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess              ? "no error"
+         : error == cudaErrorLaunchFailure ? ptx::last_fault.c_str()
+                                           : "invalid argument";
+}
 // The one function of the driver that is asked for: what encodes tensor maps.
 static CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType, cuuint32_t dimensions, void* data,
                                   const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
