@@ -43,6 +43,9 @@ class RequestDataset(IterableDataset[RequestBatch]):
     the next; one that comes to its end moves on to the next epoch. Workers that end with their epoch do not: call
     `set_epoch`, or use `persistent_workers=True` and read every epoch to its end.
 
+    A rank that comes to its end before the others stands in the next epoch then, and reads other row groups than they
+    leave: evaluate on a dataset of its own, and not on the one that trains.
+
     Args:
         paths: one file or several.
         budget: history rows of a batch at most, except for a longer history alone.
