@@ -147,6 +147,7 @@ def test_any_log(files: list[list[dict[str, str]]], data: st.DataObject) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute and a half on an idle machine
 @settings(max_examples=5000)
 @given(logs(), st.data())
 def test_any_log_thoroughly(files: list[list[dict[str, str]]], data: st.DataObject) -> None:
