@@ -56,15 +56,30 @@ struct SuffixSumParams {
 STCA_DECLARE_CPU_KERNEL(void, suffix_sum, const SuffixSumParams& params, int64_t begin, int64_t end, int64_t* active)
 
 // The same on CUDA, for all `rows` of the result or all `segments` at once, enqueued on a cudaStream_t; every pointer
-// is on its device. Each returns nullptr, or the message of the CUDA error. `op` is the operator that calls.
+// is on its device. Each returns nullptr, or the message of the CUDA error. `op` is the operator that calls. `reports`:
+// see CudaDevice; nullptr where the integers are known to be right.
 const char* repeat_rows_cuda(const char* op, const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes,
-                             int64_t rows, void* to, void* stream);
-const char* copy_suffixes_cuda(const char* op, const void* from, const Suffixes& suffixes, int64_t row_bytes,
-                               int64_t rows, void* to, void* stream);
+                             int64_t rows, void* to, int* reports, void* stream);
+// `from_rows`: of the histories, one at least unless `rows` is 0.
+const char* copy_suffixes_cuda(const char* op, const void* from, int64_t from_rows, const Suffixes& suffixes,
+                               int64_t row_bytes, int64_t rows, void* to, void* stream);
 // `places`: how many there are, which offsets[segments] is, unless offsets are not what they should be.
 const char* segment_sum_cuda(const char* op, const SegmentSumParams& params, int64_t segments, int64_t places,
-                             void* stream);
-const char* suffix_sum_cuda(const char* op, const SuffixSumParams& params, int64_t rows, int64_t suffixes,
-                            void* stream);
+                             int* reports, void* stream);
+// `copies`: rows that there are to add up.
+const char* suffix_sum_cuda(const char* op, const SuffixSumParams& params, int64_t rows, int64_t copies,
+                            int64_t suffixes, void* stream);
+
+// Finds the suffixes that jagged_select chooses: of request index[s] the last keep[s] rows, or all where there are
+// fewer or keep is nullptr. Writes lasts [S] and ends [S + 1]. They should be `total` rows; negative: not known.
+struct SelectParams {
+  int64_t requests, rows;       // R, N
+  const int64_t* offsets;       // [R + 1]
+  int64_t count;                // S
+  const int64_t *index, *keep;  // [S]
+  int64_t total;
+  int64_t *lasts, *ends;
+};
+const char* select_suffixes_cuda(const char* op, const SelectParams& params, int* reports, void* stream);
 
 }  // namespace stca

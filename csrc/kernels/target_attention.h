@@ -46,6 +46,9 @@ struct TargetAttentionParams {
   // [T, H, 2] contiguous, accumulation type: the largest score in units of log 2, and the sum of 2^(s - largest). The
   // backward pass takes weights from these, since lse rounds what a large score leaves of it.
   void* max_and_sum;
+
+  int64_t pool_rows;  // P
+  int* reports;       // on CUDA only: see CudaDevice
 };
 
 // The gradients of one scalar with respect to q, k and v; `forward.out` and `forward.max_and_sum` are inputs here. On

@@ -1,6 +1,7 @@
 // target_attention on a CUDA device, on raw device pointers. Formula and parameters: target_attention.h.
 //
-// Nothing here waits for the device or reads its memory: the work is cut on the device, from the offsets.
+// Nothing here waits for the device or reads its memory: the work is cut on the device, from the offsets, and what is
+// wrong with these, with visible or history_index is reported (see CudaDevice).
 #pragma once
 
 #include "cuda_device.h"

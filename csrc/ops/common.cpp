@@ -78,7 +78,11 @@ at::Tensor checked_offsets(const char* op, const char* name, const at::Tensor& o
   STCA_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1, op, name, " must be [R + 1], got ", offsets.sizes());
   const at::Tensor checked = checked_integers(op, name, offsets, rows_name, rows);
   const std::optional<at::Tensor> values = values_to_check(checked);
-  if (!values.has_value()) return checked;
+  if (!values.has_value()) {  // kernels have no request then for which they could report this
+    STCA_CHECK(offsets.size(0) > 1 || total.value_or(0) == 0, op, name, " must end at the number of rows of ",
+               rows_name, ", ", *total, ", got no requests");
+    return checked;
+  }
   const int64_t* at = values->const_data_ptr<int64_t>();
   const int64_t last = checked.size(0) - 1;
   STCA_CHECK(at[0] == 0, op, name, " must start at 0, got ", at[0]);

@@ -8,10 +8,28 @@
 
 namespace stca {
 
+// Raises ValueError for what kernels of earlier calls have reported (see CudaDevice), and forgets it.
+inline void raise_reports(int* reports) {
+  static constexpr const char* kExpectations[] = {
+#define STCA_CUDA_CHECK_TEXT(name, expectation) expectation,
+      STCA_FOR_EACH_CUDA_CHECK(STCA_CUDA_CHECK_TEXT)
+#undef STCA_CUDA_CHECK_TEXT
+  };
+  for (int i = 0; i < int(CudaCheck::kCount); ++i) {
+    volatile int& report = reports[i];
+    if (report == 0) continue;
+    report = 0;
+    TORCH_CHECK_VALUE(false, "stca: ", kExpectations[i],
+                      ", which an earlier call on a GPU was not given: its results "
+                      "are wrong (with STCA_DEBUG=1 in the environment that call itself raises)");
+  }
+}
+
 class CudaCall {
  public:
-  // Makes the tensor's device the current one for as long as this lives.
-  explicit CudaCall(const at::Tensor& like);
+  // Makes the tensor's device the current one for as long as this lives. The first of an operator raises what earlier
+  // calls have reported.
+  explicit CudaCall(const at::Tensor& like, bool is_first = true);
 
   const CudaDevice& device() const { return device_; }
   void* stream() const { return stream_; }

@@ -58,6 +58,20 @@ optional<int64_t> check_values(const Tensor& offsets, const Tensor& index, const
   return rows;
 }
 
+// Finds the suffixes by one kernel. Without a total the last of `ends` is read, which waits for the GPU.
+void select_on_cuda(Selection& of, int64_t rows, const Tensor& keep, optional<int64_t> total, const Tensor& like) {
+  const int64_t count = of.index.size(0);
+  of.lasts = at::empty({count}, of.index.options());
+  of.ends = at::empty({count + 1}, of.index.options());
+  select_suffixes_on_cuda(
+      kOp,
+      {of.offsets.size(0) - 1, rows, of.offsets.const_data_ptr<int64_t>(), count, of.index.const_data_ptr<int64_t>(),
+       keep.defined() ? keep.const_data_ptr<int64_t>() : nullptr, total.value_or(-1),
+       of.lasts.mutable_data_ptr<int64_t>(), of.ends.mutable_data_ptr<int64_t>()},
+      like);
+  of.rows = total.has_value() ? *total : of.ends[count].item<int64_t>();
+}
+
 Selection select(const at::IntArrayRef values, const Tensor& like, const Tensor& offsets, const Tensor& index,
                  const optional<Tensor>& keep, optional<int64_t> total) {
   STCA_CHECK(values.size() >= 1, kOp, "values must be [N, ...], got ", values);
@@ -72,12 +86,19 @@ Selection select(const at::IntArrayRef values, const Tensor& like, const Tensor&
   STCA_CHECK(total.value_or(expected) == expected, kOp, "total must be the number of rows selected, ", expected,
              ", got ", *total);
 
+  STCA_CHECK(of.offsets.size(0) > 1 || count == 0, kOp, "index must be empty without requests, got ", count);
+  STCA_CHECK(values[0] > 0 || total.value_or(0) == 0, kOp, "total must be 0 where values has no rows, got ", *total);
+  if constexpr (kWithCuda) {
+    if (runs_on_cuda(like)) {
+      select_on_cuda(of, values[0], kept, total, like);
+      return of;
+    }
+  }
   of.lasts = of.offsets.index_select(0, of.index.add(1));
   Tensor lengths = of.lasts.sub(of.offsets.index_select(0, of.index));
   if (kept.defined()) lengths = at::minimum(lengths, kept);
   of.ends = at::constant_pad_nd(lengths.cumsum(0), {1, 0});
-  // Where neither is known, the last offset is read, which waits for a GPU.
-  of.rows = known.has_value() ? *known : total.has_value() ? *total : of.ends[count].item<int64_t>();
+  of.rows = expected;
   return of;
 }
 

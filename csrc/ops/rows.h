@@ -34,6 +34,7 @@ void copy_suffixes_on_cuda(const char* op, const at::Tensor& from, const Suffixe
 void segment_sum_on_cuda(const char* op, const at::Tensor& rows, const SegmentSumParams& params, int64_t segments);
 void suffix_sum_on_cuda(const char* op, const at::Tensor& rows, const SuffixSumParams& params, int64_t num_rows,
                         int64_t suffixes);
+void select_suffixes_on_cuda(const char* op, const SelectParams& params, const at::Tensor& like);
 
 // For each value v in [0, count): the places i with index[i] == v, in order. `order` is [index size], `offsets` is
 // [count + 1].

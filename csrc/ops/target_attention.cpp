@@ -18,7 +18,7 @@ constexpr const char* kOp = "target_attention";
 // The checked inputs, kept alive while `params` points into them.
 struct Inputs {
   Tensor q, k, v, target_offsets, history_offsets, visible, history_index;
-  TargetAttentionParams params;
+  TargetAttentionParams params{};
 };
 
 Tensor checked_visible(const Tensor& visible, const Tensor& q, const Tensor& target_offsets,
@@ -46,6 +46,8 @@ Tensor checked_visible(const Tensor& visible, const Tensor& q, const Tensor& tar
 Tensor checked_history_index(const Tensor& history_index, const Tensor& q, const Tensor& k) {
   STCA_CHECK(history_index.dim() == 1, kOp, "history_index must be [N], got ", history_index.sizes());
   const Tensor checked = checked_integers(kOp, "history_index", history_index, "q", q);
+  STCA_CHECK(k.size(0) > 0 || checked.size(0) == 0, kOp, "history_index must be empty where k has no rows, got ",
+             checked.sizes());
   const optional<Tensor> values = values_to_check(checked);
   if (!values.has_value()) return checked;
   const int64_t* index = values->const_data_ptr<int64_t>();
@@ -81,6 +83,7 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   in.v = v.has_value() ? with_contiguous_rows(*v) : in.k;
   in.target_offsets = checked_offsets(kOp, "target_offsets", target_offsets, q.size(0), "q", q);
   if (history_index.has_value()) in.history_index = checked_history_index(*history_index, q, k);
+  p.pool_rows = k.size(0);
   p.num_rows = history_index.has_value() ? in.history_index.size(0) : k.size(0);
   in.history_offsets = checked_offsets(kOp, "history_offsets", history_offsets, p.num_rows,
                                        history_index.has_value() ? "history_index" : "k", q);
@@ -110,9 +113,6 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   p.history_offsets = in.history_offsets.const_data_ptr<int64_t>();
   p.visible = visible.has_value() ? in.visible.const_data_ptr<int64_t>() : nullptr;
   p.history_index = history_index.has_value() ? in.history_index.const_data_ptr<int64_t>() : nullptr;
-  p.out = nullptr;
-  p.lse = nullptr;
-  p.max_and_sum = nullptr;
   return in;
 }
 

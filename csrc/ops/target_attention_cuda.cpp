@@ -28,15 +28,17 @@ void check_supported(const TargetAttentionParams& p, const CudaDevice& device, b
 
 }  // namespace
 
-void target_attention_on_cuda(const TargetAttentionParams& p, const at::Tensor& like, bool backward) {
+void target_attention_on_cuda(TargetAttentionParams p, const at::Tensor& like, bool backward) {
   const CudaCall call(like);
+  p.reports = call.device().reports;
   check_supported(p, call.device(), backward);
   const at::Tensor workspace = call.workspace(target_attention_cuda_workspace(p, call.device()));
   call.check(kOp, target_attention_cuda(p, call.device(), workspace.mutable_data_ptr(), call.stream()));
 }
 
-void target_attention_backward_on_cuda(const TargetAttentionBackwardParams& p, const at::Tensor& like) {
+void target_attention_backward_on_cuda(TargetAttentionBackwardParams p, const at::Tensor& like) {
   const CudaCall call(like);
+  p.forward.reports = call.device().reports;
   check_supported(p.forward, call.device(), true);
   const at::Tensor workspace = call.workspace(target_attention_backward_cuda_workspace(p.forward, call.device()));
   call.check(kOp, target_attention_backward_cuda(p, call.device(), workspace.mutable_data_ptr(), call.stream()));

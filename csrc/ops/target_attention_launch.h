@@ -19,7 +19,7 @@ void launch_target_attention_backward(TargetAttentionBackwardParams params, cons
                                       const std::function<void(int64_t row_begin, int64_t row_end)>& use);
 
 // What these call where tensors are on CUDA (target_attention_cuda.cpp).
-void target_attention_on_cuda(const TargetAttentionParams& params, const at::Tensor& like, bool backward);
-void target_attention_backward_on_cuda(const TargetAttentionBackwardParams& params, const at::Tensor& like);
+void target_attention_on_cuda(TargetAttentionParams params, const at::Tensor& like, bool backward);
+void target_attention_backward_on_cuda(TargetAttentionBackwardParams params, const at::Tensor& like);
 
 }  // namespace stca

@@ -33,6 +33,7 @@ struct Allocator final : at::Allocator {
 
 Allocator allocator;
 at::Allocator* before = nullptr;
+int reports[int(stca::CudaCheck::kCount)];
 
 }  // namespace
 
@@ -41,11 +42,13 @@ namespace stca {
 bool runs_on_cuda(const at::Tensor&) { return true; }
 
 // Small, so that short histories are split too.
-CudaCall::CudaCall(const at::Tensor& like)
+CudaCall::CudaCall(const at::Tensor& like, bool is_first)
     : options_(like.options().dtype(at::kByte)),
       device_{ptx::device().multiprocessors, ptx::device().shared_bytes, ptx::device().capability / 10,
-              ptx::device().capability == 90},
-      stream_(nullptr) {}
+              ptx::device().capability == 90, reports},
+      stream_(nullptr) {
+  if (is_first) raise_reports(reports);
+}
 
 }  // namespace stca
 
@@ -59,8 +62,13 @@ void ptx_start(unsigned seed, int bytes, bool is_rough, bool is_hopper) {
   ptx::device().is_rough = is_rough;
   ptx::device().shared_bytes = bytes;
   ptx::device().seed = seed;
+  std::memset(reports, 0, sizeof(reports));
+  ptx::global_memory().add(reports, sizeof(reports));
   before = c10::GetCPUAllocator();
   c10::SetCPUAllocator(&allocator, /*priority=*/255);
 }
-void ptx_stop() { c10::SetCPUAllocator(before, /*priority=*/255); }
+void ptx_stop() {
+  ptx::global_memory().remove(reports);
+  c10::SetCPUAllocator(before, /*priority=*/255);
+}
 }

@@ -134,6 +134,7 @@ char* Block::touch(Warp& warp, int lane, const Access& a) {
     if (found == nullptr) warp.fail(std::to_string(a.bytes) + " bytes " + global_memory().where(address), lane);
     if (address % uint64_t(a.bytes) != 0)
       warp.fail("misaligned address for " + std::to_string(a.bytes) + " bytes", lane);
+    if (a.is_volatile) return reinterpret_cast<char*>(address);
     if (found->shadow == nullptr) found->shadow = std::make_unique<Shadow>();
     of = found->shadow.get();
     offset = address - found->begin;

@@ -63,6 +63,7 @@ struct Access {
   bool writes;
   const void* value = nullptr;  // what is written, where it is known already
   bool is_async = false;        // through the asynchronous proxy
+  bool is_volatile = false;     // others may touch it at the same time
 };
 
 // Ends the launch where there is a conflict, and says which. `space`: "shared" or "global".

@@ -41,6 +41,14 @@ void store(Warp& w, const Instruction& i) {
   });
 }
 
+// What may be written by many at once, wherever it is.
+void store_volatile(Warp& w, const Instruction& i) {
+  for_lanes(w.lanes, [&](int lane) {
+    const Access access{Space::generic, w.address(i.operands, lane), 4, true, nullptr, false, true};
+    std::memcpy(w.block.touch(w, lane, access), &w.slot<uint32_t>(i.operands[3])[lane], 4);
+  });
+}
+
 template <class M, class R, int kCount>
 Step by_space(Space space, bool loads) {
   switch (space) {
@@ -91,6 +99,7 @@ Form memory_form(const Opcode& o, const std::vector<int>& sizes) {
   if (o.has("async")) return {};
   const int bytes = sizes[loads ? 0 : 1];
   const std::string& type = o.last();
+  if (o.has("volatile")) return o.text == "st.volatile.global.u32" ? Form{&store_volatile, "a4"} : Form{};
   if (type == "u8" || type == "b8") return by_register<uint8_t>(o, loads, bytes);
   if (type == "s8") return by_register<int8_t>(o, loads, bytes);
   if (type == "u16" || type == "b16") return by_register<uint16_t>(o, loads, bytes);

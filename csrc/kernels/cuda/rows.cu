@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "tile.cuh"
+#include "prefix_sums.cuh"
 
 namespace stca {
 namespace {
@@ -24,17 +24,22 @@ constexpr int kLongSegment = 64;       // segments of so many rows on average ar
 // The segment of place i: the last one that starts at or before it and is not empty.
 struct Repeated {
   const int64_t* offsets;
-  int64_t count;
+  int64_t count, rows;
+  int* reports;
   STCA_DEVICE int64_t operator()(int64_t i) const { return find(offsets, count, i); }
+  STCA_DEVICE void check(int64_t i) const { check_offset(reports, CudaCheck::kTargetOffsets, offsets, i, count, rows); }
 };
 
 // The row of the histories that row i of their suffixes is.
 struct InSuffix {
   Suffixes suffixes;
+  int64_t last;                        // row of the histories
+  static constexpr int64_t count = 0;  // offsets to check: select_suffixes_kernel did
   STCA_DEVICE int64_t operator()(int64_t i) const {
     const int64_t s = find(suffixes.ends, suffixes.count, i);
-    return suffixes.lasts[s] - (suffixes.ends[s + 1] - i);
+    return clamp(suffixes.lasts[s] - (suffixes.ends[s + 1] - i), last);
   }
+  STCA_DEVICE void check(int64_t) const {}
 };
 
 template <class Word, class Source>
@@ -42,6 +47,9 @@ __global__ void __launch_bounds__(kThreads) copy_rows_kernel(const Word* __restr
                                                              const int64_t words, const int64_t total, Word* to) {
   int64_t* starts = reinterpret_cast<int64_t*>(shared_memory());  // word i of the block is word starts[its row] + i
   const int thread = int(threadIdx.x);
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + thread; i < source.count; i += int64_t(gridDim.x) * kThreads) {
+    source.check(i);
+  }
   const int64_t begin = int64_t(blockIdx.x) * kCopied, first = begin / words, before = begin - first * words;
   const int count = int(min(int64_t(kCopied), total - begin));
   const auto row_of = [&](int i) {
@@ -99,31 +107,37 @@ struct Sum {
 // A segment is places [begin, end), each with the number of a row, or with -1 for none.
 struct Segments {
   const int64_t *order, *offsets;
-  int64_t places;  // of all segments; whatever offsets say, no segment reaches further
+  int64_t count, places;  // of all segments; whatever offsets say, no segment reaches further
+  int* reports;           // nullptr: offsets are right
 
   struct Segment {
     const int64_t* order;
     int64_t begin, end;
     STCA_DEVICE int64_t row(int64_t place) const { return order == nullptr ? place : order[place]; }
   };
-  STCA_DEVICE Segment at(int64_t s) const { return {order, clamp(offsets[s], places), clamp(offsets[s + 1], places)}; }
+  STCA_DEVICE Segment at(int64_t s) const {
+    if (reports != nullptr) check_offset(reports, CudaCheck::kTargetOffsets, offsets, s, count, places);
+    return {order, clamp(offsets[s], places), clamp(offsets[s + 1], places)};
+  }
 };
 
 // The segment of a row of the histories: its copies in the suffixes of its request, where these are long enough.
 struct CopiesInSuffixes {
   SuffixSumParams p;
+  int64_t copies;
 
   struct Segment {
     const int64_t *order, *ends;
     int64_t begin, end, from_last;  // the row's distance from the end of its history
+    int64_t copies;
     STCA_DEVICE int64_t row(int64_t place) const {
       const int64_t s = order[place], copy = ends[s + 1] - from_last;
-      return copy >= ends[s] ? copy : -1;
+      return copy >= ends[s] && copy < copies ? copy : -1;
     }
   };
   STCA_DEVICE Segment at(int64_t row) const {
     const int64_t r = find(p.offsets, p.requests, row);
-    return {p.order, p.ends, p.of_request[r], p.of_request[r + 1], p.offsets[r + 1] - row};
+    return {p.order, p.ends, p.of_request[r], p.of_request[r + 1], p.offsets[r + 1] - row, copies};
   }
 };
 
@@ -290,28 +304,51 @@ const char* launch_sum(const char* op, Dtype dtype, const SumParams& p, const So
   });
 }
 
+// In one block. Whatever the integers are, suffixes lie within the histories.
+__global__ void __launch_bounds__(kScanThreads) select_suffixes_kernel(const SelectParams p, int* reports) {
+  for (int64_t r = threadIdx.x; r < p.requests; r += kScanThreads) {
+    check_offset(reports, CudaCheck::kOffsets, p.offsets, r, p.requests, p.rows);
+  }
+  prefix_sums(p.ends, p.count, reinterpret_cast<int64_t*>(shared_memory()), [&](int64_t s) {
+    const int64_t r = clamp(p.index[s], p.requests - 1), begin = clamp(p.offsets[r], p.rows),
+                  end = clamp(p.offsets[r + 1], p.rows), length = max(int64_t(0), end - begin);
+    if (r != p.index[s]) report(reports, CudaCheck::kIndex);
+    p.lasts[s] = end;
+    if (p.keep == nullptr) return length;
+    if (p.keep[s] < 0) report(reports, CudaCheck::kKeep);
+    return clamp(p.keep[s], length);
+  });
+  sync_block();
+  if (threadIdx.x == 0 && p.total >= 0 && p.total != p.ends[p.count]) report(reports, CudaCheck::kTotal);
+}
+
 }  // namespace
 
 const char* repeat_rows_cuda(const char* op, const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes,
-                             int64_t rows, void* to, void* stream) {
-  return launch_copy(op, from, Repeated{offsets, count}, row_bytes, rows, to, stream);
+                             int64_t rows, void* to, int* reports, void* stream) {
+  return launch_copy(op, from, Repeated{offsets, count, rows, reports}, row_bytes, rows, to, stream);
 }
 
-const char* copy_suffixes_cuda(const char* op, const void* from, const Suffixes& suffixes, int64_t row_bytes,
-                               int64_t rows, void* to, void* stream) {
-  return launch_copy(op, from, InSuffix{suffixes}, row_bytes, rows, to, stream);
+const char* copy_suffixes_cuda(const char* op, const void* from, int64_t from_rows, const Suffixes& suffixes,
+                               int64_t row_bytes, int64_t rows, void* to, void* stream) {
+  return launch_copy(op, from, InSuffix{suffixes, from_rows - 1}, row_bytes, rows, to, stream);
 }
 
-const char* segment_sum_cuda(const char* op, const SegmentSumParams& p, int64_t segments, int64_t places,
+const char* segment_sum_cuda(const char* op, const SegmentSumParams& p, int64_t segments, int64_t places, int* reports,
                              void* stream) {
-  return launch_sum(op, p.dtype, {p.width, p.rows, p.mean, p.sums}, Segments{p.order, p.offsets, places}, segments,
-                    places, stream);
+  return launch_sum(op, p.dtype, {p.width, p.rows, p.mean, p.sums},
+                    Segments{p.order, p.offsets, segments, places, reports}, segments, places, stream);
 }
 
-const char* suffix_sum_cuda(const char* op, const SuffixSumParams& p, int64_t rows, int64_t suffixes, void* stream) {
+const char* suffix_sum_cuda(const char* op, const SuffixSumParams& p, int64_t rows, int64_t copies, int64_t suffixes,
+                            void* stream) {
   // Each row has as many places as its request has suffixes: on average so many.
   const int64_t places = divide_up(suffixes, max(int64_t(1), p.requests)) * rows;
-  return launch_sum(op, p.dtype, {p.width, p.rows, false, p.sums}, CopiesInSuffixes{p}, rows, places, stream);
+  return launch_sum(op, p.dtype, {p.width, p.rows, false, p.sums}, CopiesInSuffixes{p, copies}, rows, places, stream);
+}
+
+const char* select_suffixes_cuda(const char* op, const SelectParams& p, int* reports, void* stream) {
+  return launch(op, &select_suffixes_kernel, {1, kScanThreads, kScanBytes}, static_cast<Stream>(stream), p, reports);
 }
 
 }  // namespace stca

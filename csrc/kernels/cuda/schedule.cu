@@ -1,44 +1,10 @@
 // The kernel that cuts a call into ranges (see schedule.cuh), in one block.
+#include "prefix_sums.cuh"
 #include "schedule.cuh"
 
 namespace stca {
 namespace cuda {
 namespace {
-
-constexpr int kThreads = 512;
-
-// Returns the sum of `value` over all threads before this one, and in `total` over all. `sums` is shared memory for one
-// number a warp.
-STCA_DEVICE int64_t scan(int64_t value, int64_t* sums, int64_t& total) {
-  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-  int64_t up_to = value;
-  for (int by = 1; by < kWarp; by *= 2) {
-    const int64_t other = shuffle_up(up_to, by);
-    if (lane >= by) up_to += other;
-  }
-  sync_block();
-  if (lane == kWarp - 1) sums[warp] = up_to;
-  sync_block();
-  int64_t before = 0;
-  total = 0;
-#pragma unroll 1
-  for (int w = 0; w < kThreads / kWarp; ++w) {
-    if (w < warp) before += sums[w];
-    total += sums[w];
-  }
-  return before + up_to - value;
-}
-
-// to[i] = value_of(0) + ... + value_of(i - 1) for i up to `count`.
-template <class F>
-STCA_DEVICE void prefix_sums(int64_t* to, int64_t count, int64_t* sums, F value_of) {
-  int64_t before = 0, total;
-  for (int64_t first = 0; first <= count; first += kThreads) {
-    const int64_t i = first + threadIdx.x, own = scan(i < count ? value_of(i) : 0, sums, total);
-    if (i <= count) to[i] = before + own;
-    before += total;
-  }
-}
 
 // Returns the place of a unit. Half of a tile's kTileCost stands before its blocks and half behind them, for both sides
 // of a cut pay as much again. A cut that falls there moves to the tile's end: the range takes up to kTileCost / 2 units
@@ -56,10 +22,12 @@ STCA_DEVICE Point point_at(const TargetAttentionParams& p, const Tiling& tiling,
   return next_tile(p, schedule, s, {request, tile, 0, 0});
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kScanThreads)
     target_attention_schedule_kernel(const TargetAttentionParams p, const Tiling tiling, const Schedule schedule) {
   int64_t* sums = reinterpret_cast<int64_t*>(shared_memory());
   prefix_sums(schedule.unit_begin, p.num_requests, sums, [&](int64_t r) {
+    check_offset(p.reports, CudaCheck::kTargetOffsets, p.target_offsets, r, p.num_requests, p.num_targets);
+    check_offset(p.reports, CudaCheck::kHistoryOffsets, p.history_offsets, r, p.num_requests, p.num_rows);
     const Shape s = shape_of(p, tiling, r);
     return p.kv_heads * s.tiles * (s.blocks + kTileCost);
   });
@@ -67,7 +35,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t units = schedule.unit_begin[p.num_requests];
   const int64_t ranges = max(int64_t(1), min(int64_t(tiling.num_ranges), units / kMinimalRange));
-  for (int64_t b = threadIdx.x; b <= tiling.num_ranges; b += kThreads) {
+  for (int64_t b = threadIdx.x; b <= tiling.num_ranges; b += kScanThreads) {
     schedule.points[b] = point_at(p, tiling, schedule, units * min(b, ranges) / ranges);
   }
   sync_block();
@@ -87,13 +55,28 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+constexpr int kCheckThreads = 256;
+
+__global__ void __launch_bounds__(kCheckThreads)
+    target_attention_check_index_kernel(const int64_t* index, const int64_t rows, const int64_t pool_rows,
+                                        int* reports) {
+  const int64_t n = int64_t(blockIdx.x) * kCheckThreads + threadIdx.x;
+  if (n < rows && clamp(index[n], pool_rows - 1) != index[n]) report(reports, CudaCheck::kHistoryIndex);
+}
+
 }  // namespace
+
+const char* launch_index_check(const TargetAttentionParams& p, void* stream) {
+  if (p.history_index == nullptr) return nullptr;
+  return launch("target_attention index", &target_attention_check_index_kernel,
+                {divide_up(p.num_rows, kCheckThreads), kCheckThreads}, static_cast<Stream>(stream), p.history_index,
+                p.num_rows, p.pool_rows, p.reports);
+}
 
 const char* launch_schedule(const TargetAttentionParams& params, const Tiling& tiling, const Schedule& schedule,
                             void* stream) {
-  return launch("target_attention schedule", &target_attention_schedule_kernel,
-                {1, kThreads, kThreads / kWarp * int(sizeof(int64_t))}, static_cast<Stream>(stream), params, tiling,
-                schedule);
+  return launch("target_attention schedule", &target_attention_schedule_kernel, {1, kScanThreads, kScanBytes},
+                static_cast<Stream>(stream), params, tiling, schedule);
 }
 
 }  // namespace cuda

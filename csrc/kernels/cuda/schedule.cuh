@@ -55,6 +55,9 @@ inline Schedule schedule_at(void* memory, int64_t requests, int num_ranges) {
 const char* launch_schedule(const TargetAttentionParams& params, const Tiling& tiling, const Schedule& schedule,
                             void* stream);
 
+// Reports a history_index that does not fit. Attention itself clamps what it reads of it, which is in its inner loop.
+const char* launch_index_check(const TargetAttentionParams& params, void* stream);
+
 // Rows of one request are counted by int, rows of all requests by int64_t.
 struct Shape {
   int64_t target_begin, row_begin;  // the request's first target and history row
@@ -63,9 +66,13 @@ struct Shape {
   int blocks;                       // of one tile, one at least
 };
 STCA_DEVICE Shape shape_of(const TargetAttentionParams& p, const Tiling& tiling, int64_t request) {
-  // On a GPU nobody has looked at the offsets: no row outside of the tensors is read or written, whatever they are.
-  const auto target_at = [&](int64_t r) { return clamp(p.target_offsets[r], p.num_targets); };
-  const auto row_at = [&](int64_t r) { return clamp(p.history_offsets[r], p.num_rows); };
+  // On a GPU nobody has looked at the offsets. Whatever they are, no row outside of the tensors is read or written,
+  // and, since they are made to begin and end where they should, every row of the results is written.
+  const auto at = [&](const int64_t* offsets, int64_t r, int64_t total) {
+    return r == 0 ? 0 : r == p.num_requests ? total : clamp(offsets[r], total);
+  };
+  const auto target_at = [&](int64_t r) { return at(p.target_offsets, r, p.num_targets); };
+  const auto row_at = [&](int64_t r) { return at(p.history_offsets, r, p.num_rows); };
   Shape s;
   s.target_begin = target_at(request);
   s.row_begin = row_at(request);

@@ -284,6 +284,7 @@ const char* target_attention_cuda(const TargetAttentionParams& params, const Cud
                                   void* stream) {
   if (params.num_targets == 0) return nullptr;
   const cuda::Stream to = static_cast<cuda::Stream>(stream);
+  if (const char* error = cuda::launch_index_check(params, to)) return error;
 #if defined(STCA_SM90)
   if (cuda::sm90::takes(params, device)) return cuda::sm90::launch_forward(params, device, workspace, to);
 #endif

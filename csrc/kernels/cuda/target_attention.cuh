@@ -44,8 +44,10 @@ STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item,
   QueryRow own{target * p.heads + head, target * p.q_target_stride + head * p.q_head_stride, item.split_begin,
                item.split_end};
   if (p.visible != nullptr) {
-    own.begin = int(max(int64_t(own.begin), p.visible[2 * target]));
-    own.end = int(min(int64_t(own.end), p.visible[2 * target + 1]));
+    const int64_t begin = p.visible[2 * target], end = p.visible[2 * target + 1];
+    if (begin < 0 || begin > end || end > item.history_rows) report(p.reports, CudaCheck::kVisible);
+    own.begin = int(max(int64_t(item.split_begin), min(int64_t(item.split_end), begin)));
+    own.end = int(max(int64_t(item.split_begin), min(int64_t(item.split_end), end)));
   }
   return own;
 }
@@ -95,14 +97,16 @@ struct History {
   const T* rows;         // the request's first, or where there is an index the tensor's
   int64_t stride;        // from a row to the next
   const int64_t* index;  // of the request's rows; nullptr: none
+  int64_t last;          // of the tensor's rows
 };
 
 template <class T>
 STCA_DEVICE History<T> history_of(const TargetAttentionParams& p, const Item& item, const void* tensor,
                                   int64_t row_stride, int64_t head_stride) {
   const T* head = static_cast<const T*>(tensor) + item.kv_head * head_stride;
-  if (p.history_index != nullptr) return {head, row_stride, p.history_index + item.row_begin};
-  return {head + item.row_begin * row_stride, row_stride, nullptr};
+  const int64_t last = p.pool_rows - 1;
+  if (p.history_index != nullptr) return {head, row_stride, p.history_index + item.row_begin, last};
+  return {head + item.row_begin * row_stride, row_stride, nullptr, last};
 }
 
 template <class T>
@@ -129,7 +133,7 @@ STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, 
     });
   } else {
     load_rows<kMaxWidth, kRows, kThreads>(to, end - first, int(width), aligned, [&](int row) {
-      return history.rows + history.index[min(first + row, end - 1)] * history.stride;
+      return history.rows + clamp(history.index[min(first + row, end - 1)], history.last) * history.stride;
     });
   }
 }

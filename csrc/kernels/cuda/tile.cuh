@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "../cuda_device.h"
 #include "warp_product.cuh"
 
 namespace stca {
@@ -24,6 +25,17 @@ __host__ STCA_DEVICE A max(A a, A b) {
 STCA_DEVICE int64_t clamp(int64_t x, int64_t most) { return max(int64_t(0), min(x, most)); }
 __host__ STCA_DEVICE constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ STCA_DEVICE constexpr int round_up(int a, int b) { return (a + b - 1) / b * b; }
+
+// Tells the host what is wrong with the integers of a call. Threads that find the same may all write: it is one value.
+STCA_DEVICE void report(int* reports, CudaCheck what) { static_cast<volatile int*>(reports)[int(what)] = 1; }
+
+// Reports offsets [count + 1] that do not go from 0 to `total` without decreasing, the one at i and its neighbour.
+STCA_DEVICE void check_offset(int* reports, CudaCheck what, const int64_t* offsets, int64_t i, int64_t count,
+                              int64_t total) {
+  if (offsets[i] > offsets[i + 1] || (i == 0 && offsets[0] != 0) || (i + 1 == count && offsets[count] != total)) {
+    report(reports, what);
+  }
+}
 
 // The last r in [0, count) with begin[r] <= value.
 STCA_DEVICE int64_t find(const int64_t* begin, int64_t count, int64_t value) {
