@@ -30,7 +30,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo test slow peers bench lint doctest docs ptx ptx-check kernels cuda-build gpu clean
+.PHONY: demo test slow peers bench lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -82,6 +82,10 @@ ptx-check: ptx build/triton/triton
 kernels: $(INSTALLED) $(CUDACXX)
 	CUDACXX=$(abspath $(CUDACXX)) $(CMAKE) -S csrc/kernels -B build/kernels -DSTCA_CUDA=ON
 	$(BIN)/cmake --build build/kernels
+
+# What nvcc made of the attention kernels: registers, instructions of their loops, and the time that follows at the earliest.
+counts: kernels
+	$(BIN)/python tools/kernel_counts.py build/kernels
 
 cuda-build: $(CUDA_VENV)/cuda/bin/nvcc
 	$(CUDA_VENV)/bin/python tools/install.py build

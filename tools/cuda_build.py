@@ -1,13 +1,10 @@
 """Looks at a build against a torch with CUDA: what is registered, and its machine code. Needs no GPU."""
 
 import re
-import shutil
-import subprocess
 import sys
 from collections import Counter
-from importlib.util import find_spec
-from pathlib import Path
 
+import sass
 import torch
 
 import stca
@@ -15,32 +12,9 @@ import stca
 OPS = sorted(schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("stca::"))
 
 
-def cuobjdump() -> str:
-    """The toolkit's, or the one that comes with Triton."""
-    spec = find_spec("triton")
-    inside = [] if spec is None or spec.origin is None else list(Path(spec.origin).parent.rglob("cuobjdump"))
-    found = shutil.which("cuobjdump") or next(map(str, inside), None)
-    if found is None:
-        sys.exit("no cuobjdump here, neither a toolkit's nor Triton's")
-    return found
-
-
 def machine_code(library: str, arch: str) -> dict[str, Counter[str]]:
     """How often each instruction occurs, by kernel."""
-    command = [cuobjdump(), "--dump-sass", "--gpu-architecture", f"sm_{arch}", library]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    kernels: dict[str, Counter[str]] = {}
-    for line in text.splitlines():
-        if function := re.search(r"Function : (\S+)", line):
-            kernels[function[1]] = Counter()
-        elif instruction := re.search(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?([A-Z][\w.]*)", line):
-            kernels[function_name(kernels)][instruction[1]] += 1
-    return kernels
-
-
-def function_name(kernels: dict[str, Counter[str]]) -> str:
-    """The one whose lines are read."""
-    return next(reversed(kernels))
+    return {name: Counter(each.opcode for each in code) for name, code in sass.kernels(library, arch).items()}
 
 
 def count(kernel: Counter[str], *starts: str) -> int:

@@ -7,6 +7,8 @@ import torch
 from emulated import emulated_fault
 
 UNORDERED = r"shared memory that (thread \d+ touches too, with no order between the two|nobody has written)"
+IN_FLIGHT = r"shared memory that (an asynchronous copy may still write|nobody has written|thread \d+ touches too)"
+ENDS = "ends(, and nobody has waited for what has come to its memory| before its copies have landed)"
 FAULTS = {
     "no_barrier": UNORDERED,
     "no_warp_barrier": UNORDERED,
@@ -28,13 +30,32 @@ FAULTS = {
     "matrix_of_odd_address": "ldmatrix.sync.aligned.m8n8.x4.shared.b16: misaligned address of shared memory: 8",
     "product_without_fence": "has written, with no fence before the asynchronous proxy",
     "product_without_barrier": UNORDERED,
-    "product_without_wait": "ends before its products are waited for",
+    "product_without_wait": "a register of a product that has not been waited for",
     "phase_that_never_ends": "hangs: .*waits for a phase of an mbarrier",
     "one_arrival_too_many": "more arrivals than the barrier's phase has",
-    "sent_but_not_waited_for": r"shared memory that (an asynchronous copy may still write|nobody has written|thread)",
+    "sent_but_not_waited_for": IN_FLIGHT,
     "no_such_barrier": "no barrier was made here",
     "barrier_in_a_branch": "hangs: warp 0 waits for a barrier",
+    "two_copies_to_one_place": "shared memory that an asynchronous copy may still write",
+    "global_memory_without_barrier": "global memory that thread 31 touches too, with no order between the two",
+    "vector_of_odd_address": "misaligned address for 16 bytes",
+    "too_many_bytes_expected": "hangs: .*waits for a phase of an mbarrier",
+    "block_leaves_its_cluster": ENDS,
+    "bytes_that_nobody_waits_for": ENDS,
+    "operand_past_the_end": "shared memory that nobody has written",
+    "operand_overwritten_too_early": UNORDERED,
+    "result_read_before_its_wait": "a register of a product that has not been waited for",
+    "product_of_half_a_warpgroup": "ends, and not all four warps of a warpgroup have come to its products",
+    "tile_read_too_early": IN_FLIGHT,
+    "tile_of_another_phase": IN_FLIGHT,
+    "tile_of_no_expected_bytes": IN_FLIGHT,
+    "tile_into_what_is_read": UNORDERED,
+    "tile_over_ordinary_writes": "has written, with no fence before the asynchronous proxy",
+    "tile_of_odd_address": "a swizzled tile that does not start at a multiple of 1024 bytes",
+    "tile_that_nobody_waits_for": ENDS,
 }
+# What a block leaves behind has no line of the source.
+OF_A_BLOCK = [name for name, message in FAULTS.items() if message is ENDS or "a warpgroup have" in message]
 
 
 def test_a_kernel_without_a_fault() -> None:
@@ -50,9 +71,13 @@ def test_a_kernel_of_hopper_without_a_fault() -> None:
     assert torch.equal(memory[:128], torch.full((128,), 128.0))
 
 
+def test_a_tile_without_a_fault() -> None:
+    assert emulated_fault("tile_none")[0] == ""
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_reported_with_its_place(name: str) -> None:
     message, _ = emulated_fault(name)
     assert re.match(rf"{name}: block \d", message)
     assert re.search(FAULTS[name], message)
-    assert re.search(r"faults(_sm90)?.cu:\d+", message)
+    assert name in OF_A_BLOCK or re.search(r"faults(_sm90)?.cu:\d+", message)

@@ -23,7 +23,7 @@ void init(Warp& w, const Instruction& i) {
     const uint32_t address = uint32_t(w.address(i.operands, lane));
     const int count = int(w.slot<uint32_t>(i.operands[3])[lane]);
     w.block.touch(w, lane, {Space::shared, address, 8, true});
-    w.block.owner(address).mbarriers[address & kSharedOffsetMask] = {count, count, 0, 0, {}};
+    w.block.owner(address).mbarriers[address & kSharedOffsetMask] = {count, count, 0, 0, {}, false};
   });
 }
 
@@ -58,6 +58,7 @@ void try_wait(Warp& w, const Instruction& i) {
   w.waits_at = {&w.block.owner(address), address & kSharedOffsetMask, parity & 1};
   if (!w.wait_until(&parity_passed, "a phase of an mbarrier")) return;
   w.acquire(barrier.seen);
+  barrier.unused = false;
   set_predicate(*w.slot<uint32_t>(i.operands[0]), w.lanes, kAllLanes);
 }
 

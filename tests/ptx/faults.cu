@@ -137,6 +137,21 @@ __global__ void matrix_of_odd_address(float* memory) {
   memory[thread()] = float(fragment[0]);
 }
 
+__global__ void two_copies_to_one_place(float* memory) {
+  copy_async(shared_memory(), memory + 4 * thread(), 16);
+  commit_copies();
+  wait_copies<0>();
+}
+
+__global__ void global_memory_without_barrier(float* memory) {
+  memory[thread()] = 1;
+  memory[128 + thread()] = memory[kThreads - 1 - thread()];
+}
+
+__global__ void vector_of_odd_address(float* memory) {
+  reinterpret_cast<Chunk*>(memory + 129)[thread() % 16] = Chunk{{1, 2, 3, 4}};
+}
+
 constexpr Fault kFaults[] = {
     {"none", &none},
     {"no_barrier", &no_barrier},
@@ -158,6 +173,9 @@ constexpr Fault kFaults[] = {
     {"block_reads_what_another_wrote", &block_reads_what_another_wrote, 2},
     {"barrier_in_a_branch", &barrier_in_a_branch},
     {"matrix_of_odd_address", &matrix_of_odd_address},
+    {"two_copies_to_one_place", &two_copies_to_one_place},
+    {"global_memory_without_barrier", &global_memory_without_barrier},
+    {"vector_of_odd_address", &vector_of_odd_address},
 };
 
 }  // namespace

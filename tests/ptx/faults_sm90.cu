@@ -2,6 +2,7 @@
 // without. They are launched with clusters of two blocks.
 #include <cstring>
 
+#include "../../csrc/kernels/cuda/sm90/tensor_map.h"
 #include "../../csrc/kernels/cuda/sm90/wgmma.cuh"
 
 namespace {
@@ -79,6 +80,85 @@ __global__ void sent_but_not_waited_for(float* memory) {
 
 __global__ void no_such_barrier(float*) { arrive(shared_address(shared_memory())); }
 
+__global__ void too_many_bytes_expected(float*) {
+  const uint32_t barrier = made_barrier(1), other = cluster_rank() ^ 1;
+  if (threadIdx.x == 0) arrive_expecting(barrier, 32);
+  if (threadIdx.x == 0) send(remote(shared_address(shared_memory()), other), 1, 2, 3, 4, remote(barrier, other));
+  wait(barrier, 0);
+  sync_cluster();
+}
+
+__global__ void block_leaves_its_cluster(float*) {
+  const uint32_t barrier = made_barrier(1), other = cluster_rank() ^ 1;
+  if (threadIdx.x == 0) arrive_expecting(barrier, 16);
+  if (cluster_rank() == 1) return;
+  // Block 1 has left when these come, and nothing comes from there.
+  for (int i = 0; i < 64; ++i) __syncthreads();
+  if (threadIdx.x == 0) send(remote(shared_address(shared_memory()), other), 1, 2, 3, 4, remote(barrier, other));
+}
+
+__global__ void bytes_that_nobody_waits_for(float*) {
+  const uint32_t barrier = made_barrier(1), other = cluster_rank() ^ 1;
+  if (threadIdx.x == 0) arrive_expecting(barrier, 16);
+  if (threadIdx.x == 0) send(remote(shared_address(shared_memory()), other), 1, 2, 3, 4, remote(barrier, other));
+}
+
+// Ones as ordinary writes to both slabs, then the fence and the barrier that products need.
+__device__ uint32_t filled_slabs() {
+  for (int chunk = int(threadIdx.x); chunk < 2 * kSlab / 16; chunk += kThreads) {
+    reinterpret_cast<Chunk*>(shared_memory())[chunk] = {{0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u}};
+  }
+  fence_async_proxy();
+  sync_block();
+  return shared_address(shared_memory());
+}
+
+__global__ void operand_past_the_end(float* memory) {
+  const uint32_t base = filled_slabs();
+  float d[32];
+  fence_products();
+  product_64<stca::bfloat16>(d, by_columns(base), operand(base + kSlab, 16, 2048), false);
+  commit_products();
+  wait_products<0>();
+  pin(d);
+  memory[threadIdx.x] = d[0];
+}
+
+__global__ void operand_overwritten_too_early(float* memory) {
+  const uint32_t base = filled_slabs();
+  float d[32];
+  fence_products();
+  product_64<stca::bfloat16>(d, by_columns(base), by_columns(base + kSlab), false);
+  commit_products();
+  reinterpret_cast<float*>(shared_memory())[threadIdx.x] = 0;
+  wait_products<0>();
+  pin(d);
+  if (blockIdx.x == 0) memory[threadIdx.x] = d[0];
+}
+
+__global__ void result_read_before_its_wait(float* memory) {
+  const uint32_t base = filled_slabs();
+  float d[32];
+  fence_products();
+  product_64<stca::bfloat16>(d, by_columns(base), by_columns(base + kSlab), false);
+  commit_products();
+  pin(d);
+  if (blockIdx.x == 0) memory[threadIdx.x] = d[0];
+  wait_products<0>();
+}
+
+__global__ void product_of_half_a_warpgroup(float* memory) {
+  const uint32_t base = filled_slabs();
+  if (threadIdx.x >= kThreads / 2) return;
+  float d[32];
+  fence_products();
+  product_64<stca::bfloat16>(d, by_columns(base), by_columns(base + kSlab), false);
+  commit_products();
+  wait_products<0>();
+  pin(d);
+  if (blockIdx.x == 0) memory[threadIdx.x] = d[0];
+}
+
 constexpr Fault kFaults[] = {
     {"hopper_none", &hopper_none},
     {"product_without_fence", &product_without_fence},
@@ -88,6 +168,98 @@ constexpr Fault kFaults[] = {
     {"one_arrival_too_many", &one_arrival_too_many},
     {"sent_but_not_waited_for", &sent_but_not_waited_for},
     {"no_such_barrier", &no_such_barrier},
+    {"too_many_bytes_expected", &too_many_bytes_expected},
+    {"block_leaves_its_cluster", &block_leaves_its_cluster},
+    {"bytes_that_nobody_waits_for", &bytes_that_nobody_waits_for},
+    {"operand_past_the_end", &operand_past_the_end},
+    {"operand_overwritten_too_early", &operand_overwritten_too_early},
+    {"result_read_before_its_wait", &result_read_before_its_wait},
+    {"product_of_half_a_warpgroup", &product_of_half_a_warpgroup},
+};
+
+// With copies of a tile, which is all of `memory`: 8 rows of 128 bytes.
+constexpr int kTile = 1024;
+
+struct TileFault {
+  const char* name;
+  void (*kernel)(float* memory, CUtensorMap map);
+};
+
+__device__ void ask_for_tile(const CUtensorMap& map, uint32_t barrier, int expected = kTile, int offset = 0) {
+  if (threadIdx.x != 0) return;
+  expected > 0 ? arrive_expecting(barrier, expected) : arrive(barrier);
+  copy_tile(shared_address(shared_memory()) + offset, map, 0, 0, 0, barrier);
+}
+
+__device__ void use_tile(float* memory) {
+  if (blockIdx.x == 0) memory[threadIdx.x] = reinterpret_cast<const float*>(shared_memory())[threadIdx.x];
+}
+
+__global__ void tile_none(float*, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_tile(map, barrier);
+  wait(barrier, 0);
+  sync_cluster();
+}
+
+__global__ void tile_read_too_early(float* memory, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_tile(map, barrier);
+  if (threadIdx.x == 0) use_tile(memory);
+  wait(barrier, 0);
+}
+
+__global__ void tile_of_another_phase(float* memory, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_tile(map, barrier);
+  wait(barrier, 1);  // of the phase before the first, which has passed
+  use_tile(memory);
+}
+
+__global__ void tile_of_no_expected_bytes(float* memory, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_tile(map, barrier, 0);
+  wait(barrier, 0);
+  use_tile(memory);
+}
+
+__global__ void tile_into_what_is_read(float* memory, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_tile(map, barrier);
+  wait(barrier, 0);
+  const float read = reinterpret_cast<const float*>(shared_memory())[threadIdx.x];
+  ask_for_tile(map, barrier);
+  wait(barrier, 1);
+  if (blockIdx.x == 0 && read < 0) memory[0] = read;
+}
+
+__global__ void tile_over_ordinary_writes(float*, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  reinterpret_cast<float*>(shared_memory())[threadIdx.x] = 0;
+  sync_block();
+  ask_for_tile(map, barrier);
+  wait(barrier, 0);
+}
+
+__global__ void tile_of_odd_address(float*, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_tile(map, barrier, kTile, 16);
+  wait(barrier, 0);
+}
+
+__global__ void tile_that_nobody_waits_for(float*, const __grid_constant__ CUtensorMap map) {
+  ask_for_tile(map, made_barrier(1));
+}
+
+constexpr TileFault kTileFaults[] = {
+    {"tile_none", &tile_none},
+    {"tile_read_too_early", &tile_read_too_early},
+    {"tile_of_another_phase", &tile_of_another_phase},
+    {"tile_of_no_expected_bytes", &tile_of_no_expected_bytes},
+    {"tile_into_what_is_read", &tile_into_what_is_read},
+    {"tile_over_ordinary_writes", &tile_over_ordinary_writes},
+    {"tile_of_odd_address", &tile_of_odd_address},
+    {"tile_that_nobody_waits_for", &tile_that_nobody_waits_for},
 };
 
 }  // namespace
@@ -97,6 +269,13 @@ extern "C" const char* ptx_fault_sm90(const char* name, float* memory) {
   for (const Fault& fault : kFaults) {
     if (std::strcmp(fault.name, name) != 0) continue;
     const char* message = launch(fault.name, fault.kernel, {2, kThreads, kBytes, 2}, nullptr, memory);
+    return message == nullptr ? "" : message;
+  }
+  for (const TileFault& fault : kTileFaults) {
+    if (std::strcmp(fault.name, name) != 0) continue;
+    CUtensorMap map;
+    const char* message = make_tensor_map(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, memory, 8, 1, 64, 64, 64, 8);
+    if (message == nullptr) message = launch(fault.name, fault.kernel, {2, kThreads, kBytes, 2}, nullptr, memory, map);
     return message == nullptr ? "" : message;
   }
   return nullptr;

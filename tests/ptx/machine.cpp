@@ -208,6 +208,7 @@ void Cluster::land(size_t number) {
   MBarrier& barrier = warp.block.owner(landing.barrier).mbarriers.at(landing.barrier & kSharedOffsetMask);
   warp.release_to(barrier.seen);
   barrier.bytes -= landing.size;
+  barrier.unused = true;
   barrier.advance();
 }
 
@@ -247,7 +248,23 @@ void Cluster::run() {
     ready[random() % ready.size()]->run(int(8 << random() % 8));
     std::erase_if(warps, [](const Warp* each) { return each->ended(); });
   }
-  if (!landings_.empty()) throw Fault(launch.kernel->name + ": ends before its copies have landed");
+  for (const auto& block : blocks) check_end(*block);
+}
+
+// What is still on its way when a block ends comes into the memory of another one.
+void Cluster::check_end(const Block& block) const {
+  const auto fail = [&](const char* what) {
+    throw Fault(block.launch.kernel->name + ": block " + std::to_string(block.number) + " " + what);
+  };
+  if (!landings_.empty()) fail("ends before its copies have landed");
+  for (const auto& [at, barrier] : block.mbarriers) {
+    if (barrier.unused) fail("ends, and nobody has waited for what has come to its memory");
+  }
+  for (size_t w = 0; w < block.warps.size(); ++w) {
+    if (block.warps[w]->products_issued != block.warps[w / 4 * 4]->products_issued) {
+      fail("ends, and not all four warps of a warpgroup have come to its products");
+    }
+  }
 }
 
 void run(const Launch& launch, const Device& device) {

@@ -77,6 +77,7 @@ struct MBarrier {
   int64_t bytes;       // announced by arrivals, less those that have landed
   int64_t phase;
   Warp::Seen seen;
+  bool unused = false;  // bytes have landed, and nobody has waited for a phase since
 
   void advance() {
     if (pending > 0 || bytes != 0) return;
@@ -145,6 +146,7 @@ class Cluster {
 
  private:
   void land(size_t number);
+  void check_end(const Block& block) const;
 
   std::vector<Landing> landings_;
   int arrived_ = 0, threads_ = 0;

@@ -306,6 +306,8 @@ class KernelParser {
     const Form form = form_of(opcode, sizes);
     if (form.operands.size() < operands.size()) in_.fail(opcode.text + ": too many operands");
     instruction.immediate = form.immediate;
+    instruction.is_wgmma = opcode.parts[0] == "wgmma";
+    instruction.registers = 0;
     std::vector<int32_t> slots;
     size_t next = 0;
     for (const char kind : form.operands) {
@@ -314,6 +316,7 @@ class KernelParser {
         continue;
       }
       const Operand& own = operands[next++];
+      if (own.kind == Operand::kRegister && slots.size() < 32) instruction.registers |= 1u << slots.size();
       if (kind == 'l') {
         targets_.emplace_back(kernel_.code.size(), own.name);
       } else if (kind == 'i') {

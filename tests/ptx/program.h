@@ -33,6 +33,8 @@ struct Instruction {
   int32_t target;           // the instruction that a branch goes to
   int32_t predicate;        // slot, or -1: for all lanes
   bool negated;             // lanes whose predicate is false take part
+  bool is_wgmma;            // or what belongs to it
+  uint32_t registers;       // which of the first 32 operands are registers
   int32_t location;         // in Module::locations
   const char* name;         // the opcode as written
 };

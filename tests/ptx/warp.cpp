@@ -54,9 +54,18 @@ void Warp::run(int most_instructions) {
       lanes &= i.negated ? ~p : p;
     }
     ++group.at;
+    if (!unready.empty() && lanes != 0) check_registers(i);
     if (lanes != 0) i.step(*this, i);
     if (groups_.size() > 1) sort_groups();
   }
+}
+
+// Nothing but a product may touch the registers of a product that has not been waited for.
+void Warp::check_registers(const Instruction& i) {
+  if (i.is_wgmma) return;
+  for_lanes(i.registers, [&](int operand) {
+    if (unready.contains(i.operands[operand])) fail("a register of a product that has not been waited for");
+  });
 }
 
 // The group that is least far runs first, for then the others find it where paths join. Whoever waits for more lanes
@@ -135,9 +144,16 @@ void Warp::acquire(const Seen& from) {
   for (size_t w = 0; w < from.size(); ++w) seen[w] = std::max(seen[w], from[w]);
 }
 
-void Warp::make_products() {
-  for (const auto& product : products) product();
-  products.clear();
+void Warp::wait_for_products(int last_group) {
+  make_products(last_group);
+  std::erase_if(unready, [&](const auto& each) { return each.second <= last_group; });
+}
+
+void Warp::make_products(int last_group) {
+  const auto later =
+      std::find_if(products.begin(), products.end(), [&](const Product& x) { return x.group > last_group; });
+  std::for_each(products.begin(), later, [](const Product& x) { x.make(); });
+  products.erase(products.begin(), later);
 }
 
 void Warp::hold(const char* why) {

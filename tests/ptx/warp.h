@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <tuple>
+#include <unordered_map>
 #include <vector>
 
 #include "program.h"
@@ -23,6 +24,12 @@ struct Copy {
   int bytes, read;
   int group;
   bool landed;
+};
+
+// A product of a warpgroup that has been asked for, and its group.
+struct Product {
+  int group;
+  std::function<void()> make;
 };
 
 // Lanes that are at the same instruction. A group that `waits` is at an instruction that more lanes must reach.
@@ -89,9 +96,13 @@ class Warp {
   void release_to(Seen& to);
   void acquire(const Seen& from);
 
-  uint32_t carry = 0;                           // of each lane: add.cc and what goes on from it
-  std::vector<std::function<void()>> products;  // of wgmma, not waited for yet
-  void make_products();
+  uint32_t carry = 0;             // of each lane: add.cc and what goes on from it
+  std::vector<Product> products;  // of wgmma, not made yet
+  int product_group = 0;          // that the next one belongs to
+  int products_issued = 0;
+  std::unordered_map<int32_t, int> unready;  // registers of products that are not waited for, and their groups
+  void make_products(int last_group);
+  void wait_for_products(int last_group);
   int cluster_phase = 0;                 // of the cluster's barrier, waited for
   std::array<uint32_t, kWarp> fences{};  // of the asynchronous proxy: the cluster's time of each lane's last one
   std::vector<Copy> copies;
@@ -101,6 +112,7 @@ class Warp {
 
  private:
   void sort_groups();
+  void check_registers(const Instruction& i);
 
   const Kernel& kernel_;
   std::vector<uint64_t> registers_;

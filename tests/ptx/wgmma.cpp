@@ -67,24 +67,34 @@ void multiply(Warp& w, const Instruction& i) {
   }
   const uint64_t a_bits = kRegisters ? 0 : w.slot<uint64_t>(after[0])[0];
   const int32_t* sums = i.operands;
-  w.products.push_back([=, &w]() mutable {
-    if (!kRegisters) left = read(w, Operand::of(a_bits, a_by_rows), w.number % 4 * 16, 16, kBrain);
-    const std::vector<float> right = read(w, Operand::of(b_bits, b_by_rows), 0, N, kBrain);
-    for (int l = 0; l < kWarp; ++l) {
-      for (int s = 0; s < kSums; ++s) {
-        const int row = l / 4 + s % 4 / 2 * 8, column = s / 4 * 8 + l % 4 * 2 + s % 2;
-        float& sum = w.slot<float>(sums[s])[l];
-        float total = add ? sum : 0;
-        for (int k = 0; k < 16; ++k) total += left[size_t(row * 16 + k)] * right[size_t(column * 16 + k)];
-        sum = total;
-      }
-    }
-  });
-  if (w.block.random() % 2 == 0) w.make_products();
+  for (int s = 0; s < kSums; ++s) w.unready[sums[s]] = w.product_group;
+  for (int r = 0; kRegisters && r < 4; ++r) w.unready[after[r]] = w.product_group;
+  ++w.products_issued;
+  w.products.push_back({w.product_group, [=, &w]() mutable {
+                          if (!kRegisters)
+                            left = read(w, Operand::of(a_bits, a_by_rows), w.number % 4 * 16, 16, kBrain);
+                          const std::vector<float> right = read(w, Operand::of(b_bits, b_by_rows), 0, N, kBrain);
+                          for (int l = 0; l < kWarp; ++l) {
+                            for (int s = 0; s < kSums; ++s) {
+                              const int row = l / 4 + s % 4 / 2 * 8, column = s / 4 * 8 + l % 4 * 2 + s % 2;
+                              float& sum = w.slot<float>(sums[s])[l];
+                              float total = add ? sum : 0;
+                              for (int k = 0; k < 16; ++k)
+                                total += left[size_t(row * 16 + k)] * right[size_t(column * 16 + k)];
+                              sum = total;
+                            }
+                          }
+                        }});
+  if (w.block.random() % 2 == 0) w.make_products(w.product_group);
 }
 
-void wait(Warp& w, const Instruction&) {
-  if (w.gather(kAllLanes)) w.make_products();
+void commit(Warp& w, const Instruction&) {
+  if (w.gather(kAllLanes)) ++w.product_group;
+}
+
+// i: groups that may be left
+void wait(Warp& w, const Instruction& i) {
+  if (w.gather(kAllLanes)) w.wait_for_products(w.product_group - 1 - int(i.immediate));
 }
 
 void together(Warp& w, const Instruction&) { w.gather(kAllLanes); }
@@ -101,11 +111,15 @@ void store_matrices(Warp& w, const Instruction& i) {
   }
 }
 
+// The left operand is a register more where registers hold it, and has no order of its own then.
 template <int N>
-Form of_width(const Opcode& o) {
+Form of_width(const Opcode& o, const std::vector<int>& sizes) {
   const bool brain = o.last() == "bf16";
   if (!brain && o.last() != "f16") return {};
   const std::string sums(N / 2, '4');
+  if (sizes.size() == N / 2 + 4 + 1 + 4) {
+    return {brain ? &multiply<N, true, true> : &multiply<N, true, false>, sums + "44448p444"};
+  }
   return {brain ? &multiply<N, false, true> : &multiply<N, false, false>, sums + "88p4444"};
 }
 
@@ -114,16 +128,12 @@ Form of_width(const Opcode& o) {
 Form wgmma_form(const Opcode& o, const std::vector<int>& sizes) {
   if (o.parts[0] == "stmatrix" && o.has("m8n8") && o.has("x4") && !o.has("trans")) return {&store_matrices, "a4444"};
   if (o.parts[0] != "wgmma") return {};
-  if (o.has("fence") || o.has("commit_group")) return {&together, ""};
+  if (o.has("fence")) return {&together, ""};
+  if (o.has("commit_group")) return {&commit, ""};
   if (o.has("wait_group")) return {&wait, "i"};
-  if (o.has("m64n256k16")) return of_width<256>(o);
-  if (o.has("m64n64k16")) {
-    if (sizes.size() == 32 + 4 + 1 + 4) {
-      const std::string operands = std::string(32, '4') + "44448p444";
-      return {o.last() == "bf16" ? &multiply<64, true, true> : &multiply<64, true, false>, operands};
-    }
-    return of_width<64>(o);
-  }
+  if (o.has("m64n256k16")) return of_width<256>(o, sizes);
+  if (o.has("m64n128k16")) return of_width<128>(o, sizes);
+  if (o.has("m64n64k16")) return of_width<64>(o, sizes);
   return {};
 }
 

@@ -1,0 +1,154 @@
+"""What nvcc made of the attention kernels, and the time that follows from it at the earliest: `make counts`.
+
+    python tools/kernel_counts.py build/kernels [--arch 90a] [--dtype bfloat16]
+
+First a line for each kernel: registers, bytes spilled, and of the loop that does its work, on the way through it that a
+full tile takes, the instructions of a warp; how many find addresses and conditions, also for each copy of 16 bytes;
+and which unit of a multiprocessor is busy longest, with the share of wgmma's peak that this unit lets through. Then,
+for the cases of benchmarks/gpu.py, the time which that unit needs on an H200: no kernel is faster, most are slower,
+since waiting counts as nothing here. These are predictions; benchmarks/NOTES.md has what was measured.
+"""
+
+import argparse
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import sass
+
+# Of a multiprocessor of sm_90, each cycle.
+PEAK = 4096  # FLOPs of wgmma
+UNITS = {"issue": 4, "mma.sync": 2540 / 4096, "integers": 2, "exponentials": 0.5, "shared memory": 128}
+CLOCK, MULTIPROCESSORS, COPY_GBS = 1.75e9, 132, 4260
+INTEGERS = (
+    "IMAD",
+    "IADD",
+    "VIADD",
+    "LEA",
+    "ISETP",
+    "LOP",
+    "SHF",
+    "SEL",
+    "IMNMX",
+    "VIMNMX",
+    "MOV",
+    "R2UR",
+    "S2R",
+    "PRMT",
+)
+ROWS = {1024: 32, 512: 32, 256: 64, 128: 64, 64: 64}  # query rows of a tile of the forward pass
+
+
+class Counts(NamedTuple):
+    """Of one turn of a kernel's loop, for a warp."""
+
+    instructions: int
+    integers: int
+    copies: int
+    products: int
+    units: dict[str, float]  # cycles that each unit is busy
+
+    @property
+    def busiest(self) -> str:
+        """The unit that is busy longest."""
+        return max(self.units, key=lambda unit: self.units[unit])
+
+    @property
+    def flops_per_cycle(self) -> float:
+        """What the busiest unit lets through."""
+        return 4096 * self.products / self.units[self.busiest]
+
+
+def shared_bytes(instruction: sass.Instruction) -> int:
+    """What a warp's instruction moves to or from shared memory."""
+    opcode, last = instruction.opcode, instruction.opcode.split(".")[-1]
+    if opcode.startswith("LDSM"):
+        return 128 * (int(last) if last.isdigit() else 1)
+    if opcode.startswith(("LDS", "STS", "LDGSTS")):
+        return 4 * (int(last) if last.isdigit() else 32)
+    return 0
+
+
+def worth(instruction: sass.Instruction) -> float:
+    """A full tile's way has all products, all copies of 16 bytes, and nothing that can be left out."""
+    if instruction.opcode.startswith(("HMMA", "HGMMA")):
+        return 1000
+    return 100 if instruction.opcode.startswith("LDGSTS") and instruction.opcode.endswith("128") else -1
+
+
+def counts_of(code: list[sass.Instruction]) -> Counts | None:
+    """Those of the innermost loop with the most products; None where there is none."""
+    ways = [sass.way_through(code, begin, end, worth) for begin, end in sass.loops(code)]
+    way = max(ways, key=lambda w: (sum(each.opcode.startswith("HMMA") for each in w), -len(w)), default=[])
+    kinds = Counter(each.opcode.split(".")[0] for each in way)
+    if not kinds["HMMA"]:
+        return None
+    integers = sum(n for kind, n in kinds.items() if kind.startswith(INTEGERS))
+    work = {
+        "issue": len(way),
+        "mma.sync": kinds["HMMA"],
+        "integers": integers,
+        "exponentials": kinds["MUFU"],
+        "shared memory": sum(map(shared_bytes, way)),
+    }
+    units = {unit: work[unit] / speed for unit, speed in UNITS.items()}
+    return Counts(len(way), integers, kinds["LDGSTS"], kinds["HMMA"], units)
+
+
+def names_of(mangled: list[str]) -> list[str]:
+    """Short ones, as the source has them: target_attention_fwd_kernel<Forward<bfloat16, 64, false>>."""
+    text = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True).stdout
+    plain = [re.sub(r"\(anonymous namespace\)::|stca::|cuda::|^void ", "", line) for line in text.splitlines()]
+    return [line[: line.find("(")] if "(" in line else line for line in plain]
+
+
+def predictions(kernels: dict[str, Counts]) -> None:
+    """The busiest unit's time for the cases of benchmarks/gpu.py."""
+    cases = [("reordered", 1024, "true", 16, 64, 10_000, m) for m in (1, 8, 64)]
+    cases += [("projected", 64, "false", 1, 16 * 16, 7_500, m) for m in (1, 8, 64, 300)]
+    print(f"\n{'prediction, H200, bf16':40} {'forward ms':>10} {'backward ms':>12}")
+    for order, width, shared, group, requests, length, m in cases:
+        rows = m * group
+        tiles = -(-rows // ROWS[width]) * ROWS[width]
+        product = 2.0 * tiles * length * width * requests
+        read = 2.0 * requests * length * width * (1 if shared == "true" else 2) / (1e9 * COPY_GBS)
+        seconds = {}
+        for kind, products, passes in (("fwd", 2, 1), ("bwd", 7, 2)):
+            of = [c for n, c in kernels.items() if f"_{kind}" in n and re.search(rf", {width}, {shared}>", n)]
+            if of:
+                spent = sum(products / len(of) * product / (c.flops_per_cycle * MULTIPROCESSORS * CLOCK) for c in of)
+                seconds[kind] = max(spent, passes * read)
+        line = "".join(f" {1e3 * seconds[k]:>11.2f}" if k in seconds else f" {'-':>11}" for k in ("fwd", "bwd"))
+        print(f"{order} width {width}, m {m}, L {length}, {requests} x {rows} query rows".ljust(40), line)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("build", type=Path, help="where `make kernels` has built")
+    parser.add_argument("--arch", default="90a")
+    parser.add_argument("--dtype", default="bfloat16")
+    arguments = parser.parse_args()
+    library = arguments.build / "libstca_cuda.a"
+    code, resources = sass.kernels(library, arguments.arch), sass.resources(library, arguments.arch)
+    kernels: dict[str, Counts] = {}
+    print(f"{'kernel, sm_' + arguments.arch:66} reg spill instr copies int int/copy products FLOP/cycle peak  busiest")
+    for mangled, name in zip(code, names_of(list(code)), strict=True):
+        counts = counts_of(code[mangled])
+        if counts is None or arguments.dtype not in name:
+            continue
+        kernels[name] = counts
+        own = resources[mangled]
+        per_copy = f"{counts.integers / counts.copies:8.1f}" if counts.copies else f"{'-':>8}"
+        print(
+            f"{name[:66]:66} {own['REG']:3} {own['STACK'] + own['LOCAL']:5} {counts.instructions:5} {counts.copies:6} "
+            f"{counts.integers:3} {per_copy} {counts.products:8} {counts.flops_per_cycle:10.0f} "
+            f"{counts.flops_per_cycle / PEAK:4.0%}  {counts.busiest}"
+        )
+    predictions(kernels)
+
+
+if __name__ == "__main__":
+    main()
