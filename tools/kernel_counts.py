@@ -38,7 +38,7 @@ INTEGERS = (
     "S2R",
     "PRMT",
 )
-ROWS = {1024: 32, 512: 32, 256: 64, 128: 64, 64: 64}  # query rows of a tile of the forward pass
+ROWS = {1024: 32, 64: 64}  # query rows of a tile of the forward pass, by width; 16 where they are few
 
 
 class Counts(NamedTuple):
@@ -111,15 +111,16 @@ def predictions(kernels: dict[str, Counts]) -> None:
     print(f"\n{'prediction, H200, bf16':40} {'forward ms':>10} {'backward ms':>12}")
     for order, width, shared, group, requests, length, m in cases:
         rows = m * group
-        tiles = -(-rows // ROWS[width]) * ROWS[width]
-        product = 2.0 * tiles * length * width * requests
+        few = rows <= 16 and width <= 128
         read = 2.0 * requests * length * width * (1 if shared == "true" else 2) / (1e9 * COPY_GBS)
         seconds = {}
-        for kind, products, passes in (("fwd", 2, 1), ("bwd", 7, 2)):
+        for kind, products, passes in (("fwd_few" if few else "fwd_kernel", 2, 1), ("bwd", 7, 2)):
+            tile = 16 if kind == "fwd_few" else ROWS[width]
+            product = 2.0 * -(-rows // tile) * tile * length * width * requests
             of = [c for n, c in kernels.items() if f"_{kind}" in n and re.search(rf", {width}, {shared}>", n)]
             if of:
                 spent = sum(products / len(of) * product / (c.flops_per_cycle * MULTIPROCESSORS * CLOCK) for c in of)
-                seconds[kind] = max(spent, passes * read)
+                seconds[kind[:3]] = max(spent, passes * read)
         line = "".join(f" {1e3 * seconds[k]:>11.2f}" if k in seconds else f" {'-':>11}" for k in ("fwd", "bwd"))
         print(f"{order} width {width}, m {m}, L {length}, {requests} x {rows} query rows".ljust(40), line)
 

@@ -8,7 +8,7 @@ import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import NAN_AND_INFINITIES, TARGET_ATTENTION, TARGET_ATTENTION_SMALL, TargetAttentionCase
 from cuda_devices import DEVICES, DTYPES, supported, target_attention_on
-from emulated import emulated_target_attention
+from emulated import emulated_target_attention, launched_kernels
 from layouts import LAYOUTS
 from plain import references_of_case, target_attention_references
 
@@ -45,6 +45,28 @@ def test_the_same_bits_on_every_run(case: TargetAttentionCase, device: str) -> N
     for seed in (0, 2, 3):
         again = emulated_target_attention(inputs, seed) if device == "emulator" else target_attention_on(device, inputs)
         assert_bitwise_equal(again, expected)
+
+
+@pytest.mark.parametrize(
+    ("requests", "width", "dtype", "few"),
+    [
+        ([(4, 40), (12, 9)], 64, torch.bfloat16, True),
+        ([(4, 40), (12, 9)], 128, torch.float16, True),
+        ([(4, 40), (12, 9)], 129, torch.bfloat16, False),
+        ([(4, 40), (12, 9)], 64, torch.float32, False),
+        ([(4, 40), (13, 9)], 64, torch.bfloat16, False),
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_few_query_rows_take_a_kernel_of_their_own(
+    requests: list[tuple[int, int]], width: int, dtype: torch.dtype, few: bool, shared: bool, device: str
+) -> None:
+    if device != "emulator":
+        pytest.skip("which kernels run is seen in the emulator")
+    case = TargetAttentionCase("few", requests, 4, 2, width, None if shared else width)
+    inputs = case.build(dtype)
+    assert_all_as_accurate(emulated_target_attention(inputs), target_attention_references(inputs))
+    assert few == any("fwd_few" in name for name in launched_kernels())
 
 
 @pytest.mark.exhaustive

@@ -187,14 +187,16 @@ TARGET_ATTENTION = [
     TargetAttentionCase("pool-split", [(2, 5000)], 2, 1, 5, 3, pool=700),
     TargetAttentionCase("column-edges", [(m, 21) for m in (*range(1, 10), 15, 16, 17, 31, 32, 33)], 1),
     TargetAttentionCase("many-targets", [(300, 70), (2, 9)], 4, 1, 8),
+    TargetAttentionCase("many-targets-pool", [(20, 70), (33, 300)], 4, 2, 5, 7, "random", pool=90),
     TargetAttentionCase("many-heads", [(2, 20)], 260, 1, 3, 2),
     TargetAttentionCase("wide", [(1, 33), (2, 40)], 2, 1, 1024),
     TargetAttentionCase("wide-block-edge", [(17, 5)], 16, 1, 1024),
     TargetAttentionCase("wide-projected", [(2, 70), (1, 31)], 2, 2, 1024, 512, "random"),
     TargetAttentionCase("value-wider", [(5, 130)], 2, 1, 3, 260),
     TargetAttentionCase("key-wider", [(5, 130)], 2, 2, 260, 3),
-    *[TargetAttentionCase(f"width-{D}", [(3, 30), (1, 65)], 2, 1, D) for D in (1, 3, 5, 7, 13, 65, 255, 257, 513)],
+    *[TargetAttentionCase(f"width-{D}", [(3, 30), (1, 65)], 2, 1, D) for D in (1, 3, 5, 7, 13, 65, 128, 255, 257, 513)],
     *[TargetAttentionCase(f"width-{D}-{D + 2}", [(3, 70)], 2, 2, D, D + 2) for D in (1, 3, 5, 7, 13, 65)],
+    *[TargetAttentionCase(f"heads-of-{D}", [(9, 150), (4, 70)], 4, 2, D, D, "random") for D in (64, 128)],
 ]
 
 # A few that touch everything once, for tests that are slow or repeat themselves.

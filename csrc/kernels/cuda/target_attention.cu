@@ -8,6 +8,7 @@
 #endif
 #include "block.cuh"
 #include "combine.cuh"
+#include "target_attention_few.cuh"
 
 namespace stca {
 namespace cuda {
@@ -31,6 +32,7 @@ struct Forward : Columns<T, kWidth> {
   static constexpr int kRowFragments = kHalf && kMaxWidth == 1024 ? 2 : 1;  // 16-row fragments of a warp
   static constexpr int kRows = 16 * kRowFragments * kRowWarps;              // query rows of a tile
   static constexpr int kHistoryRows = kHalf && kMaxWidth < 1024 ? 32 : 16;  // history rows of a tile
+  static constexpr int kBlockRows = kHistoryRows;
   static constexpr int kStages = !kHalf && kMaxWidth == 1024 ? 1 : 2;
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
@@ -220,9 +222,24 @@ __global__ void __launch_bounds__(kCombineThreads)
 }
 
 template <class F>
+constexpr auto kKernel = &target_attention_fwd_kernel<F>;
+template <class T, int kWidth, bool kShared>
+constexpr auto kKernel<FewRows<T, kWidth, kShared>> = &target_attention_fwd_few_kernel<FewRows<T, kWidth, kShared>>;
+
+template <class T, int kWidth, bool kShared>
+using ForFewRows =
+    std::conditional_t<sizeof(T) == 2 && kWidth <= 128, FewRows<T, kWidth, kShared>, Forward<T, kWidth, kShared>>;
+
+// Returns f(LayoutOf<F>()) for the layout of the kernel that takes the call.
+template <class Use>
+auto visit_forward(const TargetAttentionParams& p, Use use) {
+  return has_few_rows(p) ? visit_layout<ForFewRows>(p, use) : visit_layout<Forward>(p, use);
+}
+
+template <class F>
 Tiling tiling_of(const CudaDevice& device) {
-  const int num_ranges = resident_blocks(device, &target_attention_fwd_kernel<F>, F::kThreads, F::kBytes);
-  return {F::kRows, F::kHistoryRows, num_ranges, false};
+  const int num_ranges = resident_blocks(device, kKernel<F>, F::kThreads, F::kBytes);
+  return {F::kRows, F::kBlockRows, num_ranges, false};
 }
 
 template <class F>
@@ -242,8 +259,8 @@ const char* enqueue(const TargetAttentionParams& p, const CudaDevice& device, vo
   const Partials partials{sums, sums + max_partials(tiling.num_ranges) * F::kRows * p.value_dim};
   const char* error = launch_schedule(p, tiling, schedule, stream);
   if (error == nullptr) {
-    error = launch("target_attention", &target_attention_fwd_kernel<F>, {tiling.num_ranges, F::kThreads, F::kBytes},
-                   stream, p, tiling, schedule, partials, aligned_tensors(p, nullptr));
+    error = launch("target_attention", kKernel<F>, {tiling.num_ranges, F::kThreads, F::kBytes}, stream, p, tiling,
+                   schedule, partials, aligned_tensors(p, nullptr));
   }
   if (error != nullptr) return error;
   return launch_combine(p, tiling, schedule, partials, stream);
@@ -269,14 +286,14 @@ const char* target_attention_cuda_refusal(const TargetAttentionParams& p) {
 }
 
 int target_attention_cuda_shared_bytes(const TargetAttentionParams& params) {
-  return cuda::visit_layout<cuda::Forward>(params, [](auto layout) { return decltype(layout)::type::kBytes; });
+  return cuda::visit_forward(params, [](auto layout) { return decltype(layout)::type::kBytes; });
 }
 
 int64_t target_attention_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
 #if defined(STCA_SM90)
   if (cuda::sm90::takes(params, device)) return cuda::sm90::workspace(params, device);
 #endif
-  return cuda::visit_layout<cuda::Forward>(
+  return cuda::visit_forward(
       params, [&](auto layout) { return cuda::workspace_of<typename decltype(layout)::type>(params, device); });
 }
 
@@ -288,7 +305,7 @@ const char* target_attention_cuda(const TargetAttentionParams& params, const Cud
 #if defined(STCA_SM90)
   if (cuda::sm90::takes(params, device)) return cuda::sm90::launch_forward(params, device, workspace, to);
 #endif
-  return cuda::visit_layout<cuda::Forward>(params, [&](auto layout) {
+  return cuda::visit_forward(params, [&](auto layout) {
     return cuda::enqueue<typename decltype(layout)::type>(params, device, workspace, to);
   });
 }

@@ -121,20 +121,27 @@ STCA_DEVICE History<T> values_of(const TargetAttentionParams& p, const Item& ite
 // Copies kRows rows of the request's history from row `first` on to shared memory, as far as row `end`, which lies
 // behind `first`.
 template <int kMaxWidth, int kRows, int kThreads, class T>
-STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, int end, int64_t width, bool aligned) {
+STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, int end, int64_t width, bool aligned,
+                                   int thread = int(threadIdx.x)) {
   if (history.index == nullptr) {
     constexpr int kChunks = Columns<T, kMaxWidth>::kChunks;
     const int64_t step = kThreads / kChunks * history.stride;
-    const T* next = history.rows + (first + int(threadIdx.x) / kChunks) * history.stride;
-    load_rows<kMaxWidth, kRows, kThreads>(to, end - first, int(width), aligned, [&](int) {
-      const T* row = next;
-      next += step;
-      return row;
-    });
+    const T* next = history.rows + (first + thread / kChunks) * history.stride;
+    load_rows<kMaxWidth, kRows, kThreads>(
+        to, end - first, int(width), aligned,
+        [&](int) {
+          const T* row = next;
+          next += step;
+          return row;
+        },
+        thread);
   } else {
-    load_rows<kMaxWidth, kRows, kThreads>(to, end - first, int(width), aligned, [&](int row) {
-      return history.rows + clamp(history.index[min(first + row, end - 1)], history.last) * history.stride;
-    });
+    load_rows<kMaxWidth, kRows, kThreads>(
+        to, end - first, int(width), aligned,
+        [&](int row) {
+          return history.rows + clamp(history.index[min(first + row, end - 1)], history.last) * history.stride;
+        },
+        thread);
   }
 }
 

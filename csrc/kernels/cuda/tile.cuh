@@ -121,14 +121,15 @@ STCA_DEVICE void clear(float (&c)[M][N][4]) {
 // of 16. Asynchronous where all rows start at multiples of 16 bytes (`aligned`). A thread keeps one chunk of columns
 // and walks down the rows threadIdx.x / kChunks, that + kThreads / kChunks, ..., for then nothing but a row's address
 // is left to be found for each copy; neighbours copy neighbouring chunks of a row. row_of(i) is where row i starts; it
-// is asked for all of the thread's rows in order, also for those past `valid`, which are not read.
+// is asked for all of the thread's rows in order, also for those past `valid`, which are not read. `thread`: which of
+// the kThreads, that of a block or of a warp, this one is.
 template <int kMaxWidth, int kRows, int kThreads, class T, class RowOf>
-STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of) {
+STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of, int thread = int(threadIdx.x)) {
   using C = Columns<T, kMaxWidth>;
   constexpr int kStep = kThreads / C::kChunks, kOwn = kRows / kStep;
   constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
   static_assert(kThreads % C::kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
-  const int first = int(threadIdx.x) / C::kChunks, column = int(threadIdx.x) % C::kChunks * kVector<T>;
+  const int first = thread / C::kChunks, column = thread % C::kChunks * kVector<T>;
   if (column >= round_up(width, 16)) return;
   const int count = max(0, min(kVector<T>, width - column));
   const int own = count > 0 ? valid - first : 0;  // rows 0, kStep, ... of this thread are copied below this
