@@ -50,6 +50,7 @@ FAULTS = {
     "tile_of_another_phase": IN_FLIGHT,
     "tile_of_no_expected_bytes": IN_FLIGHT,
     "tile_into_what_is_read": UNORDERED,
+    "tile_into_what_another_block_reads": r"shared memory that thread \d+ of block 1 touches too, with no order",
     "tile_over_ordinary_writes": "has written, with no fence before the asynchronous proxy",
     "tile_of_odd_address": "a swizzled tile that does not start at a multiple of 1024 bytes",
     "tile_that_nobody_waits_for": ENDS,

@@ -64,6 +64,11 @@ void try_wait(Warp& w, const Instruction& i) {
 
 // ---- what lands later
 
+// The same place in the shared memory of block `rank`.
+uint32_t in_block(uint32_t address, uint32_t rank) {
+  return (address & kSharedOffsetMask) | (rank + 1) << kSharedBlockShift;
+}
+
 // [to], {values}, [barrier]: to another block's shared memory.
 void store_async(Warp& w, const Instruction& i) {
   for_lanes(w.lanes, [&](int lane) {
@@ -75,7 +80,8 @@ void store_async(Warp& w, const Instruction& i) {
   });
 }
 
-// [to], [map, {x, y, z}], [barrier]
+// [to], [map, {x, y, z}], [barrier] (, blocks of the cluster, a bit each, that get it at the same places)
+template <bool kToSeveral>
 void copy_tile(Warp& w, const Instruction& i) {
   for_lanes(w.lanes, [&](int lane) {
     const uint32_t to = uint32_t(w.address(i.operands, lane));
@@ -84,13 +90,21 @@ void copy_tile(Warp& w, const Instruction& i) {
     int at[3];
     for (int d = 0; d < 3; ++d) at[d] = int(w.slot<uint32_t>(i.operands[6 + d])[lane]);
     const uint32_t barrier = uint32_t(w.address(i.operands + 9, lane));
-    barrier_at(w, lane, barrier);
     if (to % 1024 != 0) w.fail("a swizzled tile that does not start at a multiple of 1024 bytes", lane);
     auto read = [map, x = at[0], y = at[1], z = at[2]] {
       const int place[3] = {x, y, z};
       return map.read(place);
     };
-    w.block.cluster.send({&w, lane, to, barrier, map.bytes(), true, read});
+    const auto send = [&](uint32_t place, uint32_t its_barrier) {
+      barrier_at(w, lane, its_barrier);
+      w.block.cluster.send({&w, lane, place, its_barrier, map.bytes(), true, read});
+    };
+    if (!kToSeveral) return send(to, barrier);
+    const uint32_t blocks = w.slot<uint16_t>(i.operands[12])[lane];
+    if (blocks >> w.block.cluster.blocks.size() != 0) w.fail("a copy to a block that the cluster has not", lane);
+    for (uint32_t rank = 0; rank < w.block.cluster.blocks.size(); ++rank) {
+      if ((blocks >> rank & 1) != 0) send(in_block(to, rank), in_block(barrier, rank));
+    }
   });
 }
 
@@ -100,7 +114,7 @@ void copy_tile(Warp& w, const Instruction& i) {
 void map_address(Warp& w, const Instruction& i) {
   uint32_t* d = w.slot<uint32_t>(i.operands[0]);
   const uint32_t *a = w.slot<uint32_t>(i.operands[1]), *rank = w.slot<uint32_t>(i.operands[2]);
-  for_lanes(w.lanes, [&](int l) { d[l] = (a[l] & kSharedOffsetMask) | (rank[l] + 1) << kSharedBlockShift; });
+  for_lanes(w.lanes, [&](int l) { d[l] = in_block(a[l], rank[l]); });
 }
 
 void cluster_arrive(Warp& w, const Instruction&) {
@@ -133,7 +147,9 @@ Form async_form(const Opcode& o) {
   }
   if (op == "mbarrier" && o.has("try_wait") && o.has("parity")) return {&try_wait, "pa44"};
   if (op == "st" && o.has("async") && o.has("v4")) return {&store_async, "a4444a"};
-  if (op == "cp" && o.has("bulk") && o.has("tensor") && o.has("3d")) return {&copy_tile, "aa444a"};
+  if (op == "cp" && o.has("bulk") && o.has("tensor") && o.has("3d")) {
+    return o.has("multicast::cluster") ? Form{&copy_tile<true>, "aa444a2"} : Form{&copy_tile<false>, "aa444a"};
+  }
   if (op == "mapa" && o.last() == "u32") return {&map_address, "444"};
   if (op == "barrier" && o.has("cluster")) return {o.has("arrive") ? &cluster_arrive : &cluster_wait, ""};
   if (op == "fence" && o.has("proxy")) return {&fence_proxy, ""};

@@ -251,12 +251,29 @@ __global__ void tile_that_nobody_waits_for(float*, const __grid_constant__ CUten
   ask_for_tile(map, made_barrier(1));
 }
 
+// A block copies to both when its own threads are done with the place; those of the other block may not be.
+__global__ void tile_into_what_another_block_reads(float* memory, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_tile(map, barrier);
+  wait(barrier, 0);
+  const float read = reinterpret_cast<const float*>(shared_memory())[threadIdx.x];
+  sync_block();
+  if (threadIdx.x == 0) arrive_expecting(barrier, kTile);
+  if (threadIdx.x == 0 && blockIdx.x == 0) {
+    copy_tile_to(3, shared_address(shared_memory()), map, 0, 0, 0, barrier);
+  }
+  wait(barrier, 1);
+  if (blockIdx.x == 0 && read < 0) memory[0] = read;
+  sync_cluster();
+}
+
 constexpr TileFault kTileFaults[] = {
     {"tile_none", &tile_none},
     {"tile_read_too_early", &tile_read_too_early},
     {"tile_of_another_phase", &tile_of_another_phase},
     {"tile_of_no_expected_bytes", &tile_of_no_expected_bytes},
     {"tile_into_what_is_read", &tile_into_what_is_read},
+    {"tile_into_what_another_block_reads", &tile_into_what_another_block_reads},
     {"tile_over_ordinary_writes", &tile_over_ordinary_writes},
     {"tile_of_odd_address", &tile_of_odd_address},
     {"tile_that_nobody_waits_for", &tile_that_nobody_waits_for},

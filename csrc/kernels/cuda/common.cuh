@@ -10,6 +10,7 @@ namespace stca {
 namespace cuda {
 
 constexpr int kWarp = 32;
+constexpr int kLargeSharedBytes = 227 * 1024;  // of a block on sm_90 and sm_100
 
 struct alignas(16) Chunk {
   uint32_t words[4];

@@ -14,7 +14,6 @@ constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int kSharedBytes = 163 * 1024;       // of one block, on sm_80
-constexpr int kLargeSharedBytes = 227 * 1024;  // on sm_90 and sm_100
 
 // Which tensors have all their rows at multiples of 16 bytes.
 struct Aligned {

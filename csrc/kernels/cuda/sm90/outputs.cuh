@@ -52,7 +52,7 @@ STCA_DEVICE void add_weighted_rows(const C& c, float (&out)[128], int at) {
   const uint64_t rows = by_rows(c.base + stage * kTile + c.group * (kSlabs / 2) * kSlab, kSlab);
 #pragma unroll
   for (int k = 0; k < kColumns / 16; ++k) {
-    product_256<typename C::Element>(out, weights + step(32 * k), rows + step(k * 16 * kSlabRow));
+    product_256<false, true>(out, weights + step(32 * k), rows + step(k * 16 * kSlabRow), typename C::Element{});
   }
   commit_products();
   wait_products<0>();

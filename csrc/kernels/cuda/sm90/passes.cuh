@@ -21,9 +21,6 @@ constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kScores = 2;      // the warpgroup of products and weights
 constexpr int kHeldSteps = 28;  // of 32 steps of 16 columns, those whose kept rows lie in registers
 
-// The first of the two rows of an accumulator that thread t of a warpgroup holds; the other is 8 further on.
-STCA_DEVICE int row_of(int t) { return t / kWarp * 16 + t % kWarp / 4; }
-
 // Query rows of a tile.
 template <Pass kPass>
 constexpr int kQueryRows = kPass == Pass::kForward ? 64 : 32;

@@ -93,6 +93,15 @@ STCA_DEVICE void copy_tile(uint32_t to, const CUtensorMap& map, int x, int y, in
       : "memory");
 }
 
+// The same box to the same place in each block of the cluster that has a bit in `blocks`, and so towards its barrier.
+STCA_DEVICE void copy_tile_to(int blocks, uint32_t to, const CUtensorMap& map, int x, int y, int z, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, "
+      "{%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(barrier), "h"(short(blocks))
+      : "memory");
+}
+
 // ---- Registers.
 
 // Returns x, of which the compiler then knows nothing: it does not compute what follows from x before a loop, and hold
@@ -113,6 +122,9 @@ STCA_DEVICE void give_registers() {
 
 // ---- Products of a warpgroup. Row r of an accumulator of N columns lies in warp r / 16: with g = lane / 4 and
 // c = lane % 4, d[4 j + i] is at (16 warp + g + i / 2 * 8, 8 j + 2 c + i % 2).
+
+// The first of the two rows of an accumulator that thread t of a warpgroup holds; the other is 8 further on.
+STCA_DEVICE int row_of(int t) { return t / kWarp * 16 + t % kWarp / 4; }
 
 // A slab, or one 16-wide step of it, as an operand. Contracted over its columns (`kColumns`), a step is 32 bytes along
 // the rows, and groups of 8 rows follow 1,024 bytes apart. Contracted over its rows, a step is 16 rows, and the next 64
@@ -166,10 +178,6 @@ template <class T>
 STCA_DEVICE void product_64(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add);
 template <class T>
 STCA_DEVICE void product_64(float (&d)[32], uint64_t a, uint64_t b, bool add);
-// d [64, 256] += a [64, 16] b [16, 256], b contracted over its rows.
-template <class T>
-STCA_DEVICE void product_256(float (&d)[128], uint64_t a, uint64_t b);
-
 // What tensor maps call an element type.
 template <class T>
 struct MapType;
@@ -193,12 +201,12 @@ struct MapType;
                  : STCA_INOUT_32(d, 0)                                                                                 \
                  : "l"(a), "l"(b), "r"(int(add)));                                                                     \
   }                                                                                                                    \
-  template <>                                                                                                          \
-  __device__ __forceinline__ void product_256<type>(float (&d)[128], uint64_t a, uint64_t b) {                         \
+  template <bool kLeftByRows, bool kRightByRows>                                                                       \
+  STCA_DEVICE void product_256(float (&d)[128], uint64_t a, uint64_t b, type) {                                        \
     asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." name "." name " {" STCA_REGISTERS_128                  \
-                 "}, %128, %129, 1, 1, 1, 0, 1;"                                                                       \
+                 "}, %128, %129, 1, 1, 1, %130, %131;"                                                                 \
                  : STCA_INOUT_128(d, 0)                                                                                \
-                 : "l"(a), "l"(b));                                                                                    \
+                 : "l"(a), "l"(b), "n"(int(kLeftByRows)), "n"(int(kRightByRows)));                                     \
   }
 STCA_WGMMA(bfloat16, "bf16", CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
 STCA_WGMMA(float16, "f16", CU_TENSOR_MAP_DATA_TYPE_FLOAT16)
