@@ -40,7 +40,7 @@ FAULTS = {
     "global_memory_without_barrier": "global memory that thread 31 touches too, with no order between the two",
     "vector_of_odd_address": "misaligned address for 16 bytes",
     "too_many_bytes_expected": "hangs: .*waits for a phase of an mbarrier",
-    "block_leaves_its_cluster": ENDS,
+    "block_leaves_its_cluster": "a barrier of a block that has ended",
     "bytes_that_nobody_waits_for": ENDS,
     "operand_past_the_end": "shared memory that nobody has written",
     "operand_overwritten_too_early": UNORDERED,

@@ -12,8 +12,10 @@ namespace {
 // ---- mbarrier
 
 MBarrier& barrier_at(Warp& w, int lane, uint64_t address) {
-  const auto found = w.block.owner(uint32_t(address)).mbarriers.find(uint32_t(address) & kSharedOffsetMask);
-  if (found == w.block.owner(uint32_t(address)).mbarriers.end()) w.fail("no barrier was made here", lane);
+  Block& of = w.block.owner(uint32_t(address));
+  if (of.has_ended()) w.fail("a barrier of a block that has ended", lane);
+  const auto found = of.mbarriers.find(uint32_t(address) & kSharedOffsetMask);
+  if (found == of.mbarriers.end()) w.fail("no barrier was made here", lane);
   return found->second;
 }
 

@@ -93,6 +93,10 @@ Block& Block::owner(uint32_t address) {
   return block == 0 ? *this : *cluster.blocks[block - 1];
 }
 
+bool Block::has_ended() const {
+  return std::all_of(warps.begin(), warps.end(), [](const auto& each) { return each->ended(); });
+}
+
 char* Block::shared_bytes_at(Warp& warp, int lane, uint32_t address, int bytes) {
   Block& of = owner(address);
   const uint32_t offset = address & kSharedOffsetMask;

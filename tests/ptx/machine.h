@@ -110,6 +110,7 @@ class Block {
 
   // The block of the cluster that a shared address names.
   Block& owner(uint32_t address);
+  bool has_ended() const;  // all of its warps have
 
   std::map<uint32_t, MBarrier> mbarriers;  // by their offsets in shared memory
   std::vector<std::unique_ptr<Warp>> warps;
