@@ -54,6 +54,11 @@ def main() -> None:
         check(len(kernels) > 0, f"sm_{arch}: {len(kernels)} kernels")
         local = [name for name, kernel in kernels.items() if count(kernel, "LDL", "STL")]
         check(not local, f"sm_{arch}: none uses local memory{''.join(f' {name}' for name in local)}")
+        hopper = {n: k for n, k in kernels.items() if "_sm90_kernel" in n}
+        check(
+            bool(hopper) == (arch == "90a") and all(count(k, "HGMMA") for k in hopper.values()),
+            f"sm_{arch}: {len(hopper)} kernels of Hopper's own use products of a warpgroup (HGMMA)",
+        )
         attention = {n: k for n, k in kernels.items() if re.search(r"target_attention_(fwd|bwd_dkv|bwd_dq)_kernel", n)}
         half = {n: k for n, k in attention.items() if "float16" in n}
         check(

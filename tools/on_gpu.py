@@ -102,12 +102,13 @@ def main() -> None:
         outcomes["tests"] = pytest(min(200, left()), "tests.log", "-k", "gpu", "--durations=5")
         hopper = torch.cuda.get_device_capability()[0] == 9
         if hopper:  # its own kernels, which are to become the default when this is "ok"
-            chosen = ("-k", "gpu and (attention or stack)")
+            chosen = ("-k", "gpu and (attention or stack or feed or swiglu)")
             outcomes["tests, sm90"] = pytest(min(100, left()), "tests-sm90.log", *chosen, STCA_SM90="1")
         for tool in ("memcheck", "racecheck"):
             outcomes[tool] = sanitize(tool, min(40, left()))
         if hopper:
-            own = ["benchmarks/gpu.py", "--json", str(OUT / "gpu-sm90.json"), "--only", "reordered.*bfloat|STCA|Target"]
+            own = ["benchmarks/gpu.py", "--json", str(OUT / "gpu-sm90.json")]
+            own += ["--only", "reordered.*bfloat|STCA|Target|swiglu"]
             own += ["--seconds", f"{max(min(60, left() - 30), 1):.0f}"]
             outcomes["benchmarks, sm90"] = run([sys.executable, *own], left(), "benchmarks-sm90.log", STCA_SM90="1")
         script = ["benchmarks/gpu.py", "--json", str(OUT / "gpu.json"), "--seconds", f"{max(left() - 30, 1):.0f}"]

@@ -1,39 +1,17 @@
 """The CUDA kernels of swiglu_ffn_norm agree with the oracle, and the operator's chunks with each other."""
 
 import re
-from typing import Any
 
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import SWIGLU_SHAPES, swiglu_inputs
-from cuda_devices import DEVICES, DTYPES, call_on
-from torch import Tensor
-
-import stca
+from cuda_devices import DEVICES, DTYPES, call_on, swiglu_on
+from plain import swiglu_references
 
 CHUNK = 66 * 128  # rows
 
 pytestmark = pytest.mark.parametrize("device", DEVICES)
-
-
-def _on(device: str, inputs: dict[str, Tensor], dy: Tensor, **options: Any) -> dict[str, Tensor]:
-    arguments = [inputs.get(name) for name in ("x", "w_u", "w_v", "w_o", "norm_weight", "norm_bias")]
-    y, mean, rstd = call_on(device, "swiglu_ffn_norm", *arguments, 1e-5, **options)
-    grads = call_on(device, "swiglu_ffn_norm_backward", dy, *arguments, mean, rstd, None, **options)
-    return {"y": y} | {f"d{name}": grad for name, grad in zip(inputs, grads[: len(inputs)], strict=True)}
-
-
-def _by_oracle(inputs: dict[str, Tensor], dy: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in inputs.items()}
-    y = stca.reference.swiglu_ffn_norm(**leaves)  # type: ignore[arg-type]
-    grads = torch.autograd.grad(y, list(leaves.values()), dy.to(dtype))
-    return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
-
-
-def _judge(device: str, inputs: dict[str, Tensor], dy: Tensor) -> None:
-    exact, plain = (_by_oracle(inputs, dy, dtype) for dtype in (torch.float64, dy.dtype))
-    assert_all_as_accurate(_on(device, inputs, dy), {name: (exact[name], plain[name]) for name in exact})
 
 
 @pytest.mark.exhaustive(2)
@@ -41,40 +19,41 @@ def _judge(device: str, inputs: dict[str, Tensor], dy: Tensor) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SWIGLU_SHAPES, ids=str)
 def test_accuracy(shape: tuple[int, int, int], dtype: torch.dtype, norm: int, device: str) -> None:
-    _judge(device, swiglu_inputs(*shape, norm, dtype), torch.randn(shape[:2]).to(dtype))
+    inputs, dy = swiglu_inputs(*shape, norm, dtype), torch.randn(shape[:2]).to(dtype)
+    assert_all_as_accurate(swiglu_on(device, inputs, dy), swiglu_references(inputs, dy))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_of_several_chunks(dtype: torch.dtype, device: str) -> None:
     N = CHUNK + 70
     inputs, dy = swiglu_inputs(N, 8, 12, 2, dtype), torch.randn(N, 8).to(dtype)
-    _judge(device, inputs, dy)
+    whole = swiglu_on(device, inputs, dy)
+    assert_all_as_accurate(whole, swiglu_references(inputs, dy))
     apart = {name: x[CHUNK:] if name == "x" else x for name, x in inputs.items()}
-    whole, last = _on(device, inputs, dy), _on(device, apart, dy[CHUNK:])
+    last = swiglu_on(device, apart, dy[CHUNK:])
     for name in ("y", "dx"):
         assert torch.equal(whole[name][CHUNK:], last[name])
 
 
 def test_the_same_bits_in_any_order_of_threads(device: str) -> None:
     inputs, dy = swiglu_inputs(300, 40, 24, 2, torch.float32), torch.randn(300, 40)
-    assert_bitwise_equal(_on(device, inputs, dy, seed=5), _on(device, inputs, dy))
+    assert_bitwise_equal(swiglu_on(device, inputs, dy, seed=5), swiglu_on(device, inputs, dy))
 
 
 def test_strided_inputs(device: str) -> None:
     inputs, dy = swiglu_inputs(100, 24, 40, 2, torch.bfloat16), torch.randn(100, 24).bfloat16()
     strided = {n: torch.stack([x, x + 1], dim=-1).flatten(-2)[..., ::2] for n, x in inputs.items()}
     transposed = {n: x.mT.contiguous().mT if x.dim() == 2 else x for n, x in inputs.items()}
-    exact, plain = (_by_oracle(inputs, dy, dtype) for dtype in (torch.float64, dy.dtype))
+    references = swiglu_references(inputs, dy)
     for each in (strided, transposed):
-        actual = _on(device, each, dy.T.contiguous().T)
-        assert_all_as_accurate(actual, {name: (exact[name], plain[name]) for name in exact})
+        assert_all_as_accurate(swiglu_on(device, each, dy.T.contiguous().T), references)
 
 
 def test_every_row_is_on_its_own(device: str) -> None:
     inputs, dy = swiglu_inputs(100, 24, 40, 2, torch.float32), torch.randn(100, 24)
-    expected = _on(device, inputs, dy)
+    expected = swiglu_on(device, inputs, dy)
     inputs["x"][70] = torch.nan
-    poisoned = _on(device, inputs, dy)
+    poisoned = swiglu_on(device, inputs, dy)
     others = torch.arange(100) != 70
     for name in ("y", "dx"):
         assert torch.equal(poisoned[name][others], expected[name][others])

@@ -31,14 +31,25 @@ def on_gpu(storage: torch.UntypedStorage) -> torch.UntypedStorage:
     return torch.empty(len(storage), dtype=torch.uint8, device="cuda").untyped_storage().copy_(storage)
 
 
-def call_on(device: str, op: str, *arguments: Any, seed: int = 1) -> Any:
-    """The operator's results by the CUDA kernels, on the CPU; `seed` is the emulator's order of threads."""
-    if device == "emulator":
-        with emulated_device(seed) as ops:
+def call_on(device: str, op: str, *arguments: Any, seed: int = 1, rough: bool = False) -> Any:
+    """The operator's results by the CUDA kernels, on the CPU; `seed` is the emulator's order of threads.
+
+    Where `device` is "hopper", the emulator takes Hopper's own kernels.
+    """
+    if device != "gpu":
+        with emulated_device(seed, rough=rough, hopper=device == "hopper") as ops:
             results = getattr(ops, op)(*tree_map(torch.clone, arguments))
         return tree_map(torch.clone, results)
     results = getattr(torch.ops.stca, op)(*tree_map(lambda x: x.cuda(), arguments))
     return tree_map(lambda x: x.cpu(), results)
+
+
+def swiglu_on(device: str, inputs: dict[str, Tensor], dy: Tensor, **options: Any) -> dict[str, Tensor]:
+    """y of swiglu_ffn_norm and the gradients, by the CUDA kernels; `inputs` are those of `swiglu_inputs`."""
+    arguments = [inputs.get(name) for name in ("x", "w_u", "w_v", "w_o", "norm_weight", "norm_bias")]
+    y, mean, rstd = call_on(device, "swiglu_ffn_norm", *arguments, 1e-5, **options)
+    grads = call_on(device, "swiglu_ffn_norm_backward", dy, *arguments, mean, rstd, None, **options)
+    return {"y": y} | {f"d{name}": grad for name, grad in zip(inputs, grads[: len(inputs)], strict=True)}
 
 
 def tree_map(f: Callable[[Tensor], Tensor], values: Any) -> Any:

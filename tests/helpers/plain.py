@@ -65,3 +65,16 @@ def plain_target_attention(
         lses.append(scores.logsumexp(dim=2).masked_fill(~any_seen[..., 0], -torch.inf))
     out, lse = torch.cat(outs), torch.cat(lses)
     return (out, lse) if return_lse else out
+
+
+def swiglu_references(inputs: dict[str, Tensor], dy: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """y of swiglu_ffn_norm and each gradient by the oracle, in float64 and in the inputs' dtype."""
+
+    def results(dtype: torch.dtype) -> dict[str, Tensor]:
+        leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in inputs.items()}
+        y = stca.reference.swiglu_ffn_norm(**leaves)  # type: ignore[arg-type]
+        grads = torch.autograd.grad(y, list(leaves.values()), dy.to(dtype))
+        return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+    exact, plain = results(torch.float64), results(dy.dtype)
+    return {name: (exact[name], plain[name]) for name in exact}

@@ -229,4 +229,12 @@ const char* norm_backward_cuda(const NormParams& p, const void* dy, void* dh, fl
   });
 }
 
+#if !defined(STCA_SM90)  // no call is taken where sm90/ffn.cu is not compiled
+bool ffn_products_cuda_take(Dtype, int64_t, int64_t, int64_t, const CudaDevice&) { return false; }
+int ffn_weight_splits(int64_t, int64_t, const CudaDevice&) { return 1; }
+const char* ffn_product_cuda(FfnProduct, const FfnProductParams&, const CudaDevice&, void*) {
+  return "Hopper's kernels are not built";
+}
+#endif
+
 }  // namespace stca

@@ -13,7 +13,7 @@ namespace cuda {
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.69314718055994531f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int kSharedBytes = 163 * 1024;       // of one block, on sm_80
+constexpr int kSharedBytes = 163 * 1024;  // of one block, on sm_80
 
 // Which tensors have all their rows at multiples of 16 bytes.
 struct Aligned {

@@ -1,0 +1,141 @@
+"""Hopper's products of swiglu_ffn_norm, as PTX of sm_90a in the machine of tests/ptx, agree with the oracle."""
+
+import pytest
+import torch
+from accuracy import assert_all_as_accurate, assert_bitwise_equal
+from cases import swiglu_inputs
+from cuda_devices import call_on, swiglu_on
+from emulated import launched_kernels
+from plain import swiglu_references
+from torch import Tensor
+
+CHUNK = 66 * 128  # rows
+DTYPES = (torch.bfloat16, torch.float16)
+# A block makes 128 rows by 256 columns, of which u and v of a gate have 128 each, from 64 of depth at a time; clusters
+# have 256 rows, and two of them run at a time.
+SHAPES = [
+    (1, 8, 8),
+    (127, 64, 128),  # one tile of each product, not quite
+    (130, 72, 136),  # a few more than tiles have
+    (256, 128, 256),  # whole tiles
+    (300, 264, 40),
+    (520, 40, 264),  # more tiles than blocks
+]
+
+
+def _drawn(N: int, D: int, F: int, dtype: torch.dtype, norm: int = 2) -> tuple[dict[str, Tensor], Tensor]:
+    return swiglu_inputs(N, D, F, norm, dtype), torch.randn(N, D).to(dtype)
+
+
+def _products() -> int:
+    """Hopper's that the device ran in the last call."""
+    return sum("ffn_product_sm90" in name for name in launched_kernels())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", [0, 2])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_accuracy(shape: tuple[int, int, int], norm: int, dtype: torch.dtype) -> None:
+    """The backward pass makes the gate, h for the norm, two gradients of weights, the gate's derivative, and dx."""
+    inputs, dy = _drawn(*shape, dtype, norm)
+    actual = swiglu_on("hopper", inputs, dy)
+    assert _products() == (6 if norm else 5)
+    assert_all_as_accurate(actual, swiglu_references(inputs, dy))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_less_accurate_than_the_common_kernels(dtype: torch.dtype) -> None:
+    """Between them lie torch's products, whose sums are rounded to 16 bits, here also those of g and dg."""
+    inputs, dy = _drawn(260, 72, 136, dtype)
+    references = swiglu_references(inputs, dy)
+    own, common = swiglu_on("hopper", inputs, dy), swiglu_on("emulator", inputs, dy)
+    for name, (exact, _) in references.items():
+        error, bound = ((x[name].double() - exact).square().mean().sqrt() for x in (own, common))
+        assert error <= 1.05 * bound, name
+
+
+def test_the_same_bits_on_every_run() -> None:
+    """Warps take turns, and copies and products land, in another order each time."""
+    inputs, dy = _drawn(270, 72, 136, torch.bfloat16)
+    expected = swiglu_on("hopper", inputs, dy)
+    for seed in (2, 3):
+        assert_bitwise_equal(swiglu_on("hopper", inputs, dy, seed=seed), expected)
+
+
+def test_u_and_v_of_the_forward_pass_are_not_written() -> None:
+    inputs, _ = _drawn(130, 64, 64, torch.bfloat16)
+    call_on("hopper", "swiglu_ffn_norm", *inputs.values(), 1e-5)
+    assert [name.split("<")[0] for name in launched_kernels()] == [
+        *["ffn_product_sm90_kernel"] * 2,
+        "layer_norm_fwd_kernel",
+    ]
+
+
+@pytest.mark.parametrize("shape", [(5, 12, 16), (5, 16, 12), (0, 8, 8)])
+def test_widths_that_they_do_not_take(shape: tuple[int, int, int]) -> None:
+    inputs, dy = _drawn(*shape, torch.bfloat16)
+    actual = swiglu_on("hopper", inputs, dy)
+    assert _products() == 0
+    assert_all_as_accurate(actual, swiglu_references(inputs, dy))
+
+
+@pytest.mark.parametrize("name", ["x", "w_o", "dy"])
+def test_rows_at_odd_places(name: str) -> None:
+    """Copies of tiles need rows at multiples of 16 bytes: else torch's products are taken where the tensor is read."""
+    inputs, dy = _drawn(40, 16, 24, torch.bfloat16)
+    tensors = inputs | {"dy": dy}
+    tensors[name] = torch.cat([torch.zeros(1).bfloat16(), tensors[name].flatten()])[1:].view(tensors[name].shape)
+    references = swiglu_references(inputs, dy)
+    moved = {each: x for each, x in tensors.items() if each != "dy"}
+    assert_all_as_accurate(swiglu_on("hopper", moved, tensors["dy"]), references)
+
+
+def test_strided_inputs() -> None:
+    inputs, dy = _drawn(100, 24, 40, torch.bfloat16)
+    wide = {"x": torch.cat([inputs["x"], inputs["x"] + 1], dim=1)[:, :24]}
+    transposed = {name: x.mT.contiguous().mT if x.dim() == 2 else x for name, x in inputs.items()}
+    references = swiglu_references(inputs, dy)
+    for each in (inputs | wide, transposed):
+        assert_all_as_accurate(swiglu_on("hopper", each, dy.T.contiguous().T), references)
+
+
+def test_every_row_is_on_its_own() -> None:
+    inputs, dy = _drawn(140, 24, 40, torch.bfloat16)
+    expected = swiglu_on("hopper", inputs, dy)
+    inputs["x"][70] = torch.nan
+    poisoned = swiglu_on("hopper", inputs, dy)
+    others = torch.arange(140) != 70
+    for name in ("y", "dx"):
+        assert torch.equal(poisoned[name][others], expected[name][others])
+        assert bool(poisoned[name][70].isnan().all())
+    dy[70] = 0  # then what the row holds reaches no gradient
+    unused = swiglu_on("hopper", inputs, dy)
+    assert all(bool(grad.isfinite().all()) for name, grad in unused.items() if name != "y")
+
+
+@pytest.mark.slow
+def test_rows_of_several_chunks() -> None:
+    """Gradients of weights go on from the chunk before, in float32."""
+    inputs, dy = _drawn(CHUNK + 70, 8, 16, torch.bfloat16)
+    actual = swiglu_on("hopper", inputs, dy)
+    references = swiglu_references(inputs, dy)
+    assert_all_as_accurate(actual, references)
+    apart = {name: x[CHUNK:] if name == "x" else x for name, x in inputs.items()}
+    last = swiglu_on("hopper", apart, dy[CHUNK:])
+    for name in ("y", "dx"):
+        assert torch.equal(actual[name][CHUNK:], last[name])
+
+
+def test_large_gates() -> None:
+    """e^-v overflows in float32, and v * sigmoid(v) is 0 then; where it vanishes, the derivative is 1."""
+    inputs, dy = _drawn(64, 16, 16, torch.bfloat16, norm=0)
+    inputs["w_v"] *= torch.tensor([1.0, 10.0, 100.0, 120.0]).repeat(4).bfloat16()
+    actual = swiglu_on("hopper", inputs, dy)
+    for name, (exact, _) in swiglu_references(inputs, dy).items():
+        torch.testing.assert_close(actual[name].double(), exact, rtol=0.02, atol=0.01 * float(exact.abs().max()))
+
+
+def test_where_the_hardware_rounds_freely() -> None:
+    inputs, dy = _drawn(130, 72, 136, torch.bfloat16)
+    assert_all_as_accurate(swiglu_on("hopper", inputs, dy, rough=True), swiglu_references(inputs, dy))
