@@ -26,6 +26,8 @@ FAULTS = {
     "copy_by_another_thread": UNORDERED,
     "copy_into_what_is_read": UNORDERED,
     "copy_of_a_late_group": "shared memory that an asynchronous copy may still write",
+    "stage_read_too_early": UNORDERED,
+    "stage_filled_too_early": UNORDERED,
     "block_reads_what_another_wrote": "global memory that thread 0 of block 0 touches too",
     "matrix_of_odd_address": "ldmatrix.sync.aligned.m8n8.x4.shared.b16: misaligned address of shared memory: 8",
     "product_without_fence": "has written, with no fence before the asynchronous proxy",
@@ -72,8 +74,9 @@ def test_a_kernel_of_hopper_without_a_fault() -> None:
     assert torch.equal(memory[:128], torch.full((128,), 128.0))
 
 
-def test_a_tile_without_a_fault() -> None:
-    assert emulated_fault("tile_none")[0] == ""
+@pytest.mark.parametrize("name", ["stage_none", "tile_none"])
+def test_a_stage_and_a_tile_without_a_fault(name: str) -> None:
+    assert emulated_fault(name)[0] == ""
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -55,6 +55,7 @@ def test_the_same_bits_on_every_run(case: TargetAttentionCase, device: str) -> N
         ([(4, 40), (12, 9)], 129, torch.bfloat16, False),
         ([(4, 40), (12, 9)], 64, torch.float32, False),
         ([(4, 40), (13, 9)], 64, torch.bfloat16, False),
+        ([(4, 40), (13, 9)], 128, torch.float16, False),
     ],
 )
 @pytest.mark.parametrize("shared", [False, True])
@@ -93,9 +94,10 @@ def test_large_scores(dtype: torch.dtype, device: str) -> None:
     assert_all_as_accurate(actual, target_attention_references(inputs), sensitivity=4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("poison", NAN_AND_INFINITIES)
-def test_other_requests_do_not_matter(poison: float, device: str) -> None:
-    clean, dirty = SPLIT.build(), SPLIT.build()
+def test_other_requests_do_not_matter(poison: float, dtype: torch.dtype, device: str) -> None:
+    clean, dirty = SPLIT.build(dtype), SPLIT.build(dtype)
     targets, rows = slice(*clean.target_offsets[2:4].tolist()), slice(*clean.history_offsets[2:4].tolist())
     assert dirty.v is not None
     for tensor in (dirty.q, dirty.dout, dirty.dlse):
@@ -107,10 +109,11 @@ def test_other_requests_do_not_matter(poison: float, device: str) -> None:
     assert_bitwise_equal({n: actual[n][at] for n, at in own.items()}, {n: expected[n][at] for n, at in own.items()})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("poison", NAN_AND_INFINITIES)
-def test_rows_before_and_after_all_that_is_seen_do_not_matter(poison: float, device: str) -> None:
+def test_rows_before_and_after_all_that_is_seen_do_not_matter(poison: float, dtype: torch.dtype, device: str) -> None:
     case = TargetAttentionCase("", [(4, 900)], 2, 1, 5, 3, "shared")
-    clean, dirty = case.build(), case.build()
+    clean, dirty = case.build(dtype), case.build(dtype)
     assert clean.visible is not None
     assert dirty.v is not None
     begin, end = int(clean.visible[:, 0].min()), int(clean.visible[:, 1].max())

@@ -197,6 +197,7 @@ TARGET_ATTENTION = [
     *[TargetAttentionCase(f"width-{D}", [(3, 30), (1, 65)], 2, 1, D) for D in (1, 3, 5, 7, 13, 65, 128, 255, 257, 513)],
     *[TargetAttentionCase(f"width-{D}-{D + 2}", [(3, 70)], 2, 2, D, D + 2) for D in (1, 3, 5, 7, 13, 65)],
     *[TargetAttentionCase(f"heads-of-{D}", [(9, 150), (4, 70)], 4, 2, D, D, "random") for D in (64, 128)],
+    *[TargetAttentionCase(f"many-targets-of-{D}", [(33, 150), (4, 70)], 4, 2, D, D, "random") for D in (64, 128)],
 ]
 
 # A few that touch everything once, for tests that are slow or repeat themselves.

@@ -120,6 +120,29 @@ __global__ void copy_of_a_late_group(float* memory) {
   wait_copies<0>();
 }
 
+// A stage that a warp fills and reads on its own: its lanes must meet before it is read and before it is filled again.
+template <bool kBeforeReads, bool kAfterReads>
+__device__ void use_stage_of_a_warp(float* memory) {
+  const int lane = thread() % kWarp;
+  Chunk* stage = reinterpret_cast<Chunk*>(shared_memory()) + (thread() - lane);
+  float sum = 0;
+  for (int i = 0; i < 2; ++i) {
+    copy_async(stage + lane, memory + 4 * thread(), 16);
+    commit_copies();
+    wait_copies<0>();
+    if (kBeforeReads) sync_warp();
+    sum += reinterpret_cast<const float*>(stage)[4 * (kWarp - 1 - lane)];
+    if (kAfterReads) sync_warp();
+  }
+  memory[4 * thread()] = sum;
+}
+
+__global__ void stage_none(float* memory) { use_stage_of_a_warp<true, true>(memory); }
+
+__global__ void stage_read_too_early(float* memory) { use_stage_of_a_warp<false, true>(memory); }
+
+__global__ void stage_filled_too_early(float* memory) { use_stage_of_a_warp<true, false>(memory); }
+
 // Launched with two blocks.
 __global__ void block_reads_what_another_wrote(float* memory) {
   if (blockIdx.x == 0 && thread() == 0) memory[0] = 1;
@@ -170,6 +193,9 @@ constexpr Fault kFaults[] = {
     {"copy_by_another_thread", &copy_by_another_thread},
     {"copy_into_what_is_read", &copy_into_what_is_read},
     {"copy_of_a_late_group", &copy_of_a_late_group},
+    {"stage_none", &stage_none},
+    {"stage_read_too_early", &stage_read_too_early},
+    {"stage_filled_too_early", &stage_filled_too_early},
     {"block_reads_what_another_wrote", &block_reads_what_another_wrote, 2},
     {"barrier_in_a_branch", &barrier_in_a_branch},
     {"matrix_of_odd_address", &matrix_of_odd_address},
