@@ -7,7 +7,10 @@ lengths and batches by tokens. Source: "Make It Long, Keep It Fast", arXiv 2511.
 
 from typing import Any
 
-import torch  # noqa: F401  (its libraries must be loaded before the extension's)
+import torch  # (first: its libraries must be loaded before the extension's)
+
+if torch.__version__ < "2.11":  # torch compares it as a version
+    raise ImportError(f"stca: torch must be 2.11 or later, got {torch.__version__}")
 
 from stca import _C, batch, lengths, nn, ops, reference
 from stca._C import cpu_isa, set_cpu_isa

@@ -1,6 +1,6 @@
 """The operators inside torch's autograd, autocast, compilers and transforms.
 
-Only this file calls private functions of torch. They were run with torch 2.13 and looked up in 2.11 and 2.12, which
+Only this file calls private functions of torch. They were run with torch 2.11, 2.13, 2.14 and 2.15, which
 have them all; tests/house/test_private_names.py names the one that a torch lacks. What each is needed for:
 
 - `_AutoDispatchBelowAutograd` goes past the autograd kernel that `torch.library.register_autograd` makes.

@@ -112,6 +112,15 @@ def test_import_from_another_folder(tmp_path: Path) -> None:
     assert done.stdout.split() == [stca.__version__, "True"], done.stderr
 
 
+@pytest.mark.parametrize(("version", "refused"), [("2.9.1", True), ("2.11.0+cpu", False), ("2.99.0", False)])
+def test_too_old_a_torch_is_refused_in_one_line(version: str, refused: bool, tmp_path: Path) -> None:
+    pretend = f"import torch; torch.__version__ = torch.torch_version.TorchVersion('{version}')"
+    done = _child(f"{pretend}; import stca", tmp_path, PYTHONPATH=str(Path(stca.__file__).parents[1]))
+    message = f"ImportError: stca: torch must be 2.11 or later, got {version}"
+    assert (done.stderr.splitlines()[-1:] == [message]) == refused, done.stderr
+    assert (done.returncode != 0) == refused, done.stderr
+
+
 def test_public_names_exist() -> None:
     for module in (stca, stca.ops):
         assert all(hasattr(module, name) for name in module.__all__)
