@@ -17,15 +17,18 @@ if importlib.util.find_spec("torch") is None:
 
 
 class CMakeBuild(build_ext):
-    """Builds the extension by CMake in a folder per interpreter and torch, kept for the next build."""
+    """Builds libstca_ops.so by CMake in a folder per torch, kept for the next build."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """A library like any other: no Python's name in it."""
+        return f"{fullname.replace('.', '/')}.so"
 
     def build_extension(self, ext: Extension) -> None:
         """Configures, builds and installs beside the package's Python files."""
-        import pybind11
         import torch
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}-torch-{torch.__version__}"
+        build = ROOT / "build" / f"cmake-torch-{torch.__version__}"
         configure = [
             "cmake",
             "-G",
@@ -34,10 +37,8 @@ class CMakeBuild(build_ext):
             str(ROOT),
             "-B",
             str(build),
-            f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSTCA_TORCH_DIR={Path(torch.__file__).parent}",
             f"-DSTCA_TORCH_VERSION={torch.__version__}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DSTCA_VERSION={VERSION}",
             *os.environ.get("STCA_CMAKE_ARGS", "").split(),
@@ -53,6 +54,6 @@ class CMakeBuild(build_ext):
 
 setup(
     version=VERSION,
-    ext_modules=[Extension("stca._C", sources=[])],
+    ext_modules=[Extension("stca.libstca_ops", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

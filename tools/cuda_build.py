@@ -50,7 +50,7 @@ def main() -> None:
         except RuntimeError as error:
             print(f"     no GPU here: {error}")
     for arch in info["cuda_archs"]:
-        kernels = machine_code(stca._C.__file__, arch)
+        kernels = machine_code(str(stca.native.LIBRARY), arch)
         check(len(kernels) > 0, f"sm_{arch}: {len(kernels)} kernels")
         local = [name for name, kernel in kernels.items() if count(kernel, "LDL", "STL")]
         check(not local, f"sm_{arch}: none uses local memory{''.join(f' {name}' for name in local)}")

@@ -1,6 +1,7 @@
 #include "cpu_isa.h"
 
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 
 namespace stca {
@@ -24,6 +25,8 @@ bool find_supported(const char* name, CpuIsa* found) {
 
 CpuIsa initial_isa() {
   CpuIsa best = CpuIsa::baseline;
+  const char* wanted = std::getenv("STCA_CPU_ISA");
+  if (wanted != nullptr && find_supported(wanted, &best)) return best;
   for (CpuIsa isa : kAll) {
     if (cpu_supports(isa)) best = isa;
   }

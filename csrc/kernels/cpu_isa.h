@@ -28,7 +28,7 @@ enum class CpuIsa : int {
 #undef STCA_CPU_ISA_ENUMERATOR
 };
 
-// The set in use: the best that this CPU has, unless set_cpu_isa() said less.
+// The set in use: the best that this CPU has, unless STCA_CPU_ISA in the environment or set_cpu_isa() said less.
 CpuIsa cpu_isa();
 
 const char* cpu_isa_name(CpuIsa isa);

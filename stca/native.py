@@ -1,0 +1,79 @@
+"""The native library: loading it registers the operators, `torch.ops.stca`; what has no tensor is read by ctypes."""
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY = Path(__file__).with_name("libstca_ops.so")
+
+torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
+_library = ctypes.CDLL(str(LIBRARY))
+_library.stca_build_info.restype = _library.stca_cpu_isa.restype = ctypes.c_char_p
+_library.stca_set_cpu_isa.restype = _library.stca_sm90_kernels_asked_for.restype = ctypes.c_bool
+
+
+def build_info() -> dict[str, Any]:
+    """What this build holds and what it runs on.
+
+    Returns:
+        dict with the versions of stca, of the torch and of the compiler it was built with; `cpu_isas` compiled and
+        `cpu_isas_supported` by this CPU; `cpu_isa`, the one in use (`STCA_CPU_ISA` in the environment, or
+        `set_cpu_isa(name)`, chooses a lesser one); `cuda_archs`, empty in a build without CUDA kernels;
+        `sm90_kernels`, whether Hopper's own kernels are "not built", "off", or "on" (`STCA_SM90=1` in the environment).
+
+    Example:
+        >>> info = stca.build_info()
+        >>> info["cpu_isa"] in info["cpu_isas_supported"]
+        True
+    """
+    text: str = _library.stca_build_info().decode()
+    facts = dict(line.split(" ", 1) for line in text.splitlines())
+    lists = {name: facts.pop(name).split() for name in ("cpu_isas", "cpu_isas_supported", "cuda_archs")}
+    archs = [arch.removesuffix("-real") for arch in lists.pop("cuda_archs")]
+    asked_for = "on" if _library.stca_sm90_kernels_asked_for() else "off"
+    return {
+        **facts,
+        **lists,
+        "cpu_isa": cpu_isa(),
+        "cuda_archs": archs,
+        "sm90_kernels": asked_for if "90a" in archs else "not built",
+    }
+
+
+def cpu_isa() -> str:
+    """Name of the instruction set that the CPU kernels use.
+
+    Example:
+        >>> stca.cpu_isa() in stca.build_info()["cpu_isas"]
+        True
+    """
+    name: bytes = _library.stca_cpu_isa()
+    return name.decode()
+
+
+def set_cpu_isa(name: str) -> None:
+    """Uses the kernels of that instruction set from now on.
+
+    Args:
+        name: one of `build_info()["cpu_isas_supported"]`.
+
+    Raises:
+        ValueError: another name.
+
+    Example:
+        >>> stca.set_cpu_isa(stca.cpu_isa())
+    """
+    _set_cpu_isa("set_cpu_isa: name", name)
+
+
+def _set_cpu_isa(who: str, name: str) -> None:
+    if not _library.stca_set_cpu_isa(name.encode()):
+        choices = ", ".join(build_info()["cpu_isas_supported"])
+        raise ValueError(f"{who} must be one of {choices}, got {name}")
+
+
+if "STCA_CPU_ISA" in os.environ:  # The library has taken it, unless it knows none of that name.
+    _set_cpu_isa("stca: STCA_CPU_ISA in the environment", os.environ["STCA_CPU_ISA"])

@@ -1,0 +1,41 @@
+"""libstca_ops.so is the operators, whole, for a process without the package, and for one without Python."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import stca
+
+LIBRARY = Path(stca.__file__).with_name("libstca_ops.so")
+PROGRAM = """
+import sys, torch
+torch.ops.load_library(sys.argv[1])
+gathered, = torch.ops.stca.request_gather([torch.eye(2)], torch.tensor([0, 2, 3]), None)
+print(gathered.tolist(), "stca" in sys.modules)
+"""
+
+
+def _symbols(*options: str) -> list[str]:
+    lines = subprocess.check_output(["nm", "--dynamic", *options, LIBRARY], text=True).splitlines()
+    return [line.split()[-1].split("@")[0] for line in lines]
+
+
+def test_it_needs_no_python() -> None:
+    needed = _symbols("--undefined-only")
+    assert any("c10" in name for name in needed)
+    assert [name for name in needed if re.match(r"_?Py", name)] == []
+    libraries = subprocess.check_output(["readelf", "--dynamic", LIBRARY], text=True)
+    assert re.findall(r"NEEDED.*(python|torch_python)", libraries) == []
+
+
+def test_what_others_see_of_it_is_its_c_functions() -> None:
+    own = [name for name in _symbols("--defined-only", "--no-demangle") if "stca" in name]
+    assert own == sorted(
+        ["stca_build_info", "stca_cpu_isa", "stca_set_cpu_isa", "stca_sm90_kernels_asked_for"],
+    )
+
+
+def test_it_runs_without_the_package(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, LIBRARY], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]] False", done.stderr
