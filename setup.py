@@ -2,58 +2,85 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 
-if importlib.util.find_spec("torch") is None:
-    sys.exit("stca builds against the torch it will run with: install torch, then `pip install --no-build-isolation .`")
+
+def torch_folders() -> list[Path]:
+    """Of each torch to build for: those that STCA_TORCH_DIRS names (tools/wheel.py does), else the installed one."""
+    if named := os.environ.get("STCA_TORCH_DIRS"):
+        return [Path(folder) for folder in named.split(os.pathsep)]
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        sys.exit(
+            "stca builds against the torch it will run with: install torch, then `pip install --no-build-isolation .`"
+        )
+    return [Path(spec.origin).parent]
+
+
+def torch_minor(folder: Path) -> str:
+    """Such as 2.13: what the library's name ends with."""
+    found = re.search(r"__version__ = '(\d+\.\d+)", (folder / "version.py").read_text())
+    assert found is not None, f"{folder}/version.py names no version"
+    return found[1]
+
+
+TORCHES = torch_folders()
 
 
 class CMakeBuild(build_ext):
-    """Builds libstca_ops.so by CMake in a folder per torch, kept for the next build."""
+    """Builds the library for each torch by CMake, in a folder that is kept for the next build."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """A library like any other: no Python's name in it."""
-        return f"{fullname.replace('.', '/')}.so"
+        """A library like any other, without Python's version in its name."""
+        return f"{fullname.replace('.', '/')}-{torch_minor(TORCHES[0])}.so"
 
     def build_extension(self, ext: Extension) -> None:
-        """Configures, builds and installs beside the package's Python files."""
-        import torch
-
+        """Configures, builds and installs beside the package's Python files; the kernels are compiled once."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = ROOT / "build" / f"cmake-torch-{torch.__version__}"
-        configure = [
-            "cmake",
-            "-G",
-            "Ninja",
-            "-S",
-            str(ROOT),
-            "-B",
-            str(build),
-            f"-DSTCA_TORCH_DIR={Path(torch.__file__).parent}",
-            f"-DSTCA_TORCH_VERSION={torch.__version__}",
-            f"-DCMAKE_INSTALL_PREFIX={target}",
-            f"-DSTCA_VERSION={VERSION}",
-            *os.environ.get("STCA_CMAKE_ARGS", "").split(),
-        ]
+        build = ROOT / "build" / f"cmake-torch-{'-'.join(map(torch_minor, TORCHES))}"
         # First the interpreter's own cmake and ninja, where they are installed beside it, and CUDA_HOME's nvcc.
         first = [str(Path(sys.executable).parent)]
         if cuda := os.environ.get("CUDA_HOME"):
             first.append(str(Path(cuda) / "bin"))
         env = {**os.environ, "PATH": os.pathsep.join([*first, os.environ["PATH"]])}
-        for command in (configure, ["cmake", "--build", str(build)], ["cmake", "--install", str(build)]):
-            subprocess.run(command, check=True, env=env)
+        for torch in TORCHES:
+            configure = [
+                "cmake",
+                "-G",
+                "Ninja",
+                "-S",
+                str(ROOT),
+                "-B",
+                str(build),
+                f"-DSTCA_TORCH_DIR={torch}",
+                f"-DCMAKE_INSTALL_PREFIX={target}",
+                f"-DSTCA_VERSION={VERSION}",
+                *os.environ.get("STCA_CMAKE_ARGS", "").split(),
+            ]
+            for command in (configure, ["cmake", "--build", str(build)], ["cmake", "--install", str(build), "--strip"]):
+                subprocess.run(command, check=True, env=env)
+
+
+class AnyPython(bdist_wheel):
+    """The wheel serves every Python: what is compiled knows none."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3, this platform."""
+        return "py3", "none", super().get_tag()[2]
 
 
 setup(
     version=VERSION,
     ext_modules=[Extension("stca.libstca_ops", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython},
 )

@@ -2,17 +2,40 @@
 
 import ctypes
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-LIBRARY = Path(__file__).with_name("libstca_ops.so")
 
-torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
-_library = ctypes.CDLL(str(LIBRARY))
-_library.stca_build_info.restype = _library.stca_cpu_isa.restype = ctypes.c_char_p
-_library.stca_set_cpu_isa.restype = _library.stca_sm90_kernels_asked_for.restype = ctypes.c_bool
+def _version(text: str) -> tuple[int, ...]:
+    """(2, 13) of "2.13.0+cpu"."""
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def _library(folder: Path, torch_version: str) -> Path:
+    """The library for a torch: of its minor version, or, where that was not built, of the newest before it."""
+    built = {_version(path.stem.partition("-")[2]): path for path in folder.glob("libstca_ops-*.so")}
+    wanted = _version(torch_version)
+    found = max((version for version in built if version <= wanted), default=None)
+    names = "torch " + (", ".join(".".join(map(str, version)) for version in sorted(built)) or "of no version")
+    if found is None:
+        raise ImportError(f"stca: this installation is built for {names}, got {torch_version}")
+    if found != wanted:
+        warnings.warn(f"stca: built for {names}, untested with {torch_version}", stacklevel=2)
+    return built[found]
+
+
+LIBRARY = _library(Path(__file__).parent, torch.__version__)
+
+try:
+    torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
+except OSError as error:
+    raise ImportError(f"stca: {LIBRARY.name} does not load into torch {torch.__version__}: {error}") from None
+_native = ctypes.CDLL(str(LIBRARY))
+_native.stca_build_info.restype = _native.stca_cpu_isa.restype = ctypes.c_char_p
+_native.stca_set_cpu_isa.restype = _native.stca_sm90_kernels_asked_for.restype = ctypes.c_bool
 
 
 def build_info() -> dict[str, Any]:
@@ -29,11 +52,11 @@ def build_info() -> dict[str, Any]:
         >>> info["cpu_isa"] in info["cpu_isas_supported"]
         True
     """
-    text: str = _library.stca_build_info().decode()
+    text: str = _native.stca_build_info().decode()
     facts = dict(line.split(" ", 1) for line in text.splitlines())
     lists = {name: facts.pop(name).split() for name in ("cpu_isas", "cpu_isas_supported", "cuda_archs")}
     archs = [arch.removesuffix("-real") for arch in lists.pop("cuda_archs")]
-    asked_for = "on" if _library.stca_sm90_kernels_asked_for() else "off"
+    asked_for = "on" if _native.stca_sm90_kernels_asked_for() else "off"
     return {
         **facts,
         **lists,
@@ -50,7 +73,7 @@ def cpu_isa() -> str:
         >>> stca.cpu_isa() in stca.build_info()["cpu_isas"]
         True
     """
-    name: bytes = _library.stca_cpu_isa()
+    name: bytes = _native.stca_cpu_isa()
     return name.decode()
 
 
@@ -70,7 +93,7 @@ def set_cpu_isa(name: str) -> None:
 
 
 def _set_cpu_isa(who: str, name: str) -> None:
-    if not _library.stca_set_cpu_isa(name.encode()):
+    if not _native.stca_set_cpu_isa(name.encode()):
         choices = ", ".join(build_info()["cpu_isas_supported"])
         raise ValueError(f"{who} must be one of {choices}, got {name}")
 

@@ -1,13 +1,15 @@
-"""libstca_ops.so is the operators, whole, for a process without the package, and for one without Python."""
+"""libstca_ops-*.so is the operators, whole, for a process without the package, and for one without Python."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import stca
+import pytest
+import torch
 
-LIBRARY = Path(stca.__file__).with_name("libstca_ops.so")
+from stca.native import LIBRARY, _library
+
 PROGRAM = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
@@ -39,3 +41,26 @@ def test_what_others_see_of_it_is_its_c_functions() -> None:
 def test_it_runs_without_the_package(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, LIBRARY], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]] False", done.stderr
+
+
+def test_each_torch_takes_its_library(tmp_path: Path) -> None:
+    assert LIBRARY.stem == f"libstca_ops-{'.'.join(torch.__version__.split('.')[:2])}"
+    for version in ("2.11", "2.9", "2.13"):
+        (tmp_path / f"libstca_ops-{version}.so").touch()
+    assert _library(tmp_path, "2.11.0+cu130").name == "libstca_ops-2.11.so"
+    assert _library(tmp_path, "2.13.1").name == "libstca_ops-2.13.so"
+
+
+def test_a_newer_torch_takes_the_newest_library_and_says_so(tmp_path: Path) -> None:
+    for version in ("2.9", "2.11"):
+        (tmp_path / f"libstca_ops-{version}.so").touch()
+    with pytest.warns(UserWarning, match=r"^stca: built for torch 2\.9, 2\.11, untested with 2\.16\.0a0\+git$"):
+        assert _library(tmp_path, "2.16.0a0+git").name == "libstca_ops-2.11.so"
+
+
+def test_an_older_torch_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ImportError, match=r"^stca: this installation is built for torch of no version, got 2\.11\.0$"):
+        _library(tmp_path, "2.11.0")
+    (tmp_path / "libstca_ops-2.13.so").touch()
+    with pytest.raises(ImportError, match=r"^stca: this installation is built for torch 2\.13, got 2\.11\.0$"):
+        _library(tmp_path, "2.11.0")
