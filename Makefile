@@ -3,6 +3,8 @@
 # make slow   the exhaustive rest of it: every combination, and what takes minutes
 # make peers  tests with libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
+# make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES
+# make matrix the wheel in fresh environments, every Python here with every torch: 5 GB and a minute each
 # make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, compute-sanitizer, benchmarks
@@ -10,6 +12,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# What the wheel is built for; all that tools/build_wheel.py lists where none is named.
+TORCHES ?=
 CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch==2.11.0
 # This machine's nvcc, or, where it has none, the one of the Python package index.
@@ -30,7 +34,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo test slow peers bench lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
+.PHONY: demo test slow peers bench wheel matrix lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -53,6 +57,14 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pytest -rs benchmarks/bench_*.py --timeout 0 \
 	  --benchmark-group-by group --benchmark-columns median,iqr,rounds --benchmark-sort fullname \
 	  --benchmark-json build/benchmarks.json
+
+wheel: $(BIN)/python
+	$(BIN)/python tools/install.py build
+	$(BIN)/python tools/install.py wheel
+	$(BIN)/python tools/build_wheel.py $(TORCHES)
+
+matrix: wheel
+	$(BIN)/python tools/matrix.py $(MATRIX) $(TORCHES)
 
 # .pre-commit-config.yaml runs the same.
 lint: $(LINTERS)

@@ -38,7 +38,7 @@ TORCHES = torch_folders()
 
 
 class CMakeBuild(build_ext):
-    """Builds the library for each torch by CMake, in a folder that is kept for the next build."""
+    """Builds the library for each torch by CMake, in a folder that is kept for the next build with the same options."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """A library like any other, without Python's version in its name."""
@@ -47,7 +47,8 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Configures, builds and installs beside the package's Python files; the kernels are compiled once."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build = ROOT / "build" / f"cmake-torch-{'-'.join(map(torch_minor, TORCHES))}"
+        options = os.environ.get("STCA_CMAKE_ARGS", "")
+        build = ROOT / "build" / ("cmake" + re.sub(r"[^\w.]+", "-", options))
         # First the interpreter's own cmake and ninja, where they are installed beside it, and CUDA_HOME's nvcc.
         first = [str(Path(sys.executable).parent)]
         if cuda := os.environ.get("CUDA_HOME"):
@@ -65,7 +66,7 @@ class CMakeBuild(build_ext):
                 f"-DSTCA_TORCH_DIR={torch}",
                 f"-DCMAKE_INSTALL_PREFIX={target}",
                 f"-DSTCA_VERSION={VERSION}",
-                *os.environ.get("STCA_CMAKE_ARGS", "").split(),
+                *options.split(),
             ]
             for command in (configure, ["cmake", "--build", str(build)], ["cmake", "--install", str(build), "--strip"]):
                 subprocess.run(command, check=True, env=env)

@@ -58,10 +58,9 @@ def matching(stack: stca.nn.STCA) -> stca.nn.STCA:
 
 
 def ages(batch: RequestBatch) -> Tensor:
-    """Buckets [N] of the time from each event to the first request of its history, two for each doubling."""
+    """Seconds [N] from each event to the first request of its history."""
     now = batch.targets["timestamp"][batch.target_offsets[:-1]]
-    age = request_gather(now, batch.history_offsets, total=batch.N) - batch.history["timestamp"]
-    return (2 * (age.clamp(min=0) + 1).log2()).long().clamp(max=63)
+    return request_gather(now, batch.history_offsets, total=batch.N) - batch.history["timestamp"]
 
 
 class Ranker(nn.Module):
@@ -77,9 +76,25 @@ class Ranker(nn.Module):
     def forward(self, batch: RequestBatch) -> Tensor:
         """Logits [T]."""
         history, targets = batch.history, batch.targets
-        events = self.item(history["item_id"] % ROWS) + self.label(history["label"].long()) + self.age(ages(batch))
-        item, user = self.item(targets["item_id"] % ROWS), self.user(targets["user_id"] % ROWS)
-        z = self.stca(item, events, batch.target_offsets, batch.history_offsets, visible=batch.visible)
+        offsets, events = (batch.target_offsets, batch.history_offsets), (history["item_id"], history["label"])
+        return self.score(targets["item_id"], targets["user_id"], *events, ages(batch), *offsets, batch.visible)
+
+    def score(
+        self,
+        item_id: Tensor,
+        user_id: Tensor,
+        event_item_id: Tensor,
+        event_label: Tensor,
+        event_age: Tensor,
+        target_offsets: Tensor,
+        history_offsets: Tensor,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [T] of targets [T] and events [N], of which ages get two buckets for each doubling."""
+        bucket = (2 * (event_age.clamp(min=0) + 1).log2()).long().clamp(max=63)
+        events = self.item(event_item_id % ROWS) + self.label(event_label.long()) + self.age(bucket)
+        item, user = self.item(item_id % ROWS), self.user(user_id % ROWS)
+        z = self.stca(item, events, target_offsets, history_offsets, visible=visible)
         logits: Tensor = self.head(torch.cat([z, item, user], dim=1)).squeeze(1)
         return logits
 

@@ -1,6 +1,7 @@
 """Installs tools that pyproject.toml lists, for the Python that runs this.
 
 .venv/bin/python tools/install.py build    what the package is built with
+.venv/bin/python tools/install.py wheel    what wheels are made with
 .venv/bin/python tools/install.py nvcc     a CUDA compiler, in .venv/cuda, which CMake takes for a toolkit
 """
 
@@ -37,7 +38,7 @@ def link_toolkit(parts: Path, toolkit: Path) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tools", choices=("build", "nvcc"))
+    parser.add_argument("tools", choices=("build", "wheel", "nvcc"))
     tools: str = parser.parse_args().tools
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *requirements(tools)], check=True)
     if tools == "nvcc":

@@ -27,14 +27,15 @@ def torch_to_build_with(version: str) -> Path:
     """The folder of a torch, fetched where it is not there yet."""
     folder = ROOT / "build" / "torch" / version
     if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=folder.parent if folder.parent.exists() else None) as fetched:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as fetched:
             # The version is exact: a constraint of this machine's could only refuse it.
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", fetched]
             run([*pip, "--only-binary=:all:", f"torch=={version}"], PIP_CONSTRAINT=os.devnull)
             with zipfile.ZipFile(next(Path(fetched).glob("*.whl"))) as wheel:
                 members = [name for name in wheel.namelist() if name.startswith(KEPT)]
                 wheel.extractall(Path(fetched) / "kept", members)
-            shutil.copytree(Path(fetched) / "kept", folder)
+            (Path(fetched) / "kept").rename(folder)
     return folder / "torch"
 
 
@@ -44,15 +45,14 @@ def main() -> None:
     for stale in (*ROOT.glob("build/lib*"), *ROOT.glob("build/bdist*"), *ROOT.glob("build/wheel")):
         shutil.rmtree(stale)
     built = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "build/wheel", "."]
-    cpu = f"-DSTCA_CUDA=OFF {os.environ.get('STCA_CMAKE_ARGS', '')}"
-    run([sys.executable, "-m", *built], STCA_TORCH_DIRS=os.pathsep.join(folders), STCA_CMAKE_ARGS=cpu)
+    run([sys.executable, "-m", *built], STCA_TORCH_DIRS=os.pathsep.join(folders))
     repair = ["auditwheel", "repair", "--exclude", "libtorch*", "--exclude", "libc10*", "--wheel-dir", "dist"]
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     run([sys.executable, "-m", *repair, *map(str, ROOT.glob("build/wheel/*.whl"))])
     for wheel in ROOT.glob("dist/*.whl"):
         print(f"{wheel.relative_to(ROOT)}: {wheel.stat().st_size / 2**20:.1f} MB")
         if wheel.stat().st_size > MOST:
-            sys.exit(f"wheel.py: {wheel.name} must have at most {MOST / 2**20:.0f} MB")
+            sys.exit(f"build_wheel.py: {wheel.name} must have at most {MOST / 2**20:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""Makes of a trained ranker what a server without Python runs: a package of compiled code and weights.
+
+    python examples/train.py                                trains; build/train/checkpoint.pt
+    python examples/export_ranker.py                        build/train/ranker.pt2, and a request to try it on
+    examples/cpp (see there) scores the request in C++
+
+One package takes any number of requests, targets and history rows. It is made for this kind of CPU, and calls the
+operators of stca, which whoever loads it must have loaded.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from train import Ranker
+
+# Arguments of a call, each int64: [T], [T], [N], [N], [N] (seconds), [R + 1], [R + 1].
+ARGUMENTS = ("item_id", "user_id", "event_item_id", "event_label", "event_age", "target_offsets", "history_offsets")
+
+
+class Scorer(nn.Module):
+    """A ranker over the tensors of a request, in the order of `ARGUMENTS`."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Logits [T]."""
+        return self.ranker.score(*tensors)
+
+
+def random_request(targets: list[int], events: list[int], seed: int = 0) -> tuple[Tensor, ...]:
+    """Arguments of so many targets and events a request."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(most: int, count: int) -> Tensor:
+        return torch.randint(most, (count,), generator=generator)
+
+    def offsets(lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *lengths]).cumsum(0)
+
+    T, N = sum(targets), sum(events)
+    of_events = numbers(10**6, N), numbers(2, N), numbers(10**7, N)
+    return numbers(10**6, T), numbers(10**4, T), *of_events, offsets(targets), offsets(events)
+
+
+def export(ranker: Ranker) -> torch.export.ExportedProgram:
+    """The scorer as a graph, for any number of targets T, events N and requests R, 0 among them."""
+    T, N, R1 = (torch.export.Dim(name, min=least) for name, least in (("targets", 0), ("events", 0), ("offsets", 1)))
+    rows = (T, T, N, N, N, R1, R1)
+    shapes = (tuple({0: of} for of in rows),)
+    with torch.no_grad():
+        return torch.export.export(Scorer(ranker).eval(), random_request([3, 4], [20, 11]), dynamic_shapes=shapes)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", type=Path, default=Path("build/train/checkpoint.pt"), help="of examples/train.py"
+    )
+    parser.add_argument("--out", type=Path, help="the package; ranker.pt2 beside the checkpoint")
+    args = parser.parse_args(arguments)
+    out: Path = args.out or args.checkpoint.with_name("ranker.pt2")
+
+    ranker = Ranker()
+    ranker.load_state_dict(torch.load(args.checkpoint, map_location="cpu", weights_only=True)["model"])
+    request = random_request([200], [10_000])
+    torch._inductor.aoti_compile_and_package(export(ranker), package_path=str(out))
+    lines = [" ".join(map(str, tensor.tolist())) for tensor in request]
+    out.with_suffix(".request.txt").write_text("\n".join(lines) + "\n")
+    score = torch._inductor.aoti_load_package(str(out))
+    with torch.no_grad():
+        logits = score(*request)
+    out.with_suffix(".logits.txt").write_text("".join(f"{x.hex()}\n" for x in logits.tolist()))
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MB; {logits.numel()} targets, logits {logits[:3].tolist()} ...")
+
+
+if __name__ == "__main__":
+    main()

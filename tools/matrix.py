@@ -1,0 +1,79 @@
+"""Tries dist/stca-*.whl in fresh environments: every Python that is here with every torch that has one for it.
+
+    make matrix                                             all pairs; 5 GB and a minute each
+    make matrix TORCHES='2.11.0 2.15.0' MATRIX=--ends       oldest with oldest, newest with newest
+
+In each: the import from another folder, README's example, and `python -m stca.check`. Exits with 1 where one fails.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from build_wheel import ROOT, TORCHES
+
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of that version on the path, or among pyenv's."""
+    on_path = shutil.which(f"python{version}")
+    candidates = [on_path] if on_path else []
+    candidates += map(str, Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    works = (each for each in candidates if subprocess.run([each, "-c", ""], capture_output=True).returncode == 0)
+    return next(works, None)
+
+
+def readme_example() -> str:
+    """The first lines of code that a user reads."""
+    found = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert found is not None, "README.md has no example"
+    return found[1]
+
+
+def outcome(python: str, torch: str, wheel: Path) -> str:
+    """ "ok" or what went wrong, of one environment, which is gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+        inside = f"{folder}/venv/bin/python"
+        torch_only = ["--only-binary=:all:", f"torch=={torch}", "numpy"]
+        for what, command in (
+            ("venv", [python, "-m", "venv", f"{folder}/venv"]),
+            ("torch", [inside, "-m", "pip", "install", "--quiet", "--no-compile", *torch_only]),
+            ("install", [inside, "-m", "pip", "install", "--quiet", str(wheel)]),
+            ("example", [inside, "-c", readme_example()]),
+            ("check", [inside, "-m", "stca.check"]),
+        ):
+            # The versions are exact: a constraint of this machine's could only refuse them.
+            env = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "PIP_CONSTRAINT": "/dev/null"}
+            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+            if done.returncode != 0:
+                absent = what == "torch" and "No matching distribution" in done.stderr
+                return "no such torch" if absent else f"FAILED: {what}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return "ok"
+
+
+def main() -> None:
+    """Reads the command line, and prints a line for each pair."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("torches", nargs="*", default=TORCHES)
+    parser.add_argument("--ends", action="store_true", help="two pairs: all of the oldest, all of the newest")
+    args = parser.parse_args()
+    [wheel] = ROOT.glob("dist/stca-*.whl")
+    pythons = [(version, found) for version in PYTHONS if (found := interpreter(version)) is not None]
+    pairs = [(python, torch) for python in pythons for torch in args.torches]
+    failures = 0
+    for (version, python), torch in (pairs[0], pairs[-1]) if args.ends else pairs:
+        began = time.monotonic()
+        found = outcome(python, torch, wheel)
+        failures += found.startswith("FAILED")
+        print(f"Python {version}, torch {torch}: {found} ({time.monotonic() - began:.0f} s)", flush=True)
+    sys.exit(failures > 0)
+
+
+if __name__ == "__main__":
+    main()
