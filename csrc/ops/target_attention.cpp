@@ -51,7 +51,10 @@ Tensor checked_history_index(const Tensor& history_index, const Tensor& q, const
   const optional<Tensor> values = values_to_check(checked);
   if (!values.has_value()) return checked;
   const int64_t* index = values->const_data_ptr<int64_t>();
-  for (int64_t n = 0; n < checked.size(0); ++n) {
+  const uint64_t last = uint64_t(k.size(0)) - 1;
+  uint64_t signs = 0;  // by arithmetic, of which compilers make vectors: histories are long
+  for (int64_t n = 0; n < checked.size(0); ++n) signs |= uint64_t(index[n]) | (last - uint64_t(index[n]));
+  for (int64_t n = 0; int64_t(signs) < 0 && n < checked.size(0); ++n) {
     STCA_CHECK(0 <= index[n] && index[n] < k.size(0), kOp, "history_index[", n, "] must be a row of k in [0, ",
                k.size(0), "), got ", index[n]);
   }

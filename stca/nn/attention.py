@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
-from stca.nn.layout import PackedRequests, pack_requests
+from stca.nn.layout import PackedRequests, may_read, pack_requests
 from stca.nn.module import Module
 from stca.nn.multihead import taken_from
 from stca.nn.product import einsum, matmul, project_history
@@ -137,7 +137,7 @@ class TargetAttention(Module):
         if torch.compiler.is_exporting():
             return "reordered"
         D, H, pairs = self.dim, self.num_heads, N * T / max(R, 1)
-        project, attend = 4 * (N if P is None else P) * D * D, 4 * D * pairs
+        project, attend = 4 * (N if P is None else min(N, P)) * D * D, 4 * D * pairs
         reordered, projected = _CUDA_COSTS if self.w_q.is_cuda else _CPU_COSTS
         cheaper = reordered * H * attend + 4 * T * D * D <= project + projected * attend
         if torch.compiler.is_compiling():
@@ -178,6 +178,9 @@ class TargetAttention(Module):
         if group is not None:
             N = P = _ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
         reordered = self.chosen_order(T, N, R, P) == "reordered"
+        if not reordered and index is not None and may_read(index) and len(rows) > N:
+            # Of many more rows than are asked for, as in a server's cache, those of the requests alone are projected.
+            rows, index = rows.index_select(0, index), None
         if reordered:
             q = einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
             if group is not None:

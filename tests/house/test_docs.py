@@ -101,7 +101,7 @@ def test_links_and_equations(built: dict[Path, _Page]) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("module", ["nn", "ops", "batch", "data"])
+@pytest.mark.parametrize("module", ["nn", "ops", "batch", "data", "serving"])
 def test_every_public_name_is_documented(module: str, built: dict[Path, _Page]) -> None:
     ids = set().union(*(page.ids for page in built.values()))
     names = importlib.import_module(f"stca.{module}").__all__

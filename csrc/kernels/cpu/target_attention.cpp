@@ -195,7 +195,8 @@ Run<T> run_of(const TargetAttentionParams& p, const TargetAttentionItem& item, i
   run.stride = whole_lanes<A>(run.dots ? run.height : run.count);
   // With few query rows all heads take some history rows, then the next ones: memory is read whole and in order.
   run.heads = run.dots || run.count <= min(kLanes<A>, kMaxAccumulatedRows) ? p.kv_heads : 1;
-  run.part = run.heads > 1 ? kFineSumBlock * kTerms<S> : run.height;
+  // Behind an index parts are the blocks in which rows are summed: results have the bits of rows that lie in order.
+  run.part = run.heads > 1 || tile.k.index != nullptr ? kFineSumBlock * kTerms<S> : run.height;
   run.prefetch_rows = copies_tiles<T>(p) ? 0 : kPrefetchRows;
   return run;
 }
@@ -214,10 +215,11 @@ void compute_scores(const TargetAttentionParams& p, const Run<T>& run, int64_t f
   using E = operand_t<S>;
   const int64_t depth = operands<S>(p.key_dim), width = whole_operands<S>(p.key_dim), count = run.count;
   for_each_part(run, first_head, [&](int64_t j, int64_t n, int64_t rows) {
-    const Strided<E> keys = by_rows(run.tile.k.at(run.row_begin + n, j), run.tile.k.row_stride);
+    const Part<S> part = load_part(run.tile.k, run.row_begin + n, rows, j, width, run.prefetch_rows);
+    const Strided<E> keys = by_rows(part.data, part.stride);
     if (run.dots) {
       multiply_dots<E>(count, by_rows(work.queries.rows + j * count * width, width), rows, keys, depth,
-                       run.scores_of(j, work) + n, run.stride, run.prefetch_rows);
+                       run.scores_of(j, work) + n, run.stride, part.prefetch_rows);
     } else {
       const Panels<E> queries{work.queries.panels + j * panels_size<E>(count, depth), depth};
       multiply<S>(rows, run.stride, p.key_dim, keys, queries, run.scores_of(j, work) + n * run.stride, run.stride,
@@ -260,10 +262,11 @@ void accumulate_values(const TargetAttentionParams& p, const Run<T>& run, int64_
     const E* first = reinterpret_cast<const E*>(run.scores_of(j, work)) + n / kTerms<S> * (run.dots ? 1 : run.stride);
     const Strided<E> weights =
         run.dots ? Strided<E>{first, run.stride / kTerms<S>, 1} : Strided<E>{first, 1, run.stride};
-    const Rows<S> values{run.tile.v.at(run.row_begin + n, j), run.tile.v.row_stride};
+    const Part<S> part = load_part(run.tile.v, run.row_begin + n, rows, j, p.value_dim, run.prefetch_rows);
+    const Rows<S> values{part.data, part.stride};
     accumulator_t<T>* out = state.out + run.first_of(j) * p.value_dim;
     if (run.count <= kMaxAccumulatedRows) {
-      accumulate_few_rows<S>(run.count, p.value_dim, rows, weights, values, out, p.value_dim, run.prefetch_rows);
+      accumulate_few_rows<S>(run.count, p.value_dim, rows, weights, values, out, p.value_dim, part.prefetch_rows);
     } else {
       multiply<S>(run.count, p.value_dim, rows, weights, values, out, p.value_dim, true, kFineSumBlock);
     }
@@ -279,11 +282,12 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   Workspace<T> work = workspace_of<T>(p, tiling, targets, scratch);
   RowState<A> state(partial != nullptr ? static_cast<A*>(partial) : work.state, rows, p.value_dim);
   state.reset(rows, p.value_dim);
+  const auto load = targets * (p.heads / p.kv_heads) <= kMaxAccumulatedRows ? follow_tiles<T> : load_tiles<T>;
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange tile_rows{begin, min(begin + tiling.tile_rows, item.row_end)};
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile_rows);
     if (seen_by_any.begin >= seen_by_any.end) continue;
-    const Tiles<tile_t<T>> tile = load_tiles<T>(p, tile_rows, work.buffers);
+    const Tiles<tile_t<T>> tile = load(p, tile_rows, work.buffers);
     for_each_run(p, item, item.target_begin, item.target_end, tile_rows, [&](int64_t a, int64_t b, RowRange seen) {
       load_queries<T>(p, a, b, work.queries);
       const Run<T> run = run_of<T>(p, item, a, b, seen, tile);

@@ -16,22 +16,39 @@ struct RowRange {
   int64_t begin, end;
 };
 
-// History rows [begin, end): row n of head j is at data + (n - begin) * row_stride + j * head_stride.
+// History rows [begin, end): row n of head j is at data + (n - begin) * row_stride + j * head_stride, or, with an
+// index, at data + index[n - begin] * row_stride + j * head_stride.
 template <class S>
 struct Tile {
   const S* data;
   int64_t begin, row_stride, head_stride;
-  const S* at(int64_t row, int64_t head) const { return data + (row - begin) * row_stride + head * head_stride; }
+  const int64_t* index = nullptr;
+  int64_t end = 0;      // with an index: of the rows that it has
+  S* buffer = nullptr;  // with an index: room for a block of rows that do not follow one another
+  const S* at(int64_t row, int64_t head) const {
+    const int64_t n = index == nullptr ? row - begin : index[row - begin];
+    return data + n * row_stride + head * head_stride;
+  }
 };
 
-// Whether a tile is a copy of rows and not a view of the tensor: where rows are out of order, are converted, or are not
-// made of whole operands.
+// Whether rows index[0] to index[count - 1] follow one another.
+inline bool in_a_row(const int64_t* index, int64_t count) {
+  int64_t wrong = 0;
+  for (int64_t i = 1; i < count; ++i) wrong |= index[i] - index[0] - i;
+  return wrong == 0;
+}
+
+// Whether a tile is a copy of rows and not a view of the tensor: where rows are converted, are not made of whole
+// operands, or are out of order.
+template <class T>
+bool copies_rows(const TargetAttentionParams& p) {
+  auto whole = [](int64_t elements) { return elements % kTerms<tile_t<T>> == 0; };
+  return sizeof(T) != sizeof(tile_t<T>) || !whole(p.k_row_stride) || !whole(p.k_head_stride) || !whole(p.key_dim) ||
+         !whole(p.v_row_stride) || !whole(p.v_head_stride) || !whole(p.value_dim);
+}
 template <class T>
 bool copies_tiles(const TargetAttentionParams& p) {
-  auto whole = [](int64_t elements) { return elements % kTerms<tile_t<T>> == 0; };
-  return p.history_index != nullptr || sizeof(T) != sizeof(tile_t<T>) || !whole(p.k_row_stride) ||
-         !whole(p.k_head_stride) || !whole(p.key_dim) || !whole(p.v_row_stride) || !whole(p.v_head_stride) ||
-         !whole(p.value_dim);
+  return p.history_index != nullptr || copies_rows<T>(p);
 }
 
 template <class T>
@@ -48,6 +65,27 @@ Tile<tile_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, in
     for (int64_t j = 0; j < p.kv_heads; ++j, to += padded_width) load_row<T>(row + j * head_stride, width, to);
   }
   return {buffer, begin, p.kv_heads * padded_width, padded_width};
+}
+
+// Rows of one head, `stride` elements apart; while one is read, the one `prefetch_rows` of them ahead is fetched.
+template <class S>
+struct Part {
+  const S* data;
+  int64_t stride, prefetch_rows;
+};
+
+// Rows [row, row + count) of a tile: where they lie if they follow one another there, else copied.
+template <class S>
+Part<S> load_part(const Tile<S>& tile, int64_t row, int64_t count, int64_t head, int64_t width, int64_t prefetch_rows) {
+  if (tile.index == nullptr) return {tile.at(row, head), tile.row_stride, prefetch_rows};
+  const int64_t* index = tile.index + row - tile.begin;
+  if (in_a_row(index, count)) {
+    return {tile.at(row, head), tile.row_stride, row + count < tile.end ? index[count] - index[0] : 0};
+  }
+  for (int64_t n = 0; n < count; ++n) {
+    __builtin_memcpy(tile.buffer + n * width, tile.at(row + n, head), width * sizeof(S));
+  }
+  return {tile.buffer, width, 0};
 }
 
 // A tile's rows of k and v, one view twice where v is k.
@@ -77,6 +115,19 @@ Tiles<tile_t<T>> load_tiles(const TargetAttentionParams& p, RowRange rows, const
   const auto k = load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, rows.begin, rows.end, buffers.k);
   if (p.shared) return {k, k};
   return {k, load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, rows.begin, rows.end, buffers.v)};
+}
+
+// The tiles of a pass with few query rows: an index is followed where rows lie, since to copy them would cost about as
+// much as the products. load_part() gives their rows.
+template <class T>
+Tiles<tile_t<T>> follow_tiles(const TargetAttentionParams& p, RowRange rows, const TileBuffers<tile_t<T>>& buffers) {
+  using S = tile_t<T>;
+  if (p.history_index == nullptr || copies_rows<T>(p)) return load_tiles<T>(p, rows, buffers);
+  const int64_t* index = p.history_index + rows.begin;
+  const Tile<S> k{
+      static_cast<const S*>(p.k), rows.begin, p.k_row_stride, p.k_head_stride, index, p.num_rows, buffers.k};
+  if (p.shared) return {k, k};
+  return {k, {static_cast<const S*>(p.v), rows.begin, p.v_row_stride, p.v_head_stride, index, p.num_rows, buffers.v}};
 }
 
 // Rows (target, head) of a [T, H, width] tensor whose heads share history head j, stacked: out [targets * G, width in

@@ -1,0 +1,176 @@
+"""Users' rows in pages of a pool: who has which, how they come, and how they go."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stca.serving.pages import Integers, Pages
+from stca.serving.rows import Rows
+
+User = int | str
+NO_TIME = int(np.iinfo(np.int64).min)
+
+
+class MissingUsersError(LookupError):
+    """Users that a cache does not hold, in `users`."""
+
+    def __init__(self, owner: str, users: list[User], asked: int) -> None:
+        some = ", ".join(repr(user) for user in users[:5])
+        super().__init__(f"{owner}: users must be in the cache, missing {len(users)} of {asked}: {some}")
+        self.users = users
+
+
+@dataclass(frozen=True)
+class History:
+    """Rows of one user: `length` of them from place `head` of the first page on. Replaced, never changed."""
+
+    pages: Integers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    head: int = 0
+    length: int = 0
+    last_time: int = NO_TIME
+
+
+class Pool:
+    """What the methods of `HistoryCache` work on.
+
+    `lock` is held for moments, by all; `writer` as long as rows are being written, by those who write.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        dim: int,
+        capacity_rows: int,
+        dtype: torch.dtype,
+        storage: torch.dtype,
+        page_rows: int,
+        device: torch.device,
+    ) -> None:
+        self.page_rows, self.device = page_rows, device
+        self.pages = Pages(-(-capacity_rows // page_rows))
+        slots = self.pages.count * page_rows
+        self.rows = [Rows(slots, dim, dtype, storage, device) for _ in range(layers)]
+        self.times = np.zeros(slots, dtype=np.int64)
+        self.users: OrderedDict[User, History] = OrderedDict()  # those used last at the end
+        self.lock, self.writer = threading.Lock(), threading.RLock()
+        self.hits = self.misses = self.appended = self.evicted = 0
+
+    def look_up(self, owner: str, users: Sequence[User]) -> list[History]:
+        """Histories of users, who are now those used last."""
+        missing = [user for user in dict.fromkeys(users) if user not in self.users]
+        self.misses += len(missing)
+        if missing:
+            raise MissingUsersError(owner, missing, len(users))
+        self.hits += len(users)
+        for user in users:
+            self.users.move_to_end(user)
+        return [self.users[user] for user in users]
+
+    def slots_of(self, history: History, begin: int = 0, end: int | None = None) -> Integers:
+        """Places in the pool of a history's rows [begin, end)."""
+        places = np.arange(history.head + begin, history.head + (history.length if end is None else end))
+        slots: Integers = history.pages[places // self.page_rows] * self.page_rows + places % self.page_rows
+        return slots
+
+    def add(
+        self,
+        owner: str,
+        users: Sequence[User],
+        offsets: Integers,
+        times: Integers | None,
+        write: Callable[[Tensor], None],
+    ) -> None:
+        """Appends rows offsets[u]:offsets[u+1] to user u; `write` puts all of them into slots. All, or nothing."""
+        for user in users:
+            if type(user) not in (int, str):
+                raise TypeError(f"{owner}: a user must be an int or a str, got {type(user).__name__} {user!r}")
+        if len(set(users)) < len(users):
+            raise ValueError(f"{owner}: users must differ, got {len(users)} users of whom {len(set(users))} differ")
+        if times is None:
+            times = np.full(offsets[-1], NO_TIME)
+        with self.writer:
+            grown = self._grown(owner, users, offsets, times)
+            try:
+                slots = [
+                    self.slots_of(history, history.length - (end - begin))
+                    for history, begin, end in zip(grown, offsets[:-1], offsets[1:], strict=True)
+                ]
+                places = np.concatenate([*slots, np.empty(0, dtype=np.int64)])
+                write(torch.from_numpy(places).to(self.device))
+                self.times[places] = times
+            except BaseException:
+                with self.lock:
+                    for user, history in zip(users, grown, strict=True):
+                        self.pages.give_back(history.pages[len(self.users.get(user, History()).pages) :])
+                raise
+            with self.lock:
+                for user, history in zip(users, grown, strict=True):
+                    self.users[user] = history
+                    self.users.move_to_end(user)
+                self.appended += len(places)
+
+    def keep(self, user: User, history: History, last: int) -> None:
+        """Leaves the most recent rows of a history."""
+        length = min(history.length, last)
+        begin = history.head + history.length - length
+        first = begin // self.page_rows if length else len(history.pages)
+        self.pages.give_back(history.pages[:first])
+        head = begin % self.page_rows if length else 0
+        self.users[user] = replace(history, pages=history.pages[first:], head=head, length=length)
+
+    def forget(self, users: Iterable[User]) -> int:
+        """Evicts users, those who are there, and says how many they were."""
+        gone = [history for user in users if (history := self.users.pop(user, None)) is not None]
+        for history in gone:
+            self.pages.give_back(history.pages)
+        self.evicted += len(gone)
+        return len(gone)
+
+    def make_room(self, pages: int, spared: Iterable[User] = ()) -> int:
+        """Evicts those who have been unused for longest until so many pages are free, or nobody is left."""
+        stay, gone = set(spared), 0
+        for user in list(self.users):
+            if self.pages.free_count >= pages:
+                break
+            gone += 0 if user in stay else self.forget([user])
+        return gone
+
+    def _grown(self, owner: str, users: Sequence[User], offsets: Integers, times: Integers) -> list[History]:
+        """The users' histories as they will be, with pages for the new rows."""
+        with self.lock:
+            before = [self.users.get(user, History()) for user in users]
+            for user, history, begin, end in zip(users, before, offsets[:-1], offsets[1:], strict=True):
+                own = np.concatenate([[history.last_time], times[begin:end]])
+                if (own[1:] < own[:-1]).any():
+                    raise ValueError(
+                        f"{owner}: times must never fall, got {own[1:].min()} of user {user!r} after {own.max()}"
+                    )
+            lengths = [history.length + int(n) for history, n in zip(before, np.diff(offsets), strict=True)]
+            pages = [
+                -(-(history.head + n) // self.page_rows) - len(history.pages)
+                for history, n in zip(before, lengths, strict=True)
+            ]
+            kept = sum(len(history.pages) for history in before)
+            if kept + sum(pages) <= self.pages.count:
+                self.make_room(sum(pages), users)
+            if self.pages.free_count < sum(pages):
+                raise MemoryError(
+                    f"{owner}: {int(offsets[-1])} rows must find room in {sum(pages)} pages of {self.page_rows}, got "
+                    f"{self.pages.free_count} free of {self.pages.count}; others hold these users or are being read"
+                )
+            return [
+                History(
+                    np.concatenate([history.pages, self.pages.take(more)]),
+                    history.head,
+                    length,
+                    max([history.last_time, *times[end - 1 : end].tolist()] if end > begin else [history.last_time]),
+                )
+                for history, more, length, begin, end in zip(
+                    before, pages, lengths, offsets[:-1], offsets[1:], strict=True
+                )
+            ]

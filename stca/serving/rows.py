@@ -1,0 +1,51 @@
+"""How one layer's encoded rows lie in memory: as they are, rounded to 16 bits, or as int8 with a scale for each row."""
+
+import torch
+from torch import Tensor
+
+STORAGES = torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8
+
+
+class Rows:
+    """A pool [capacity, D] of rows that come and go as `dtype` and lie there as `storage`.
+
+    int8 holds :math:`\\mathrm{round}(x / s)` with :math:`s = \\max_d |x_d| / 127` of each row, which is off by at most
+    s / 2. A row with an infinity or NaN comes back as NaN.
+    """
+
+    def __init__(self, capacity: int, dim: int, dtype: torch.dtype, storage: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.pool = torch.zeros(capacity, dim, dtype=storage, device=device)
+        scaled = storage == torch.int8
+        self.scale = torch.zeros(capacity, 1, dtype=torch.float32, device=device) if scaled else None
+
+    def write(self, slots: Tensor, rows: Tensor) -> None:
+        """Puts rows [n, D] into slots [n]."""
+        for part, values in zip(self.parts, self._stored(rows.detach()), strict=True):
+            part.index_copy_(0, slots, values)
+
+    def read(self, slots: Tensor) -> Tensor:
+        """Rows [n, D] of the slots, a copy."""
+        rows = self.pool.index_select(0, slots).to(self.dtype)
+        return rows if self.scale is None else rows.mul_(self.scale.index_select(0, slots))
+
+    def take(self, slots: Tensor) -> list[Tensor]:
+        """What lies in the slots, as it lies there."""
+        return [part.index_select(0, slots).cpu() for part in self.parts]
+
+    def put(self, slots: Tensor, parts: list[Tensor]) -> None:
+        """What `take` gave of slots of another pool."""
+        for part, values in zip(self.parts, parts, strict=True):
+            part.index_copy_(0, slots, values.to(part.device))
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The pool, and its scales where it has some."""
+        return [self.pool] if self.scale is None else [self.pool, self.scale]
+
+    def _stored(self, rows: Tensor) -> list[Tensor]:
+        if self.scale is None:
+            return [rows.to(self.pool.dtype)]
+        wide = rows.float()
+        scale = wide.abs().amax(dim=1, keepdim=True) / 127
+        return [(wide / scale.where(scale > 0, 1.0)).round().clamp(-127, 127).to(torch.int8), scale]

@@ -1,0 +1,89 @@
+"""A cache's file: what comes back, what is refused by its path, and what is left by who was killed."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stca.serving import HistoryCache
+
+
+def _cache(storage: torch.dtype | None = None, capacity: int = 400, encoder: str = "one") -> HistoryCache:
+    return HistoryCache(2, 8, capacity, storage=storage, page_rows=16, encoder=encoder)
+
+
+def _filled(storage: torch.dtype | None = None) -> HistoryCache:
+    cache = _cache(storage)
+    for user, n in (("b\ud800", 50), (3, 0), ("3", 90), ("b\ud800", 7)):
+        cache.append(user, [torch.randn(n, 8) for _ in range(2)], range(n) if user == "3" else None)
+    cache.keep("3", 60)
+    return cache
+
+
+def _rows(cache: HistoryCache, user: int | str, until: int | None = None) -> list[torch.Tensor]:
+    with cache.select([user], until=until) as chosen:
+        return [x if chosen.history_index is None else x[chosen.history_index] for x in chosen.encoded]
+
+
+@pytest.mark.parametrize("storage", [None, torch.bfloat16, torch.int8])
+def test_what_comes_back(tmp_path: Path, storage: torch.dtype | None) -> None:
+    cache, again = _filled(storage), _cache(storage, capacity=320)
+    cache.snapshot(tmp_path / "cache")
+    again.load(tmp_path / "cache")
+    for user, until in (("b\ud800", None), (3, None), ("3", None), ("3", 70)):
+        before, after = _rows(cache, user, until), _rows(again, user, until)
+        assert all(map(torch.equal, before, after))
+    assert again.last_time("3") == 89
+    small = _cache(storage, capacity=64)  # for who was used last
+    small.load(tmp_path / "cache")
+    assert ["3" in small, "b\ud800" in small] == [True, False]
+
+
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    _filled().snapshot(path)
+    whole = path.read_bytes()
+    for wrong in (whole[:-1], whole[: len(whole) // 2], b"", b"PAR1", whole[:9]):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=f"^{path}: must be a whole snapshot of a HistoryCache"):
+            _cache().load(path)
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=rf"^{path}: must be a snapshot of .*, got one of \{{\}}"):
+        _cache().load(path)
+    path.write_bytes(whole)
+    for other in (_cache(torch.int8), _cache(encoder="two"), HistoryCache(2, 9, 400, encoder="one")):
+        with pytest.raises(ValueError, match=f"^{path}: must be a snapshot of .*'encoder': 'one'"):
+            other.load(path)
+        assert other.statistics().users == 0
+    with pytest.raises(ValueError, match=r"no/cache: must be a whole snapshot"):
+        _cache().load(tmp_path / "no/cache")
+
+
+KILLED = """
+import os, signal, sys, torch, safetensors.torch
+from stca.serving import HistoryCache
+cache = HistoryCache(2, 8, 400, page_rows=16, encoder="one")
+cache.append("new", [torch.ones(300, 8)] * 2)
+save = safetensors.torch.save_file
+def half(tensors, path, metadata):
+    save(tensors, path, metadata=metadata)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+safetensors.torch.save_file = half
+cache.snapshot(sys.argv[1])
+"""
+
+
+def test_who_is_killed_leaves_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    _filled().snapshot(path)
+    done = subprocess.run([sys.executable, "-c", KILLED, path], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    cache = _cache()
+    cache.load(path)
+    assert cache.statistics().users == 3
+    assert "new" not in cache
