@@ -1,7 +1,8 @@
 # make demo   a ranker learns from a generated log, here and now
 # make test   the fast test suite
 # make slow   the exhaustive rest of it: every combination, and what takes minutes
-# make peers  tests with libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb
+# make peers  tests with libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb; with redis-server
+# make serve  the demo's ranker behind HTTP on 127.0.0.1:8000, its users' histories kept encoded
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
 # make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES
 # make matrix the wheel in fresh environments, every Python here with every torch: 5 GB and a minute each
@@ -34,10 +35,17 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo test slow peers bench wheel matrix lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
+.PHONY: demo serve test slow peers bench wheel matrix lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
+
+# With times of events in place of their age, so that a row's encoding lasts.
+serve: build/serve/generated-STCA.pt
+	PYTHONPATH=examples $(BIN)/python -m serve --checkpoint $< --store build/serve/events.sqlite
+
+build/serve/generated-STCA.pt: | $(INSTALLED)
+	$(BIN)/python examples/train_ranker.py --event-time --out build/serve
 
 test: $(INSTALLED) ptx
 	$(PYTEST)
@@ -47,6 +55,7 @@ slow: $(INSTALLED) ptx
 
 peers: $(INSTALLED)
 	$(EDITABLE) '.[ray,peers]'
+	command -v redis-server || apt-get install --yes redis-server
 	$(INSTALL) --no-deps $(FBGEMM) $(TORCHREC)
 	$(PYTEST) -m peers -rs
 

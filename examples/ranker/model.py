@@ -1,5 +1,7 @@
 """The ranker and the two baselines that it is measured against."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -108,16 +110,28 @@ class Ranker(nn.Module):
 
     def forward(self, batch: RequestBatch) -> Tensor:
         """Logits [T]."""
-        history, targets = batch.history, batch.targets
-        rows = self.item(history["item_id"]) + self.action(history["label"]) + self.time(history["time_bucket"])
         z = self.stca(
-            self.item(targets["item_id"]) + self.action.weight[1] + self.time(targets["time_bucket"]),
-            rows,
+            self.target_rows(batch.targets),
+            self.history_rows(batch.history),
             batch.target_offsets,
             batch.history_offsets,
             visible=batch.visible,
             history_index=batch.history_index,
         )
+        return self.logits(z, batch.targets)
+
+    def history_rows(self, history: Mapping[str, Tensor]) -> Tensor:
+        """What STCA reads of events: [N, D]."""
+        rows: Tensor = self.item(history["item_id"]) + self.action(history["label"]) + self.time(history["time_bucket"])
+        return rows
+
+    def target_rows(self, targets: Mapping[str, Tensor]) -> Tensor:
+        """What STCA asks for targets: [T, D]."""
+        rows: Tensor = self.item(targets["item_id"]) + self.action.weight[1] + self.time(targets["time_bucket"])
+        return rows
+
+    def logits(self, z: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """Logits [T] from what STCA found, [T, D]."""
         slots = torch.arange(COUNTERS) * COUNTER_BUCKETS
         about = self.length(targets["length_bucket"]) + self.counters(targets["counters"] + slots)
         candidate, user = self.candidate(targets["item_id"]), self.user(targets["user_id"])

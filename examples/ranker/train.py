@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ranker.batches import group_requests, make_batch
 from ranker.ranks import gathered, rank, replicated, total, world_size
-from ranker.requests import Integers, Requests, Split
+from ranker.requests import Integers, Requests, Split, time_parts
 from stca.batch import bce_loss
 from stca.files import whole_file
 from stca.lengths import BetaLengths, TokenBudgetSampler
@@ -198,6 +198,7 @@ class Training:
             "state": self.state,
             "random": random,
             "settings": self.settings,
+            "time_parts": time_parts(self.requests.batch.targets["timestamp"]),
         }
         with whole_file(self.checkpoint) as part:
             torch.save(saved, part)

@@ -20,7 +20,7 @@ def poisoned(cache: HistoryCache) -> HistoryCache:
                 rows.pool[page * page_rows : (page + 1) * page_rows] = torch.nan
         push(numbers)
 
-    pages._push = poison  # type: ignore[method-assign]
+    pages._push = poison  # type: ignore[method-assign, assignment]
     for rows in cache._pool.rows:
         rows.pool.fill_(torch.nan)
     return cache

@@ -1,0 +1,1 @@
+"""A ranking service: events are stored, histories stay encoded, candidates are scored in batches."""

@@ -1,0 +1,45 @@
+"""Serves a ranker that `train_ranker.py --event-time` trained.
+
+    make serve                                               trains the demo's ranker first, where there is none yet
+    PYTHONPATH=examples python -m serve --checkpoint build/serve/generated-STCA.pt
+
+POST /events   {"events": [{"user": 3, "event_id": "a1", "item": 5, "label": 1, "time": 1700000000}]}
+POST /score    {"user": 3, "candidates": [5, 17]}
+POST /score/binary, GET /health, GET /metrics, and GET /docs with every field.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from serve.app import make_app
+from serve.scorer import Scorer
+from serve.store import open_store
+
+
+def main() -> None:
+    """Serves until it is stopped."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--store", default="events.sqlite", help="a file for SQLite, or redis://...")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--capacity-rows", type=int, default=1_000_000, help="encoded rows of all users in memory")
+    parser.add_argument("--length", type=int, default=10_000, help="events of a user that targets see, at most")
+    parser.add_argument("--storage", choices=["float32", "bfloat16", "float16", "int8"], default="float32")
+    parser.add_argument("--max-targets", type=int, default=2000, help="of a batch")
+    parser.add_argument("--max-wait-ms", type=float, default=2, help="that a request waits for others")
+    parser.add_argument("--max-jobs", type=int, default=256, help="requests that wait; more get 429")
+    parser.add_argument("--connections", type=int, default=1024, help="at a time; more get 503")
+    args = parser.parse_args()
+    store = open_store(args.store)
+    scorer = Scorer(args.checkpoint, store, args.capacity_rows, args.length, storage=getattr(torch, args.storage))
+    limits = {"max_targets": args.max_targets, "max_wait": args.max_wait_ms / 1000, "max_jobs": args.max_jobs}
+    app = make_app(scorer, store, **limits)
+    uvicorn.run(app, host=args.host, port=args.port, limit_concurrency=args.connections, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

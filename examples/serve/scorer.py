@@ -1,0 +1,113 @@
+"""The ranker behind the service: histories stay encoded in a cache that reads through the store of events."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ranker.batches import log_bucket
+from ranker.model import Ranker
+from ranker.requests import COUNTERS
+from torch import Tensor
+
+from serve.store import Store
+from stca.nn import STCA
+from stca.serving import HistoryCache
+
+
+@dataclass(frozen=True)
+class Query:
+    """Candidates of one user: items [m] and their counters [m, 9]; the time is in seconds, now when None."""
+
+    user: int
+    candidates: list[int]
+    counters: list[list[int]] | None = None
+    time: int | None = None
+
+
+class Scorer:
+    """Scores queries in batches. One thread calls it.
+
+    A user's place in the cache is the place in the store up to which rows are encoded: at each request what came
+    behind it is read, encoded and appended, so that a restart, an eviction or another server costs one encoding.
+    """
+
+    def __init__(self, checkpoint: Path, store: Store, capacity_rows: int, length: int, **options: Any) -> None:
+        saved = torch.load(checkpoint, weights_only=True)
+        if not isinstance(saved, dict) or not {"model", "state", "time_parts"} <= saved.keys():
+            raise ValueError(f"{checkpoint}: must be a checkpoint of train_ranker.py --event-time")
+        weights = saved["state"]["best_model"] or saved["model"]
+        self.model = ranker_of(weights).eval().requires_grad_(False)
+        assert isinstance(self.model.stca, STCA)
+        self.stack, self.parts, self.store, self.length = self.model.stca, saved["time_parts"], store, length
+        encoder = hashlib.sha256()
+        for name, weight in sorted(weights.items()):
+            encoder.update(name.encode() + weight.contiguous().numpy().tobytes())
+        layers, dim = len(self.stack.layers), self.stack.dim
+        self.cache = HistoryCache(layers, dim, capacity_rows, encoder=encoder.hexdigest(), **options)
+
+    @property
+    def num_items(self) -> int:
+        """Items that the ranker knows."""
+        return self.model.candidate.num_embeddings
+
+    @property
+    def num_users(self) -> int:
+        """Users that the ranker knows."""
+        return self.model.user.num_embeddings
+
+    def catch_up(self, users: Sequence[int]) -> None:
+        """Encodes what the store holds of these users, and the cache does not yet."""
+        users = list(dict.fromkeys(users))
+        behind = [(user, self.cache.last_time(user) or 0) for user in users]
+        found = self.store.read(behind, self.length)
+        place, item, label, when = torch.from_numpy(np.concatenate(found).T.copy())
+        time_bucket = torch.bucketize(when, self.parts, right=True)
+        rows = self.model.history_rows({"item_id": item, "label": label, "time_bucket": time_bucket})
+        offsets = torch.tensor([0, *map(len, found)]).cumsum(0)
+        self.cache.extend_from(self.stack.encode_history, users, rows, offsets, place)
+        for user, new in zip(users, found, strict=True):
+            if len(new):
+                self.cache.keep(user, self.length)
+
+    def __call__(self, queries: Sequence[Query]) -> list[list[float]]:
+        """The probability that each candidate's label is 1: [m] for every query."""
+        users = [query.user for query in queries]
+        self.catch_up(users)
+        lengths = torch.tensor([len(query.candidates) for query in queries])
+        target_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        now = int(time.time())
+        with self.cache.select(users, last=self.length) as histories:
+            seen, times = histories.history_offsets.diff(), [now if q.time is None else q.time for q in queries]
+            zeros = [[0] * COUNTERS]
+            targets = {
+                "item_id": torch.tensor([item for query in queries for item in query.candidates]),
+                "counters": torch.tensor([row for q in queries for row in q.counters or zeros * len(q.candidates)]),
+                "user_id": torch.tensor(users).repeat_interleave(lengths),
+                "time_bucket": torch.bucketize(torch.tensor(times), self.parts, right=True).repeat_interleave(lengths),
+                "length_bucket": log_bucket(seen).repeat_interleave(lengths),
+            }
+            z = self.stack.attend(
+                self.model.target_rows(targets),
+                histories.encoded,
+                target_offsets,
+                histories.history_offsets,
+                history_index=histories.history_index,
+            )
+        scores, ends = self.model.logits(z, targets).sigmoid().tolist(), target_offsets.tolist()
+        return [scores[begin:end] for begin, end in pairwise(ends)]
+
+
+def ranker_of(weights: dict[str, Tensor]) -> Ranker:
+    """The ranker with these weights, whose shapes say its sizes."""
+    num_items, dim = weights["candidate.weight"].shape
+    layers = len({name.split(".")[2] for name in weights if name.startswith("stca.layers.")})
+    heads = len(weights["stca.w_l"]) // layers
+    model = Ranker(num_items, len(weights["user.weight"]), dim, layers, heads)
+    model.load_state_dict(weights)
+    return model
