@@ -11,6 +11,7 @@ import problem
 import pytest
 import readme
 import report
+import serving
 import torch
 from grid import all_cases
 from problem import Implementation, Problem, check
@@ -48,6 +49,16 @@ def test_gpu_program_on_small_shapes(tmp_path: Path) -> None:
     for row in rows:
         assert row.keys() >= KEYS | {"tflops", "gbs", "gemm_share", "copy_share"}
     assert "FAILED" not in text
+
+
+def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It checks that all ways score alike; cached rows of a few events are not measured against anything here."""
+    monkeypatch.setattr(sys, "argv", f"serving.py --quick --events 50 --json {tmp_path / 'serving.json'}".split())
+    serving.main()
+    for row in json.loads((tmp_path / "serving.json").read_text()):
+        assert len(row["ms"]) == 4
+        assert all(ms > 0 for ms in (*row["ms"].values(), row["append_ms"], *row["at_60_percent"].values()))
+        assert row["bytes_per_user"]["K and V"] == 2 * row["bytes_per_user"]["rows"]
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from serve.app import BINARY, make_app
 from serve.scorer import Query, Scorer
 from serve.store import SQLiteStore
-from serving import ITEMS, USERS, write_checkpoint
+from service_process import ITEMS, USERS, write_checkpoint
 
 PATIENT = {"deadline_ms": 60_000}
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from serve import load
 from serve.store import Event, RedisStore, SQLiteStore, Store, open_store
-from serving import ITEMS, free_port, running, write_checkpoint
+from service_process import ITEMS, free_port, running, write_checkpoint
 
 
 def _check_store(store: Store) -> None:
