@@ -2,7 +2,7 @@
 
     PYTHONPATH=examples python benchmarks/serving.py [--quick] [--events L] --json FILE
 
-One request of m = 300 candidates over L = 10,000 events, float32, of one of four users by turns: milliseconds (medians,
+One request of m candidates over L = 10,000 events, float32, of one of four users by turns: milliseconds (medians,
 by turns), bytes a user, milliseconds to append one event, and the latency at 60 % of the cached way's own rate, when
 requests arrive at random and wait for each other in the example's batcher. FILE gets a list of objects.
 """
@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from stca.nn import STCA, STCALayer, TargetAttention
 from stca.serving import HistoryCache
 
 SIZES = {"D 256, H 8, M 4": (256, 8, 4), "D 64, H 1, M 2": (64, 1, 2)}
-USERS, CANDIDATES = 4, 300
+USERS = 4
 
 
 def parts(model: STCA) -> list[tuple[STCALayer, TargetAttention]]:
@@ -99,7 +99,7 @@ def _next(call: Callable[[int], Tensor], users: Iterator[int]) -> Tensor:
     return call(next(users))
 
 
-def measure(name: str, events: int, rounds: int, requests: int) -> dict[str, Any]:
+def measure(name: str, m: int, events: int, rounds: int, requests: int) -> dict[str, Any]:
     """One size."""
     D, H, M = SIZES[name]
     torch.manual_seed(0)
@@ -116,8 +116,8 @@ def measure(name: str, events: int, rounds: int, requests: int) -> dict[str, Any
         ]
         for own in kept
     ]
-    targets = torch.randn(CANDIDATES, D)
-    offsets = torch.tensor([0, CANDIDATES]), torch.tensor([0, events])
+    targets = torch.randn(m, D)
+    offsets = torch.tensor([0, m]), torch.tensor([0, events])
 
     def cached(user: int) -> Tensor:
         with cache.select([user], last=events) as chosen:
@@ -143,7 +143,13 @@ def measure(name: str, events: int, rounds: int, requests: int) -> dict[str, Any
     row = events * M * D * 4
     sizes = {"rows": row, "K and V": 2 * row, "rows as int8": events * M * (D + 4)}
     load = waited(cached, alone, requests)
-    return {"case": name, "ms": ms, "append_ms": appended["append"], "bytes_per_user": sizes, "at_60_percent": load}
+    return {
+        "case": f"{name}, m {m}",
+        "ms": ms,
+        "append_ms": appended["append"],
+        "bytes_per_user": sizes,
+        "at_60_percent": load,
+    }
 
 
 def main() -> None:
@@ -155,8 +161,8 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     results = []
-    for name in SIZES:
-        results.append(measure(name, args.events, *((3, 50) if args.quick else (15, 500))))
+    for name, m in product(SIZES, (10, 300)):
+        results.append(measure(name, m, args.events, *((3, 50) if args.quick else (15, 500))))
         print(json.dumps(results[-1], indent=1))
     with whole_file(args.json) as part:
         part.write_text(json.dumps(results, indent=1) + "\n")

@@ -41,7 +41,7 @@ def make_app(
     max_targets: int = 2000,
     max_wait: float = 0.002,
     max_jobs: int = 256,
-    body_bytes: int = 1 << 20,
+    body_bytes: int = 1 << 18,
     body_seconds: float = 5.0,
 ) -> FastAPI:
     """The service.

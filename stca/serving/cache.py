@@ -32,7 +32,7 @@ class HistoryCache:
         storage: of rows in the pool: `dtype` (None), another float dtype, or torch.int8 with a scale for each row.
             Where it is not `dtype`, `select` copies and converts what it selects.
         page_rows: of a page. Attention on the CPU reads runs of 32 rows in place, 64 of bfloat16.
-        device: of the pools.
+        device: of the pools; on a GPU writers and readers use one stream.
         encoder: names the weights that made the rows: snapshots of another encoder are refused.
 
     Raises:
