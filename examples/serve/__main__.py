@@ -38,7 +38,9 @@ def main() -> None:
     scorer = Scorer(args.checkpoint, store, args.capacity_rows, args.length, storage=getattr(torch, args.storage))
     limits = {"max_targets": args.max_targets, "max_wait": args.max_wait_ms / 1000, "max_jobs": args.max_jobs}
     app = make_app(scorer, store, **limits)
-    uvicorn.run(app, host=args.host, port=args.port, limit_concurrency=args.connections, log_level="warning")
+    # Idle connections stay longer than clients keep them, so that none is closed while a request is on its way.
+    options = {"limit_concurrency": args.connections, "timeout_keep_alive": 30, "log_level": "warning"}
+    uvicorn.run(app, host=args.host, port=args.port, **options)
 
 
 if __name__ == "__main__":
