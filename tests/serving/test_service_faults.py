@@ -59,11 +59,13 @@ def redis_server(tmp_path: Path) -> Iterator[str]:
     process.wait()
 
 
+@pytest.mark.slow  # so that `make peers` alone runs it, which installs redis-server
 @pytest.mark.peers
 def test_redis(redis_server: str) -> None:
     _check_store(RedisStore(redis_server))
 
 
+@pytest.mark.slow  # so that `make peers` alone runs it, which installs redis-server
 @pytest.mark.peers
 def test_two_services_share_users(tmp_path: Path, redis_server: str) -> None:
     arguments = "--checkpoint", write_checkpoint(tmp_path / "ranker.pt"), "--store", redis_server
