@@ -17,7 +17,7 @@ STCA_DEVICE void multiply_kept(const C& c, const uint32_t (&kept)[kHeldSteps][4]
   fence_products();
 #pragma unroll
   for (int k = 0; k < kHeldSteps; ++k) {
-    product_64<T>(s, kept[k], streamed_rows + step(k / 4 * kSlab + k % 4 * 32), k > 0);
+    product<false>(T{}, s, kept[k], streamed_rows + step(k / 4 * kSlab + k % 4 * 32), k > 0);
   }
 #pragma unroll
   for (int k = kHeldSteps; k < kWidth / 16; ++k) {

@@ -3,6 +3,7 @@
 #include "target_attention.h"
 
 #include "kernel.cuh"
+#include "projected.h"
 #include "tensor_map.h"
 
 namespace stca {
@@ -78,30 +79,34 @@ auto visit_call(const TargetAttentionParams& p, F f) {
   });
 }
 
+bool takes_shared(const TargetAttentionParams& p) {
+  constexpr int64_t kMost = int64_t(1) << 31;
+  return p.shared && element_size(p.dtype) == 2 && p.key_dim > 128 && p.key_dim <= 2 * kWidth && p.key_dim % 8 == 0 &&
+         p.history_index == nullptr && p.num_rows > 0 && p.num_rows < kMost && p.k_row_stride > 0 &&
+         (p.kv_heads == 1 || p.k_head_stride > 0) && rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
+         rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride);
+}
+
 }  // namespace
 
 // A tensor that has no rows, or the same ones again and again, has no tensor map. Rows of at most 128, and gradients of
 // wide rows for so few query rows that loading a tile of history takes longer than using it, are faster by the common
 // kernels: measured on an H200, benchmarks/NOTES.md.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device) {
-  constexpr int64_t kMost = int64_t(1) << 31;
-  return device.sm90_kernels && p.shared && element_size(p.dtype) == 2 && p.key_dim > 128 && p.key_dim <= 2 * kWidth &&
-         p.key_dim % 8 == 0 && p.history_index == nullptr && p.num_rows > 0 && p.num_rows < kMost &&
-         p.k_row_stride > 0 && (p.kv_heads == 1 || p.k_head_stride > 0) &&
-         rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
-         rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride);
+  return device.sm90_kernels && (takes_shared(p) || takes_projected(p));
 }
 
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device) {
   const TargetAttentionParams& p = b.forward;
   const int64_t query_rows = p.num_targets * p.heads;
-  return takes(p, device) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
+  return device.sm90_kernels && takes_shared(p) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
          (p.key_dim <= kWidth || query_rows >= 32 * p.num_requests) && query_rows > 0 &&
          query_rows < int64_t(1) << 31 && p.q_head_stride > 0 && rows_aligned(b.dout, 2, 0, 0) &&
          rows_aligned(p.visible, 8, 0, 0);
 }
 
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
+  if (!p.shared) return projected_workspace(p, device);
   return aligned_bytes(schedule_bytes(p.num_requests, device.multiprocessors)) +
          max_partials(device.multiprocessors) * kRows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
@@ -109,6 +114,7 @@ int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
 int64_t partial_rows(const CudaDevice& device) { return max_partials(device.multiprocessors) * kRows; }
 
 const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
+  if (!p.shared) return launch_projected_forward(p, device, workspace, stream);
   return visit_call(p, [&](auto type, auto blocks) {
     return forward<typename decltype(type)::element, decltype(blocks)::value>(p, device, workspace, stream);
   });

@@ -15,15 +15,16 @@ struct RowState {
 
 // Forward: scores of a tile, whose first history row is `from`, become weights; `factor` gets what the output up to now
 // must be multiplied by.
-STCA_DEVICE void weigh_scores(float (&s)[32], RowState& own, float (&factor)[2], const QueryRow* rows, int from,
+template <int kScores>
+STCA_DEVICE void weigh_scores(float (&s)[kScores], RowState& own, float (&factor)[2], const QueryRow* rows, int from,
                               float scale, int t) {
   const int row = row_of(t);
 #pragma unroll
-  for (int i = 0; i < 32; ++i) s[i] = rounded_product(scale, s[i]);
+  for (int i = 0; i < kScores; ++i) s[i] = rounded_product(scale, s[i]);
   const Range sees[2] = {{rows[row].begin, rows[row].end}, {rows[row + 8].begin, rows[row + 8].end}};
-  if (any_in_warp(max(sees[0].begin, sees[1].begin) > from || min(sees[0].end, sees[1].end) < from + kColumns)) {
+  if (any_in_warp(max(sees[0].begin, sees[1].begin) > from || min(sees[0].end, sees[1].end) < from + 2 * kScores)) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 0; i < kScores; ++i) {
       const int n = from + i / 4 * 8 + t % 4 * 2 + i % 2, r = i / 2 % 2;
       if (n < sees[r].begin || n >= sees[r].end) s[i] = -kInfinity;
     }
@@ -32,16 +33,16 @@ STCA_DEVICE void weigh_scores(float (&s)[32], RowState& own, float (&factor)[2],
   for (int r = 0; r < 2; ++r) {
     float largest = own.row_max[r];
 #pragma unroll
-    for (int i = 2 * r; i < 32; i += 4) largest = fmaxf(largest, fmaxf(s[i], s[i + 1]));
+    for (int i = 2 * r; i < kScores; i += 4) largest = fmaxf(largest, fmaxf(s[i], s[i + 1]));
     for (int by = 1; by < 4; by *= 2) largest = fmaxf(largest, shuffle_xor(largest, by));
     const float shift = largest == -kInfinity ? 0.0f : largest;
-    factor[r] = exp2f(own.row_max[r] - shift);
+    factor[r] = exp2_or_zero(own.row_max[r] - shift);
     own.row_max[r] = largest;
     float added = 0;
 #pragma unroll
-    for (int i = 2 * r; i < 32; i += 4) {
-      s[i] = exp2f(s[i] - shift);
-      s[i + 1] = exp2f(s[i + 1] - shift);
+    for (int i = 2 * r; i < kScores; i += 4) {
+      s[i] = exp2_or_zero(s[i] - shift);
+      s[i + 1] = exp2_or_zero(s[i + 1] - shift);
       added += s[i] + s[i + 1];
     }
     own.row_sum[r] = own.row_sum[r] * factor[r] + added;
@@ -65,7 +66,7 @@ STCA_DEVICE void weigh_streamed_queries(float (&s)[32], const TargetAttentionPar
     for (int r = 0; r < 2; ++r) {
       float &dp = s[i / 2 * 4 + 2 * r + i % 2], &score = s[16 + i / 2 * 4 + 2 * r + i % 2];
       const bool seen = begin <= n + 8 * r && n + 8 * r < end;
-      const float weight = exp2f(rounded_product(scale, score) - of.row_max) * of.inverse;
+      const float weight = exp2_or_zero(rounded_product(scale, score) - of.row_max) * of.inverse;
       score = seen ? weight * (dp - of.delta) * float(p.scale) : 0.0f;
       dp = seen ? weight : 0.0f;
     }
@@ -102,7 +103,7 @@ STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams&
     for (int j = 0; j < 4; ++j) {
       const int n = 8 * i + j % 2, r = j / 2;
       const float score = low ? s[4 * i + j] : each[j], dp = low ? each[j] : s[16 + 4 * i + j];
-      const float weight = exp2f(rounded_product(scale, score) - of[r].row_max) * of[r].inverse;
+      const float weight = exp2_or_zero(rounded_product(scale, score) - of[r].row_max) * of[r].inverse;
       s[4 * i + j] = begin[r] <= n && n < end[r] ? weight * (dp - of[r].delta) * float(p.scale) : 0.0f;
     }
   }

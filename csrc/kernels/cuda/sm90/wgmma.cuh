@@ -57,6 +57,13 @@ STCA_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::c
 
 // All threads of one warpgroup; `name` is one of the 16 hardware barriers, 0 is sync_block's.
 STCA_DEVICE void sync_warpgroup(int name) { asm volatile("bar.sync %0, %1;" ::"r"(name), "n"(kWarpgroup) : "memory"); }
+// Of `threads` threads, some wait at the barrier, the others only arrive.
+STCA_DEVICE void sync_threads(int name, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+STCA_DEVICE void arrive_threads(int name, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
 
 // ---- Clusters.
 
@@ -158,42 +165,57 @@ STCA_DEVICE void pin(float (&d)[N]) {
 #define STCA_INOUT_4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define STCA_INOUT_16(d, i) STCA_INOUT_4(d, i), STCA_INOUT_4(d, i + 4), STCA_INOUT_4(d, i + 8), STCA_INOUT_4(d, i + 12)
 #define STCA_INOUT_32(d, i) STCA_INOUT_16(d, i), STCA_INOUT_16(d, i + 16)
-#define STCA_INOUT_128(d, i) \
-  STCA_INOUT_32(d, i), STCA_INOUT_32(d, i + 32), STCA_INOUT_32(d, i + 64), STCA_INOUT_32(d, i + 96)
+#define STCA_INOUT_64(d, i) STCA_INOUT_32(d, i), STCA_INOUT_32(d, i + 32)
+#define STCA_INOUT_128(d, i) STCA_INOUT_64(d, i), STCA_INOUT_64(d, i + 64)
 #define STCA_REGISTERS_32                                                  \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define STCA_REGISTERS_64                                                                        \
+  STCA_REGISTERS_32                                                                              \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, " \
+  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define STCA_REGISTERS_128                                                                       \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  STCA_REGISTERS_64                                                                              \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "           \
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// d [64, 64] = a [64, 16] b [16, 64], added to d where `add`; a from registers, as mma's (ptx.cuh), or a slab.
-template <class T>
-STCA_DEVICE void product_64(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add);
+// The left operand of a product where registers hold it: a step of 16 columns, as mma's (ptx.cuh).
+using Held = uint32_t[4];
+
+// d [64, 64] = a [64, 16] b [16, 64], added to d where `add`; a is a slab.
 template <class T>
 STCA_DEVICE void product_64(float (&d)[32], uint64_t a, uint64_t b, bool add);
 // What tensor maps call an element type.
 template <class T>
 struct MapType;
 
+// product(T(), d, a, b, add): d [64, N] = a [64, 16] b [16, N], added to d where `add`, for N of 64 and 128; b is
+// contracted over its columns or, where `kByRows`, over its rows.
+#define STCA_HELD_PRODUCT(type, name, N, a0, a1, a2, a3, at_b, at_add, at_rows)                               \
+  template <bool kByRows>                                                                                     \
+  STCA_DEVICE void product(type, float (&d)[N / 2], const Held& a, uint64_t b, bool add) {                    \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " at_add ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N      \
+                 "k16.f32." name "." name " {" STCA_REGISTERS(N) "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " at_b \
+                                                                 ", p, 1, 1, " at_rows ";\n}"                 \
+                 : STCA_INOUT(N, d)                                                                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(kByRows)));     \
+  }
+#define STCA_REGISTERS(N) STCA_REGISTERS_OF_##N
+#define STCA_REGISTERS_OF_64 STCA_REGISTERS_32
+#define STCA_REGISTERS_OF_128 STCA_REGISTERS_64
+#define STCA_INOUT(N, d) STCA_INOUT_OF_##N(d)
+#define STCA_INOUT_OF_64(d) STCA_INOUT_32(d, 0)
+#define STCA_INOUT_OF_128(d) STCA_INOUT_64(d, 0)
+
 #define STCA_WGMMA(type, name, map_type)                                                                               \
   template <>                                                                                                          \
   struct MapType<type> {                                                                                               \
     static constexpr CUtensorMapDataType value = map_type;                                                             \
   };                                                                                                                   \
-  template <>                                                                                                          \
-  __device__ __forceinline__ void product_64<type>(float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool add) {     \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name \
-                 " {" STCA_REGISTERS_32 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"                                 \
-                 : STCA_INOUT_32(d, 0)                                                                                 \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)));                                 \
-  }                                                                                                                    \
+  STCA_HELD_PRODUCT(type, name, 64, "%32", "%33", "%34", "%35", "%36", "%37", "%38")                                   \
+  STCA_HELD_PRODUCT(type, name, 128, "%64", "%65", "%66", "%67", "%68", "%69", "%70")                                  \
   template <>                                                                                                          \
   __device__ __forceinline__ void product_64<type>(float (&d)[32], uint64_t a, uint64_t b, bool add) {                 \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name \
@@ -211,6 +233,7 @@ struct MapType;
 STCA_WGMMA(bfloat16, "bf16", CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
 STCA_WGMMA(float16, "f16", CU_TENSOR_MAP_DATA_TYPE_FLOAT16)
 #undef STCA_WGMMA
+#undef STCA_HELD_PRODUCT
 
 // Two values as a pair of 16 bits, the first in the lower half.
 STCA_DEVICE uint32_t narrow_pair(float low, float high, bfloat16) {

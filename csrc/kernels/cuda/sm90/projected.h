@@ -1,0 +1,20 @@
+// target_attention on Hopper with v beside k, for what its kernels take; target_attention.h asks.
+#pragma once
+
+#include "../target_attention_backward.cuh"
+
+namespace stca {
+namespace cuda {
+namespace sm90 {
+
+// Whether the kernels take a call: elements of 16 bits, rows of more than 32 and up to 128 columns that start at
+// multiples of 16 bytes, no index.
+bool takes_projected(const TargetAttentionParams& p);
+
+int64_t projected_workspace(const TargetAttentionParams& p, const CudaDevice& device);
+const char* launch_projected_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace,
+                                     Stream stream);
+
+}  // namespace sm90
+}  // namespace cuda
+}  // namespace stca
