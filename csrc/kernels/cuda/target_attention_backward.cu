@@ -100,7 +100,7 @@ int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& pa
   const cuda::Tiling queries = cuda::dq_tiling(params, device);
   int64_t rows = cuda::max_partials(queries.num_ranges) * queries.tile_rows;
 #if defined(STCA_SM90)
-  if (cuda::sm90::takes(params, device)) rows = cuda::max(rows, cuda::sm90::partial_rows(device));
+  if (cuda::sm90::takes(params, device)) rows = cuda::max(rows, cuda::sm90::partial_rows(params, device));
 #endif
   return cuda::max_schedule_bytes(params, device) + cuda::weighing_bytes(params) +
          rows * params.key_dim * int64_t(sizeof(float));

@@ -1,6 +1,9 @@
-// The host's side of target_attention on Hopper with v beside k. The kernels: projected_forward.cuh.
+// The host's side of target_attention on Hopper with v beside k: tensor maps, launches, and which calls it takes. The
+// kernels: projected_forward.cuh, projected_dkv.cuh, projected_dq.cuh.
 #include "projected.h"
 
+#include "projected_dkv.cuh"
+#include "projected_dq.cuh"
 #include "projected_forward.cuh"
 #include "tensor_map.h"
 
@@ -9,8 +12,11 @@ namespace cuda {
 namespace sm90 {
 namespace {
 
+int group_of(const TargetAttentionParams& p) { return int(p.heads / p.kv_heads); }
+
+// k and v in tiles of so many rows of a head.
 template <class T>
-const char* make_history_maps(HistoryMaps& maps, const TargetAttentionParams& p, int tile_rows) {
+const char* map_history(TensorMaps& maps, const TargetAttentionParams& p, int tile_rows) {
   constexpr CUtensorMapDataType type = MapType<T>::value;
   const char* error =
       make_tensor_map(maps.k, type, p.k, p.num_rows, p.kv_heads, p.key_dim, p.k_row_stride, p.k_head_stride, tile_rows);
@@ -19,42 +25,90 @@ const char* make_history_maps(HistoryMaps& maps, const TargetAttentionParams& p,
                          tile_rows);
 }
 
+// q and dout in tiles of so many query rows of a history head: of some targets, all its heads of each.
+template <class T>
+const char* map_queries(TensorMaps& maps, const TargetAttentionBackwardParams& b, int tile_rows) {
+  constexpr CUtensorMapDataType type = MapType<T>::value;
+  const TargetAttentionParams& p = b.forward;
+  const int group = group_of(p);
+  const char* error = make_tensor_map(maps.q, type, p.q, p.num_targets, p.heads, p.key_dim, p.q_target_stride,
+                                      p.q_head_stride, tile_rows / group, group);
+  if (error != nullptr) return error;
+  return make_tensor_map(maps.dout, type, b.dout, p.num_targets, p.heads, p.value_dim, p.heads * p.value_dim,
+                         p.value_dim, tile_rows / group, group);
+}
+
 template <class F>
-Tiling forward_tiling(const CudaDevice& device) {
-  const auto kernel = &target_attention_projected_fwd_sm90_kernel<F>;
+Tiling tiling_of(const CudaDevice& device) {
+  const auto kernel = &target_attention_projected_sm90_kernel<F>;
   return {F::kKept, F::kStep, resident_blocks(device, kernel, F::kThreads, F::kBytes), false};
+}
+
+// The forward pass, or that for dq, once its schedule is there.
+template <class F>
+const char* launch_queries(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
+                           const Weighing* weighing, const Partials& partials, Stream stream) {
+  TensorMaps maps{};
+  const char* error = map_history<typename F::Element>(maps, b.forward, F::kStep);
+  if (error != nullptr) return error;
+  return launch("target_attention on Hopper", &target_attention_projected_sm90_kernel<F>,
+                {tiling.num_ranges, F::kThreads, F::kBytes}, stream, maps, b, tiling, schedule, weighing, partials);
 }
 
 template <class F>
 const char* forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
-  const Tiling tiling = forward_tiling<F>(device);
+  const Tiling tiling = tiling_of<F>(device);
   const Schedule schedule = schedule_at(workspace, p.num_requests, tiling.num_ranges);
   float* sums = reinterpret_cast<float*>(static_cast<char*>(workspace) +
                                          aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)));
   const Partials partials{sums, sums + max_partials(tiling.num_ranges) * F::kKept * p.value_dim};
-  HistoryMaps maps{};
-  const char* error = make_history_maps<typename F::Element>(maps, p, F::kStep);
-  if (error == nullptr) error = launch_schedule(p, tiling, schedule, stream);
-  if (error == nullptr) {
-    error = launch("target_attention on Hopper", &target_attention_projected_fwd_sm90_kernel<F>,
-                   {tiling.num_ranges, F::kThreads, F::kBytes}, stream, maps, p, tiling, schedule, partials);
-  }
+  TargetAttentionBackwardParams b{};
+  b.forward = p;
+  const char* error = launch_schedule(p, tiling, schedule, stream);
+  if (error == nullptr) error = launch_queries<F>(b, tiling, schedule, nullptr, partials, stream);
   return error != nullptr ? error : launch_combine(p, tiling, schedule, partials, stream);
 }
 
-// Calls f(LayoutOf<ProjectedForward<...>>()) for the call's type and width. Where requests have up to 64 query rows for
-// a history head, bytes decide: half of the work a tile, and two blocks on a multiprocessor.
 template <class F>
-auto visit_forward(const TargetAttentionParams& p, F f) {
-  const bool few = p.num_targets * (p.heads / p.kv_heads) <= kRows * p.num_requests;
-  const bool wide = max(p.key_dim, p.value_dim) > 64;
-  return visit_cuda_dtype(p.dtype, [&](auto type) -> decltype(f(LayoutOf<ProjectedForward<bfloat16, 64, 1>>())) {
+const char* dkv(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
+                const Weighing* weighing, Stream stream) {
+  const Tiling tiling{F::kKept, F::kStep, device.multiprocessors, true};
+  const Schedule schedule = schedule_at(workspace, b.forward.num_requests, tiling.num_ranges);
+  TensorMaps maps{};
+  const char* error = map_history<typename F::Element>(maps, b.forward, F::kKept);
+  if (error == nullptr) error = map_queries<typename F::Element>(maps, b, F::kStep);
+  if (error == nullptr) error = launch_schedule(b.forward, tiling, schedule, stream);
+  if (error != nullptr) return error;
+  return launch("target_attention dk, dv on Hopper", &target_attention_projected_dkv_sm90_kernel<F>,
+                {tiling.num_ranges, F::kThreads, F::kBytes}, stream, maps, b, tiling, schedule, weighing);
+}
+
+template <class F>
+const char* dq(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
+               const Weighing* weighing, float* sums, Stream stream) {
+  const Tiling tiling = tiling_of<F>(device);
+  const Schedule schedule = schedule_at(workspace, b.forward.num_requests, tiling.num_ranges);
+  const char* error = launch_schedule(b.forward, tiling, schedule, stream);
+  if (error == nullptr) error = launch_queries<F>(b, tiling, schedule, weighing, {sums, nullptr}, stream);
+  return error != nullptr ? error : launch_combine_dq(b, tiling, schedule, sums, stream);
+}
+
+int64_t query_rows(const TargetAttentionParams& p) { return p.num_targets * group_of(p); }  // of a history head
+
+// Calls f(type, width, groups) for the call's type and width. Where requests have up to 64 query rows for a history
+// head, bytes decide: one warpgroup to a block, and two blocks on a multiprocessor.
+template <class F>
+auto visit_projected(const TargetAttentionParams& p, F f) {
+  using Narrow = std::integral_constant<int, 64>;
+  using Wide = std::integral_constant<int, 128>;
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  const bool few = query_rows(p) <= kRows * p.num_requests, wide = max(p.key_dim, p.value_dim) > 64;
+  return visit_cuda_dtype(p.dtype, [&](auto type) -> decltype(f(bfloat16(), Narrow(), One())) {
     using T = typename decltype(type)::element;
     if constexpr (sizeof(T) == 2) {
-      if (wide && few) return f(LayoutOf<ProjectedForward<T, 128, 1>>());
-      if (wide) return f(LayoutOf<ProjectedForward<T, 128, 2>>());
-      if (few) return f(LayoutOf<ProjectedForward<T, 64, 1>>());
-      return f(LayoutOf<ProjectedForward<T, 64, 2>>());
+      if (wide) return few ? f(T(), Wide(), One()) : f(T(), Wide(), Two());
+      return few ? f(T(), Narrow(), One()) : f(T(), Narrow(), Two());
     }
     return {};  // of a type that takes_projected() refuses
   });
@@ -71,19 +125,45 @@ bool takes_projected(const TargetAttentionParams& p) {
          rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride) && rows_aligned(p.v, 2, p.v_row_stride, p.v_head_stride);
 }
 
+// A tile holds 64 query rows: with few of them most of the gradients' work would be for nothing, and each 128 history
+// rows wait for what is loaded for them.
+bool takes_projected_backward(const TargetAttentionBackwardParams& b) {
+  const TargetAttentionParams& p = b.forward;
+  return takes_projected(p) && kRows % group_of(p) == 0 && query_rows(p) >= 32 * p.num_requests && query_rows(p) > 0 &&
+         p.num_targets < int64_t(1) << 31 && p.q_target_stride > 0 && (p.heads == 1 || p.q_head_stride > 0) &&
+         rows_aligned(b.dout, 2, 0, 0);
+}
+
 int64_t projected_workspace(const TargetAttentionParams& p, const CudaDevice& device) {
-  return visit_forward(p, [&](auto layout) {
-    const Tiling tiling = forward_tiling<typename decltype(layout)::type>(device);
+  return visit_projected(p, [&](auto type, auto width, auto groups) {
+    const Tiling tiling = tiling_of<ProjectedForward<decltype(type), width, groups>>(device);
     const int64_t rows = max_partials(tiling.num_ranges) * tiling.tile_rows;
     return aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)) +
            rows * (p.value_dim + 2) * int64_t(sizeof(float));
   });
 }
 
+int64_t projected_partial_rows(const TargetAttentionParams& p, const CudaDevice& device) {
+  return visit_projected(p, [&](auto type, auto width, auto groups) {
+    const Tiling tiling = tiling_of<ProjectedDq<decltype(type), width, groups>>(device);
+    return max_partials(tiling.num_ranges) * tiling.tile_rows;
+  });
+}
+
 const char* launch_projected_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace,
                                      Stream stream) {
-  return visit_forward(
-      p, [&](auto layout) { return forward<typename decltype(layout)::type>(p, device, workspace, stream); });
+  return visit_projected(p, [&](auto type, auto width, auto groups) {
+    return forward<ProjectedForward<decltype(type), width, groups>>(p, device, workspace, stream);
+  });
+}
+
+const char* launch_projected_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
+                                      const Weighing* weighing, float* sums, Stream stream) {
+  return visit_projected(b.forward, [&](auto type, auto width, auto groups) {
+    const char* error = dkv<ProjectedDkv<decltype(type), width>>(b, device, workspace, weighing, stream);
+    if (error != nullptr) return error;
+    return dq<ProjectedDq<decltype(type), width, groups>>(b, device, workspace, weighing, sums, stream);
+  });
 }
 
 }  // namespace sm90

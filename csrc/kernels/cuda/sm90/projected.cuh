@@ -11,11 +11,11 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// k and v are streamed as tiles of whole rows of one head, a stage the tile of both.
-struct HistoryMaps {
-  CUtensorMap k, v;
+struct TensorMaps {
+  CUtensorMap k, v, q, dout;
 };
 
+// A block's rows: 64 kept ones for each warpgroup that multiplies, and stages of two tiles of streamed ones.
 template <class T, int kMaxWidth, int kOwnGroups, int kTileRows, int kOwnStages>
 struct ProjectedTiles {
   using Element = T;
@@ -27,8 +27,7 @@ struct ProjectedTiles {
   static constexpr int kThreads = (kGroups + 1) * kWarpgroup;
   static constexpr int kTileSlab = kStep * kSlabRow;  // bytes of 64 columns of a tile
   static constexpr int kTileBytes = kWidth / 64 * kTileSlab;
-  // Registers of a thread that multiplies, and of one that asks for tiles.
-  static constexpr int kManyRegisters = kGroups == 1 ? 216 : 232, kFewRegisters = 40;
+  static constexpr int kStageBytes = kStages * 2 * kTileBytes;
 };
 
 // Barriers of a stage: its tiles have arrived; nobody reads them any more.
@@ -115,14 +114,15 @@ STCA_DEVICE void add_by_rows(float (&out)[F::kWidth / 2], const Held (&weights)[
   }
 }
 
-// Clears rows from `valid` on of a tile, by all threads that multiply, before any of them does. They are another
-// request's and may hold NaN: their weight is 0, and 0 times NaN is NaN.
-template <class F>
-STCA_DEVICE void clear_rows(char* tile, int valid, int thread) {
-  for (int i = thread; i < F::kStep * F::kTileBytes / F::kStep / 16; i += F::kGroups * kWarpgroup) {
+// Clears rows from `valid` on of one tile or two, by all threads that multiply, before any of them does. They are
+// another request's and may hold NaN: their weight is 0, and 0 times NaN is NaN.
+template <class F, int kTiles>
+STCA_DEVICE void clear_rows(char* tiles, int valid) {
+  constexpr int kChunks = kTiles * F::kTileBytes / 16;
+  for (int i = int(threadIdx.x) - kWarpgroup; i < kChunks; i += F::kGroups * kWarpgroup) {
     const int row = i % F::kStep, chunk = i / F::kStep;
     if (row < valid) continue;
-    *reinterpret_cast<Chunk*>(tile + chunk / 8 * F::kTileSlab + swizzled(row, chunk % 8)) = Chunk{};
+    *reinterpret_cast<Chunk*>(tiles + chunk / 8 * F::kTileSlab + swizzled(row, chunk % 8)) = Chunk{};
   }
   fence_async_proxy();
   sync_threads(1, F::kGroups * kWarpgroup);
@@ -149,22 +149,124 @@ STCA_DEVICE void write_row(T* to, const float (&d)[kSums], int r, int width, flo
   }
 }
 
+// What a block that keeps query rows works with, in the forward pass and for dq.
+template <class F>
+struct QueryBlock {
+  const TargetAttentionBackwardParams& b;
+  const TargetAttentionParams& p;
+  const Tiling& tiling;
+  const Schedule& schedule;
+  const Weighing* weighing;
+  const Partials& partials;
+  char* memory;
+  Stages<F> stages;
+  typename F::Row* rows;  // [kKept]
+  Item& item;
+  int group;  // of 64 query rows; -1: asks for tiles
+
+  // Loads the next item. The history rows that its queries see are tiles from `at` on.
+  STCA_DEVICE StreamTiles<F::kStep> next_stream(int at) const {
+    load_item(&item, p, tiling, schedule, int(blockIdx.x));
+    const Range seen = seen_by_tile<F::kKept, F::kThreads>(
+        p, item, rows, [&](int row) { return F::describe(*this, item.tile * F::kKept + row); });
+    return {at + (seen.end - seen.begin + F::kStep - 1) / F::kStep, seen.begin - at * F::kStep, seen.end};
+  }
+  // The first of a thread's two rows among those that the block keeps; the other is 8 further on.
+  STCA_DEVICE int first_row(int t) const { return kRows * group + row_of(t); }
+  STCA_DEVICE bool has(int row) const { return item.tile * F::kKept + row < item.query_rows; }
+
+  // Loads rows of q or of dout: where row i starts is start_of(i), in elements.
+  template <class StartOf>
+  STCA_DEVICE void load(Held (&held)[F::kWidth / 16], const void* tensor, int64_t width, int t,
+                        StartOf start_of) const {
+    const typename F::Element* from[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row(t) + 8 * r;
+      from[r] = has(row) ? static_cast<const typename F::Element*>(tensor) + start_of(rows[row]) : nullptr;
+    }
+    load_held(held, from, int(width), t);
+  }
+
+  // Waits for tile `at`. Those of its rows that the queries' request does not have are cleared in the tile that is
+  // multiplied by weights: k, or v where `which` is 1.
+  STCA_DEVICE void wait_for_tile(const StreamTiles<F::kStep>& stream, int at, int which) const {
+    wait(stages.full(at), stages.phase(at));
+    const int valid = stream.end - stream.first_row(at);
+    if (valid < F::kStep) clear_rows<F, 1>(memory + stages.tile(at, which) - stages.tiles, valid);
+  }
+};
+
 // Asks for all tiles of an item from tile `at` on, by one thread.
-template <class F, class Stream>
-STCA_DEVICE void request_history(const Stages<F>& stages, const HistoryMaps& maps, const Item& item,
-                                 const Stream& stream, int at) {
+template <class F>
+STCA_DEVICE void request_history(const QueryBlock<F>& c, const TensorMaps& maps, const StreamTiles<F::kStep>& stream,
+                                 int at) {
 #pragma unroll 1
   for (; at < stream.last; ++at) {
-    const int first = int(item.row_begin) + stream.first_row(at);
-    wait(stages.free(at), stages.phase(at) ^ 1);
-    arrive_expecting(stages.full(at), 2 * F::kTileBytes);
+    const int first = int(c.item.row_begin) + stream.first_row(at);
+    const uint32_t full = c.stages.full(at);
+    wait(c.stages.free(at), c.stages.phase(at) ^ 1);
+    arrive_expecting(full, 2 * F::kTileBytes);
 #pragma unroll
     for (int slab = 0; slab < F::kWidth / 64; ++slab) {
-      const int to = slab * F::kTileSlab;
-      copy_tile(stages.tile(at, 0) + to, maps.k, 64 * slab, item.kv_head, first, stages.full(at));
-      copy_tile(stages.tile(at, 1) + to, maps.v, 64 * slab, item.kv_head, first, stages.full(at));
+      copy_tile(c.stages.tile(at, 0) + slab * F::kTileSlab, maps.k, 64 * slab, c.item.kv_head, first, full);
+      copy_tile(c.stages.tile(at, 1) + slab * F::kTileSlab, maps.v, 64 * slab, c.item.kv_head, first, full);
     }
   }
+}
+
+// All items of the block's range. F says what a warpgroup holds of its rows (Own), and load(), attend() and finish()
+// what becomes of it.
+template <class F>
+STCA_DEVICE void run_queries(const QueryBlock<F>& c) {
+  const int t = int(threadIdx.x) % kWarpgroup;
+  if (c.group == 1) pass_turn<F>(1);
+  int at = 0;  // tiles so far, of all items
+  do {
+    const auto stream = c.next_stream(at);
+    typename F::Own own;
+    F::load(c, own, t);
+    F::attend(c, own, stream, at, t);
+    F::finish(c, own, t);
+    at = stream.last;
+  } while (c.item.more);
+}
+
+template <class F>
+__global__ void __launch_bounds__(F::kThreads, F::kBlocks)
+    target_attention_projected_sm90_kernel(const __grid_constant__ TensorMaps maps,
+                                           const __grid_constant__ TargetAttentionBackwardParams b, const Tiling tiling,
+                                           const Schedule schedule, const Weighing* weighing, const Partials partials) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  char* memory = shared_memory();
+  const uint32_t base = shared_address(memory);
+  const QueryBlock<F> c{b,
+                        b.forward,
+                        tiling,
+                        schedule,
+                        weighing,
+                        partials,
+                        memory,
+                        {base, base + F::kBarriers},
+                        reinterpret_cast<typename F::Row*>(memory + F::kInfo),
+                        *reinterpret_cast<Item*>(memory + F::kItem),
+                        int(threadIdx.x) / kWarpgroup - 1};
+  c.stages.init();
+  if (!start_range(&c.item, schedule, int(blockIdx.x))) return;
+  if (c.group >= 0) {
+    take_registers<F::kGroups == 1 ? 232 : 240>();
+    run_queries(c);
+  } else {
+    give_registers<24>();
+    int at = 0;
+    do {
+      const auto stream = c.next_stream(at);
+      if (threadIdx.x == 0) request_history(c, maps, stream, at);
+      sync_warp();
+      at = stream.last;
+    } while (c.item.more);
+  }
+#endif
 }
 
 }  // namespace sm90

@@ -11,9 +11,17 @@ namespace sm90 {
 // multiples of 16 bytes, no index.
 bool takes_projected(const TargetAttentionParams& p);
 
+// The same for the gradients: contiguous heads of a group of q and dout, a power of two of them up to 64, and enough
+// query rows.
+bool takes_projected_backward(const TargetAttentionBackwardParams& b);
+
+// As workspace(), partial_rows() and the launches in target_attention.h.
 int64_t projected_workspace(const TargetAttentionParams& p, const CudaDevice& device);
+int64_t projected_partial_rows(const TargetAttentionParams& p, const CudaDevice& device);
 const char* launch_projected_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace,
                                      Stream stream);
+const char* launch_projected_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
+                                      const Weighing* weighing, float* sums, Stream stream);
 
 }  // namespace sm90
 }  // namespace cuda

@@ -99,7 +99,8 @@ bool takes(const TargetAttentionParams& p, const CudaDevice& device) {
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device) {
   const TargetAttentionParams& p = b.forward;
   const int64_t query_rows = p.num_targets * p.heads;
-  return device.sm90_kernels && takes_shared(p) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
+  if (device.sm90_kernels && !p.shared) return takes_projected_backward(b);
+  return takes(p, device) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
          (p.key_dim <= kWidth || query_rows >= 32 * p.num_requests) && query_rows > 0 &&
          query_rows < int64_t(1) << 31 && p.q_head_stride > 0 && rows_aligned(b.dout, 2, 0, 0) &&
          rows_aligned(p.visible, 8, 0, 0);
@@ -111,7 +112,9 @@ int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
          max_partials(device.multiprocessors) * kRows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
 
-int64_t partial_rows(const CudaDevice& device) { return max_partials(device.multiprocessors) * kRows; }
+int64_t partial_rows(const TargetAttentionParams& p, const CudaDevice& device) {
+  return p.shared ? max_partials(device.multiprocessors) * kRows : projected_partial_rows(p, device);
+}
 
 const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
   if (!p.shared) return launch_projected_forward(p, device, workspace, stream);
@@ -122,6 +125,7 @@ const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& dev
 
 const char* launch_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
                             const Weighing* weighing, float* sums, Stream stream) {
+  if (!b.forward.shared) return launch_projected_backward(b, device, workspace, weighing, sums, stream);
   return visit_call(b.forward, [&](auto type, auto blocks) {
     return backward<typename decltype(type)::element, decltype(blocks)::value>(b, device, workspace, weighing, sums,
                                                                                stream);

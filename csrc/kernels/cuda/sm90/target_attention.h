@@ -7,15 +7,15 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// Whether Hopper's kernels take a call: v is k, elements have 16 bits, rows are 136 to 1,024 wide and start at
-// multiples of 16 bytes, there is no index; for gradients also one history head, contiguous q, and wide rows only for
-// many query rows.
+// Whether Hopper's kernels take a call: elements have 16 bits, rows start at multiples of 16 bytes, there is no index.
+// Where v is k, rows are 136 to 1,024 wide; for gradients also one history head, contiguous q, and wide rows only for
+// many query rows. Where it is not: projected.h.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device);
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device);
 
 // Bytes of workspace of the forward pass; rows of partial sums of the backward pass, at most.
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device);
-int64_t partial_rows(const CudaDevice& device);
+int64_t partial_rows(const TargetAttentionParams& p, const CudaDevice& device);
 
 // Enqueue the passes. The workspace is laid out like that of the common kernels; backward, `weighing` has been computed
 // and `sums` is where partial sums go.

@@ -7,7 +7,7 @@ namespace cuda {
 namespace sm90 {
 
 const char* make_tensor_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t rows, int64_t heads,
-                            int64_t width, int64_t row_stride, int64_t head_stride, int box_rows) {
+                            int64_t width, int64_t row_stride, int64_t head_stride, int box_rows, int box_heads) {
   // The driver's function, asked of the runtime: nothing links against the driver.
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const Encode encode = [] {
@@ -23,7 +23,7 @@ const char* make_tensor_map(CUtensorMap& map, CUtensorMapDataType type, const vo
   if (heads == 1) head_stride = row_stride;  // never used, but read
   const cuuint64_t sizes[3] = {cuuint64_t(width), cuuint64_t(heads), cuuint64_t(rows)};
   const cuuint64_t strides[2] = {cuuint64_t(2 * head_stride), cuuint64_t(2 * row_stride)};
-  const cuuint32_t box[3] = {64, 1, cuuint32_t(box_rows)}, steps[3] = {1, 1, 1};
+  const cuuint32_t box[3] = {64, cuuint32_t(box_heads), cuuint32_t(box_rows)}, steps[3] = {1, 1, 1};
   const CUresult result =
       encode(&map, type, 3, const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);

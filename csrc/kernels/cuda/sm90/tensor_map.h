@@ -10,9 +10,9 @@ namespace cuda {
 namespace sm90 {
 
 // The map of a tensor [rows, heads, width] of elements of 16 bits, strides in elements, in boxes of 64 columns by
-// `box_rows` rows of one head, rows of 128 bytes swizzled. nullptr, or what went wrong.
+// `box_rows` rows of `box_heads` heads, rows of 128 bytes swizzled. nullptr, or what went wrong.
 const char* make_tensor_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t rows, int64_t heads,
-                            int64_t width, int64_t row_stride, int64_t head_stride, int box_rows);
+                            int64_t width, int64_t row_stride, int64_t head_stride, int box_rows, int box_heads = 1);
 
 }  // namespace sm90
 }  // namespace cuda
