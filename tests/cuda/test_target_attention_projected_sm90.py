@@ -1,15 +1,16 @@
-"""Hopper's kernels of target_attention with v given, as PTX of sm_90a in the machine of tests/ptx, agree with the oracle."""
+"""Hopper's kernels of target_attention with v given, as PTX in the machine of tests/ptx, agree with the oracle."""
 
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import NAN_AND_INFINITIES, TargetAttentionCase, TargetAttentionInputs
+from cuda_devices import needs_gpu, target_attention_on
 from emulated import emulated_target_attention, launched_kernels
 from plain import target_attention_references
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16)
-# Query rows of a request and history head, on average: below 32 (the common kernels make the gradients), up to 64, more.
+# Query rows of a request and history head, on average: below 32 (gradients are the common kernels'), up to 64, more.
 FEW = [
     TargetAttentionCase("few", [(3, 150), (1, 0), (0, 5), (2, 64)], 2, 1, 64, 64),
     TargetAttentionCase("few-wide", [(3, 150), (2, 64)], 2, 2, 128, 128, "suffix"),
@@ -43,6 +44,15 @@ def on_hopper(inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False)
 def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype) -> None:
     inputs = case.build(dtype)
     assert_all_as_accurate(on_hopper(inputs), target_attention_references(inputs))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", FEW + SOME + MANY, ids=str)
+def test_on_a_gpu(case: TargetAttentionCase, dtype: torch.dtype) -> None:
+    """By whichever kernels are on there."""
+    inputs = case.build(dtype)
+    assert_all_as_accurate(target_attention_on("gpu", inputs), target_attention_references(inputs))
 
 
 @pytest.mark.parametrize("case", [FEW[0], SOME[1], MANY[0]], ids=str)

@@ -254,10 +254,10 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
   c.stages.init();
   if (!start_range(&c.item, schedule, int(blockIdx.x))) return;
   if (c.group >= 0) {
-    take_registers<F::kGroups == 1 ? 232 : 240>();
+    take_registers<F::kGroups == 1 ? 224 : 240>();
     run_queries(c);
   } else {
-    give_registers<24>();
+    give_registers<F::kGroups == 1 ? 32 : 24>();
     int at = 0;
     do {
       const auto stream = c.next_stream(at);

@@ -65,8 +65,8 @@ STCA_DEVICE StreamedQuery streamed_query(const HistoryBlock<F>& c, int row) {
   const Weighing weighing = c.weighing[target * c.p.heads + int64_t(c.item.kv_head) * group + row % group];
   StreamedQuery own{weighing, 0, weighing.inverse == 0 ? 0 : c.item.history_rows};
   if (c.p.visible != nullptr) {
-    own.begin = int(max(int64_t(0), c.p.visible[2 * target]));
-    own.end = int(min(int64_t(own.end), c.p.visible[2 * target + 1]));
+    own.begin = int(clamp(c.p.visible[2 * target], own.end));
+    own.end = int(clamp(c.p.visible[2 * target + 1], own.end));
   }
   return own;
 }
