@@ -70,6 +70,9 @@ def cases(small: bool) -> Iterator[Case]:
         requests = Requests(m, uniform_lengths(many, L))
         build = partial(projected, requests, D, H, half)
         yield Case("target_attention projected", f"D={D} H={H} m={m} L={L // 2}-{L} R={many}", half, build)
+    for m in (64, 300):  # heads of 128 columns
+        build = partial(projected, Requests(m, uniform_lengths(many, L)), D, H // 2, half)
+        yield Case("target_attention projected", f"D={D} H={H // 2} m={m} L={L // 2}-{L} R={many}", half, build)
     build = partial(projected, Requests(8, [L] * many), D, H, half)
     yield Case("target_attention projected", f"D={D} H={H} m=8 L={L} R={many}", half, build)
     lengths = beta_lengths(2 * many, L)

@@ -107,8 +107,8 @@ def main() -> None:
         for tool in ("memcheck", "racecheck"):
             outcomes[tool] = sanitize(tool, min(40, left()))
         if hopper:
-            own = ["benchmarks/gpu.py", "--json", str(OUT / "gpu-sm90.json")]
-            own += ["--only", "reordered.*bfloat|STCA|Target|swiglu"]
+            only = "(reordered|projected).*bfloat|STCA|Target|swiglu"
+            own = ["benchmarks/gpu.py", "--json", str(OUT / "gpu-sm90.json"), "--only", only]
             own += ["--seconds", f"{max(min(60, left() - 30), 1):.0f}"]
             outcomes["benchmarks, sm90"] = run([sys.executable, *own], left(), "benchmarks-sm90.log", STCA_SM90="1")
         script = ["benchmarks/gpu.py", "--json", str(OUT / "gpu.json"), "--seconds", f"{max(left() - 30, 1):.0f}"]

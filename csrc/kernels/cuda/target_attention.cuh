@@ -51,6 +51,12 @@ STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item,
   return own;
 }
 
+// Whether a request has few query rows of a history head, on average: how many each one has is known to the GPU alone.
+inline bool has_few_rows(const TargetAttentionParams& p) {
+  return element_size(p.dtype) == 2 && max(p.key_dim, p.value_dim) <= 128 &&
+         p.num_targets * (p.heads / p.kv_heads) <= 16 * p.num_requests;
+}
+
 // What splits of a history give for the query rows of a tile.
 struct Partials {
   float* sums;         // [partials, rows of a tile, Dv]

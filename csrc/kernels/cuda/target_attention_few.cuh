@@ -263,11 +263,5 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
   } while (item.more);
 }
 
-// Whether a request has few query rows of a history head, on average: how many each one has is known to the GPU alone.
-inline bool has_few_rows(const TargetAttentionParams& p) {
-  return element_size(p.dtype) == 2 && max(p.key_dim, p.value_dim) <= 128 &&
-         p.num_targets * (p.heads / p.kv_heads) <= 16 * p.num_requests;
-}
-
 }  // namespace cuda
 }  // namespace stca

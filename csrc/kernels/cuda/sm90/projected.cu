@@ -103,12 +103,12 @@ auto visit_projected(const TargetAttentionParams& p, F f) {
   using Wide = std::integral_constant<int, 128>;
   using One = std::integral_constant<int, 1>;
   using Two = std::integral_constant<int, 2>;
-  const bool few = query_rows(p) <= kRows * p.num_requests, wide = max(p.key_dim, p.value_dim) > 64;
+  const bool one = query_rows(p) <= kRows * p.num_requests, wide = max(p.key_dim, p.value_dim) > 64;
   return visit_cuda_dtype(p.dtype, [&](auto type) -> decltype(f(bfloat16(), Narrow(), One())) {
     using T = typename decltype(type)::element;
     if constexpr (sizeof(T) == 2) {
-      if (wide) return few ? f(T(), Wide(), One()) : f(T(), Wide(), Two());
-      return few ? f(T(), Narrow(), One()) : f(T(), Narrow(), Two());
+      if (wide) return one ? f(T(), Wide(), One()) : f(T(), Wide(), Two());
+      return one ? f(T(), Narrow(), One()) : f(T(), Narrow(), Two());
     }
     return {};  // of a type that takes_projected() refuses
   });
@@ -116,22 +116,21 @@ auto visit_projected(const TargetAttentionParams& p, F f) {
 
 }  // namespace
 
+// Few query rows have kernels of their own among the common ones, which wait for bytes as these would.
 bool takes_projected(const TargetAttentionParams& p) {
   const int64_t width = max(p.key_dim, p.value_dim);
-  return !p.shared && element_size(p.dtype) == 2 && width > 32 && width <= 128 && p.key_dim % 8 == 0 &&
-         p.value_dim % 8 == 0 && p.history_index == nullptr && p.num_rows > 0 && p.num_rows < int64_t(1) << 31 &&
-         p.k_row_stride > 0 && p.v_row_stride > 0 && (p.kv_heads == 1 || min(p.k_head_stride, p.v_head_stride) > 0) &&
+  return !p.shared && !has_few_rows(p) && element_size(p.dtype) == 2 && width > 32 && width <= 128 &&
+         p.key_dim % 8 == 0 && p.value_dim % 8 == 0 && p.history_index == nullptr && p.num_rows > 0 &&
+         p.num_rows < int64_t(1) << 31 && p.k_row_stride > 0 && p.v_row_stride > 0 &&
+         (p.kv_heads == 1 || min(p.k_head_stride, p.v_head_stride) > 0) &&
          rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
          rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride) && rows_aligned(p.v, 2, p.v_row_stride, p.v_head_stride);
 }
 
-// A tile holds 64 query rows: with few of them most of the gradients' work would be for nothing, and each 128 history
-// rows wait for what is loaded for them.
 bool takes_projected_backward(const TargetAttentionBackwardParams& b) {
   const TargetAttentionParams& p = b.forward;
-  return takes_projected(p) && kRows % group_of(p) == 0 && query_rows(p) >= 32 * p.num_requests && query_rows(p) > 0 &&
-         p.num_targets < int64_t(1) << 31 && p.q_target_stride > 0 && (p.heads == 1 || p.q_head_stride > 0) &&
-         rows_aligned(b.dout, 2, 0, 0);
+  return takes_projected(p) && kRows % group_of(p) == 0 && query_rows(p) > 0 && p.num_targets < int64_t(1) << 31 &&
+         p.q_target_stride > 0 && (p.heads == 1 || p.q_head_stride > 0) && rows_aligned(b.dout, 2, 0, 0);
 }
 
 int64_t projected_workspace(const TargetAttentionParams& p, const CudaDevice& device) {

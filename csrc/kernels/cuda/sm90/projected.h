@@ -8,11 +8,10 @@ namespace cuda {
 namespace sm90 {
 
 // Whether the kernels take a call: elements of 16 bits, rows of more than 32 and up to 128 columns that start at
-// multiples of 16 bytes, no index.
+// multiples of 16 bytes, no index, more than a few query rows.
 bool takes_projected(const TargetAttentionParams& p);
 
-// The same for the gradients: contiguous heads of a group of q and dout, a power of two of them up to 64, and enough
-// query rows.
+// The same for the gradients, where the heads that share a history head are a power of two, up to 64.
 bool takes_projected_backward(const TargetAttentionBackwardParams& b);
 
 // As workspace(), partial_rows() and the launches in target_attention.h.
