@@ -97,20 +97,20 @@ int64_t query_rows(const TargetAttentionParams& p) { return p.num_targets * grou
 
 // Calls f(type, width, groups) for the call's type and width. Where requests have up to 64 query rows for a history
 // head, bytes decide: one warpgroup to a block, and two blocks on a multiprocessor.
-template <class F>
-auto visit_projected(const TargetAttentionParams& p, F f) {
+template <class Result, class F>
+Result visit_projected(const TargetAttentionParams& p, F f) {
   using Narrow = std::integral_constant<int, 64>;
   using Wide = std::integral_constant<int, 128>;
   using One = std::integral_constant<int, 1>;
   using Two = std::integral_constant<int, 2>;
   const bool one = query_rows(p) <= kRows * p.num_requests, wide = max(p.key_dim, p.value_dim) > 64;
-  return visit_cuda_dtype(p.dtype, [&](auto type) -> decltype(f(bfloat16(), Narrow(), One())) {
+  return visit_cuda_dtype(p.dtype, [&](auto type) -> Result {
     using T = typename decltype(type)::element;
     if constexpr (sizeof(T) == 2) {
       if (wide) return one ? f(T(), Wide(), One()) : f(T(), Wide(), Two());
       return one ? f(T(), Narrow(), One()) : f(T(), Narrow(), Two());
     }
-    return {};  // of a type that takes_projected() refuses
+    return Result();  // of a type that takes_projected() refuses
   });
 }
 
@@ -134,7 +134,7 @@ bool takes_projected_backward(const TargetAttentionBackwardParams& b) {
 }
 
 int64_t projected_workspace(const TargetAttentionParams& p, const CudaDevice& device) {
-  return visit_projected(p, [&](auto type, auto width, auto groups) {
+  return visit_projected<int64_t>(p, [&](auto type, auto width, auto groups) {
     const Tiling tiling = tiling_of<ProjectedForward<decltype(type), width, groups>>(device);
     const int64_t rows = max_partials(tiling.num_ranges) * tiling.tile_rows;
     return aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)) +
@@ -143,7 +143,7 @@ int64_t projected_workspace(const TargetAttentionParams& p, const CudaDevice& de
 }
 
 int64_t projected_partial_rows(const TargetAttentionParams& p, const CudaDevice& device) {
-  return visit_projected(p, [&](auto type, auto width, auto groups) {
+  return visit_projected<int64_t>(p, [&](auto type, auto width, auto groups) {
     const Tiling tiling = tiling_of<ProjectedDq<decltype(type), width, groups>>(device);
     return max_partials(tiling.num_ranges) * tiling.tile_rows;
   });
@@ -151,14 +151,14 @@ int64_t projected_partial_rows(const TargetAttentionParams& p, const CudaDevice&
 
 const char* launch_projected_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace,
                                      Stream stream) {
-  return visit_projected(p, [&](auto type, auto width, auto groups) {
+  return visit_projected<const char*>(p, [&](auto type, auto width, auto groups) {
     return forward<ProjectedForward<decltype(type), width, groups>>(p, device, workspace, stream);
   });
 }
 
 const char* launch_projected_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
                                       const Weighing* weighing, float* sums, Stream stream) {
-  return visit_projected(b.forward, [&](auto type, auto width, auto groups) {
+  return visit_projected<const char*>(b.forward, [&](auto type, auto width, auto groups) {
     const char* error = dkv<ProjectedDkv<decltype(type), width>>(b, device, workspace, weighing, stream);
     if (error != nullptr) return error;
     return dq<ProjectedDq<decltype(type), width, groups>>(b, device, workspace, weighing, sums, stream);
