@@ -1,7 +1,7 @@
 """Ops that work row by row or move rows: the feed-forward network and the gathers, with every peer."""
 
 import importlib.util
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -38,7 +38,12 @@ def swiglu_ffn_norm(N: int, D: int, hidden: int, dtype: torch.dtype, slow: bool)
     """x [N, D] through a SwiGLU network of that hidden width and a layer norm."""
     weights = [torch.randn(a, b) * a**-0.5 for a, b in ((D, hidden), (D, hidden), (hidden, D))]
     leaves = [each.to(dtype) for each in (torch.randn(N, D), *weights, torch.ones(D), torch.zeros(D))]
-    ways = {"stca": Implementation(stca.ops.swiglu_ffn_norm), "eager": Implementation(_eager_ffn)}
+    kept = partial(stca.ops.swiglu_ffn_norm, recompute=False)
+    ways = {
+        "stca": Implementation(stca.ops.swiglu_ffn_norm),
+        "stca, hidden rows kept": Implementation(kept, ours=True),
+        "eager": Implementation(_eager_ffn),
+    }
     if slow:
         ways["torch.compile of eager"] = Implementation(_compiled_ffn())
     lost = frozenset({5} if dtype == torch.bfloat16 else ())

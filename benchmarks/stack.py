@@ -1,6 +1,7 @@
 """The whole STCA stack: a training step and a served request, against the compositions that plain torch allows."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -33,18 +34,19 @@ def _plain_stack(attend: Attend, x: Tensor, encoded: Sequence[Tensor], w: Weight
     return _ffn(torch.cat([*outs, x], dim=1) @ w["w_z"], w, "output_ffn")
 
 
-def _model(D: int, H: int, dtype: torch.dtype) -> tuple[stca.nn.STCA, list[str]]:
-    model = stca.nn.STCA(D, _LAYERS, H, dtype=dtype)
+def _model(D: int, H: int, dtype: torch.dtype, recompute: bool = True) -> tuple[stca.nn.STCA, list[str]]:
+    model = stca.nn.STCA(D, _LAYERS, H, recompute=recompute, dtype=dtype)
     return model, [name for name, _ in model.named_parameters()]
 
 
 def training(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool = True) -> Problem:
     """One step of STCA with 4 layers, F = 2 D: targets [T, D], raw history [N, D] and all weights get gradients."""
     model, names = _model(D, H, dtype)
+    keeping, _ = _model(D, H, dtype, recompute=False)
     targets, history = (torch.randn(n, D).to(dtype) for n in (requests.T, requests.N))
     offsets = requests.target_offsets, requests.history_offsets
 
-    def ours(x: Tensor, rows: Tensor, *weights: Tensor) -> Tensor:
+    def ours(model: stca.nn.STCA, x: Tensor, rows: Tensor, *weights: Tensor) -> Tensor:
         w = dict(zip(names, weights, strict=True))
         z: Tensor = torch.func.functional_call(model, w, (x, rows, *offsets))
         return z
@@ -56,7 +58,10 @@ def training(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool 
 
         return run
 
-    ways = {"stca": Implementation(ours)}
+    ways = {
+        "stca": Implementation(partial(ours, model)),
+        "stca, hidden rows kept": Implementation(partial(ours, keeping), ours=True),
+    }
     for name, (form, attend) in attends(requests, D, H).items():
         ways[name] = Implementation(plain(attend), [same, form])
     N, m, size = requests.N, requests.m, history.element_size()

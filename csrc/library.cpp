@@ -15,15 +15,16 @@ TORCH_LIBRARY(stca, m) {
       "bool history_grads=True) -> (Tensor dq, Tensor dk, Tensor dv)");
 
   // x [N, D], w_u [D, F], w_v [D, F], w_o [F, D], norm_weight [D] (None: no norm), norm_bias [D]
-  // -> y [N, D], mean [N], rstd [N]
+  // -> y [N, D], mean [N], rstd [N], and with keep for the backward pass uv [N, 2 F] and h [N, D], else [0]
   m.def(
       "swiglu_ffn_norm(Tensor x, Tensor w_u, Tensor w_v, Tensor w_o, Tensor? norm_weight, Tensor? norm_bias, "
-      "float eps) -> (Tensor y, Tensor mean, Tensor rstd)");
+      "float eps, bool keep=False) -> (Tensor y, Tensor mean, Tensor rstd, Tensor uv, Tensor h)");
   // dy [N, D] -> gradients like x, w_u, w_v, w_o, norm_weight, norm_bias; [0] for what is None. y spares computing h
+  // again, uv and h, which come together, every product of the forward pass
   m.def(
       "swiglu_ffn_norm_backward(Tensor dy, Tensor x, Tensor w_u, Tensor w_v, Tensor w_o, Tensor? norm_weight, "
-      "Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor? y=None, bool x_grad=True) -> (Tensor dx, Tensor dw_u, "
-      "Tensor dw_v, Tensor dw_o, Tensor dnorm_weight, Tensor dnorm_bias)");
+      "Tensor? norm_bias, Tensor mean, Tensor rstd, Tensor? y=None, bool x_grad=True, Tensor? uv=None, Tensor? h=None) "
+      "-> (Tensor dx, Tensor dw_u, Tensor dw_v, Tensor dw_o, Tensor dnorm_weight, Tensor dnorm_bias)");
 
   // xs of [R, ...], target_offsets [R + 1] -> [T, ...] each; total: T
   m.def("request_gather(Tensor[] xs, Tensor target_offsets, SymInt? total) -> Tensor[]");

@@ -58,8 +58,10 @@ def swiglu_ffn_norm(
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    recompute: object = True,
 ) -> Tensor:
-    """Oracle of `stca.ops.swiglu_ffn_norm`, in the inputs' own dtype.
+    """Oracle of `stca.ops.swiglu_ffn_norm`, in the inputs' own dtype; autograd keeps what it needs either way.
 
     Its gradients are autograd's, 0 times what a row holds: NaN of rows that are not finite, also where their incoming
     gradient is 0. The operator leaves these rows out; its gradients are the oracle's on the batch without them.

@@ -2,7 +2,8 @@
 //
 //   u = x w_u    v = x w_v    g = u * silu(v)    h = g w_o    y = (h - mean(h)) * rstd(h) * norm_weight + norm_bias
 //
-// with rstd(h) = 1 / sqrt(var(h) + eps); y = h without a norm. Only a tile of rows of u, v and g exists at a time.
+// with rstd(h) = 1 / sqrt(var(h) + eps); y = h without a norm. Only a tile of rows of u, v and g exists at a time, save
+// where u, v and h are to be kept for the backward pass.
 // Source: docs/mathematics.md, arXiv 2511.06077. Letters of shapes: docs/glossary.md.
 #pragma once
 
@@ -28,7 +29,7 @@ struct SwigluFfnNormParams {
   // In panels made by pack_panels(): zeros fill up the last panel.
   const void* w_u;  // [D, F]
   const void* w_v;  // [D, F]
-  const void* w_o;  // [F, D]
+  const void* w_o;  // [F, D]; of these three a backward pass reads none where uv and h were kept
 
   // In the accumulation type, filled up with zeros to a whole panel; not read without a norm.
   const void* norm_weight;  // [D]
@@ -37,9 +38,14 @@ struct SwigluFfnNormParams {
   void* y;     // [N, D] contiguous
   void* mean;  // [N] of h, accumulation type
   void* rstd;  // [N] of h, accumulation type
+
+  // What the backward pass gets of the forward pass; nullptr: nothing, it computes them again.
+  void* uv;  // [N, 2 F] contiguous: a row of u, then one of v
+  void* h;   // [N, D] contiguous; not used without a norm
 };
 
-// `forward.mean` and `forward.rstd` are inputs here, and `forward.y`, nullptr where h is to be computed again.
+// `forward.mean` and `forward.rstd` are inputs here, `forward.uv` and `forward.h` where they were kept, and
+// `forward.y`, nullptr where it does not spare h.
 struct SwigluFfnNormBackwardParams {
   SwigluFfnNormParams forward;
   const int64_t* rows;  // [M] ascending: the rows that have a gradient, all that is read and written; nullptr: all

@@ -1,11 +1,4 @@
 // jagged_select: the histories of chosen requests, each cut to its last rows, in one copy.
-#include <ATen/ops/add.h>
-#include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/cumsum.h>
-#include <ATen/ops/index_select.h>
-#include <ATen/ops/minimum.h>
-#include <ATen/ops/sub.h>
-
 #include <algorithm>
 #include <tuple>
 
@@ -34,28 +27,23 @@ Tensor checked_list(const char* name, const Tensor& tensor, const char* shape, i
   return checked_integers(kOp, name, tensor, "values", values);
 }
 
-// Checks values where they may be looked at, which is always so on the CPU, and returns the number of rows selected;
-// else it returns nothing.
-optional<int64_t> check_values(const Tensor& offsets, const Tensor& index, const Tensor& keep) {
-  const optional<Tensor> chosen = values_to_check(index);
-  if (!chosen.has_value()) return std::nullopt;
-  const int64_t* request = chosen->const_data_ptr<int64_t>();
-  const Tensor kept = keep.defined() ? keep.cpu() : Tensor(), from = offsets.cpu();
-  const int64_t *begins = from.const_data_ptr<int64_t>(), requests = offsets.size(0) - 1;
-  int64_t rows = 0;
-  for (int64_t s = 0; s < index.size(0); ++s) {
+// Checks values on the CPU, and writes the ends of the histories chosen, `lasts` [S], and of their suffixes among the
+// rows selected, `ends` [S + 1].
+void find_suffixes(const Tensor& offsets, const Tensor& index, const Tensor& keep, int64_t* lasts, int64_t* ends) {
+  const int64_t *begins = offsets.const_data_ptr<int64_t>(), *request = index.const_data_ptr<int64_t>();
+  const int64_t* kept = keep.defined() ? keep.const_data_ptr<int64_t>() : nullptr;
+  const int64_t requests = offsets.size(0) - 1, count = index.size(0);
+  ends[0] = 0;
+  for (int64_t s = 0; s < count; ++s) {
     STCA_CHECK(0 <= request[s] && request[s] < requests, kOp, "index[", s, "] must be a request in [0, ", requests,
                "), got ", request[s]);
-    int64_t length = begins[request[s] + 1] - begins[request[s]];
-    if (keep.defined()) {
-      const int64_t most = kept.const_data_ptr<int64_t>()[s];
-      STCA_CHECK(most >= 0, kOp, "keep[", s, "] must be a number of rows, at least 0, got ", most);
-      length = std::min(length, most);
-    }
-    STCA_CHECK(!__builtin_add_overflow(rows, length, &rows), kOp,
-               "index must select fewer than 2^63 rows, got more with index[", s, "] = ", request[s]);
+    STCA_CHECK(kept == nullptr || kept[s] >= 0, kOp, "keep[", s, "] must be a number of rows, at least 0, got ",
+               kept[s]);
+    lasts[s] = begins[request[s] + 1];
+    const int64_t length = lasts[s] - begins[request[s]];
+    STCA_CHECK(!__builtin_add_overflow(ends[s], kept == nullptr ? length : std::min(length, kept[s]), &ends[s + 1]),
+               kOp, "index must select fewer than 2^63 rows, got more with index[", s, "] = ", request[s]);
   }
-  return rows;
 }
 
 // Finds the suffixes by one kernel. Without a total the last of `ends` is read, which waits for the GPU.
@@ -81,24 +69,24 @@ Selection select(const at::IntArrayRef values, const Tensor& like, const Tensor&
   of.index = checked_list("index", index, "[S]", -1, like);
   const int64_t count = of.index.size(0);
   const Tensor kept = keep.has_value() ? checked_list("keep", *keep, "[S] like index", count, like) : Tensor();
-  const optional<int64_t> known = check_values(of.offsets, of.index, kept);
-  const int64_t expected = known.has_value() ? *known : count == 0 ? 0 : total.value_or(0);
-  STCA_CHECK(total.value_or(expected) == expected, kOp, "total must be the number of rows selected, ", expected,
-             ", got ", *total);
+  optional<int64_t> known;  // where values may be looked at, which is always so on the CPU
+  if (const optional<Tensor> chosen = values_to_check(of.index); chosen.has_value()) {
+    of.lasts = at::empty({count}, at::kLong);
+    of.ends = at::empty({count + 1}, at::kLong);
+    int64_t* ends = of.ends.mutable_data_ptr<int64_t>();
+    find_suffixes(of.offsets.cpu(), *chosen, kept.defined() ? kept.cpu() : kept, of.lasts.mutable_data_ptr<int64_t>(),
+                  ends);
+    known = ends[count];
+  }
+  of.rows = known.has_value() ? *known : count == 0 ? 0 : total.value_or(0);
+  STCA_CHECK(total.value_or(of.rows) == of.rows, kOp, "total must be the number of rows selected, ", of.rows, ", got ",
+             *total);
 
   STCA_CHECK(of.offsets.size(0) > 1 || count == 0, kOp, "index must be empty without requests, got ", count);
   STCA_CHECK(values[0] > 0 || total.value_or(0) == 0, kOp, "total must be 0 where values has no rows, got ", *total);
   if constexpr (kWithCuda) {
-    if (runs_on_cuda(like)) {
-      select_on_cuda(of, values[0], kept, total, like);
-      return of;
-    }
+    if (runs_on_cuda(like)) select_on_cuda(of, values[0], kept, total, like);
   }
-  of.lasts = of.offsets.index_select(0, of.index.add(1));
-  Tensor lengths = of.lasts.sub(of.offsets.index_select(0, of.index));
-  if (kept.defined()) lengths = at::minimum(lengths, kept);
-  of.ends = at::constant_pad_nd(lengths.cumsum(0), {1, 0});
-  of.rows = expected;
   return of;
 }
 

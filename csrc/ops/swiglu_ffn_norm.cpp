@@ -73,8 +73,10 @@ void check_inputs(const SwigluFfnNormTensors& in) {
   if (in.norm_bias.has_value()) check_weight("norm_bias", *in.norm_bias, x, "[D]", {D});
 }
 
-Inputs packed_inputs(const SwigluFfnNormTensors& from, double eps) {
+// `network`: with the weights of its products.
+Inputs packed_inputs(const SwigluFfnNormTensors& from, double eps, bool network = true) {
   Inputs in;
+  in.params = {};
   SwigluFfnNormParams& p = in.params;
   p.dtype = checked_dtype(kOp, "x", from.x);
   in.x = with_contiguous_rows(from.x);
@@ -86,38 +88,63 @@ Inputs packed_inputs(const SwigluFfnNormTensors& from, double eps) {
   p.norm = from.norm_weight.has_value();
   p.x = in.x.const_data_ptr();
   p.x_stride = in.x.stride(0);
-  p.w_u = pack(in, from.w_u, false);
-  p.w_v = pack(in, from.w_v, false);
-  p.w_o = pack(in, from.w_o, false);
+  p.w_u = network ? pack(in, from.w_u, false) : nullptr;
+  p.w_v = network ? pack(in, from.w_v, false) : nullptr;
+  p.w_o = network ? pack(in, from.w_o, false) : nullptr;
   p.norm_weight = p.norm ? widen_vector(in, *from.norm_weight) : nullptr;
   p.norm_bias = p.norm ? widen_vector(in, from.norm_bias) : nullptr;
   return in;
 }
 
-std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor& w_u, const Tensor& w_v,
-                                                   const Tensor& w_o, const optional<Tensor>& norm_weight,
-                                                   const optional<Tensor>& norm_bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor& w_u,
+                                                                   const Tensor& w_v, const Tensor& w_o,
+                                                                   const optional<Tensor>& norm_weight,
+                                                                   const optional<Tensor>& norm_bias, double eps,
+                                                                   bool keep) {
   const SwigluFfnNormTensors tensors{x, w_u, w_v, w_o, norm_weight, norm_bias};
   check_inputs(tensors);
+  const int64_t N = x.size(0), normed = norm_weight.has_value() ? N : 0;
+  const auto statistics = x.options().dtype(accumulation_type(x));
+  const Tensor y = at::empty(x.sizes(), x.options());
+  const Tensor mean = at::empty({normed}, statistics), rstd = at::empty({normed}, statistics);
+  const Tensor none = at::empty({0}, x.options());
+  const Tensor uv = keep ? at::empty({N, 2 * w_u.size(1)}, x.options()) : none;
+  const Tensor h = keep && norm_weight.has_value() ? at::empty(x.sizes(), x.options()) : none.clone();
+  const SwigluFfnNormKept kept = keep ? SwigluFfnNormKept{uv, h} : SwigluFfnNormKept{};
   if constexpr (kWithCuda) {
-    if (runs_on_cuda(x)) return swiglu_ffn_norm_on_cuda(tensors, eps);
+    if (runs_on_cuda(x)) {
+      swiglu_ffn_norm_on_cuda(tensors, eps, y, mean, rstd, kept);
+      return {y, mean, rstd, uv, h};
+    }
   }
   Inputs in = packed_inputs(tensors, eps);
   SwigluFfnNormParams& p = in.params;
-  const Tensor y = at::empty({p.num_rows, p.dim}, x.options());
-  const auto statistics = x.options().dtype(accumulation_type(x));
-  const Tensor mean = at::empty({p.norm ? p.num_rows : 0}, statistics);
-  const Tensor rstd = at::empty({p.norm ? p.num_rows : 0}, statistics);
   p.y = y.mutable_data_ptr();
   p.mean = mean.mutable_data_ptr();
   p.rstd = rstd.mutable_data_ptr();
+  p.uv = keep ? uv.mutable_data_ptr() : nullptr;
+  p.h = keep ? h.mutable_data_ptr() : nullptr;
   const auto kernel = STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_rows);
   const int64_t tiles = (p.num_rows + p.tile_rows - 1) / p.tile_rows;
   for_each_item(tiles, STCA_CPU_KERNEL(in.isa, swiglu_ffn_norm_scratch)(p), [&](int64_t tile, void* scratch) {
     const int64_t begin = tile * p.tile_rows;
     kernel(p, begin, std::min(begin + p.tile_rows, p.num_rows), scratch);
   });
-  return {y, mean, rstd};
+  return {y, mean, rstd, uv, h};
+}
+
+void check_kept_rows(const char* name, const Tensor& rows, int64_t width, const Tensor& x) {
+  check_same(kOp, name, rows, "x", x);
+  STCA_CHECK(rows.sizes() == at::IntArrayRef({x.size(0), width}), kOp, name, " must be as the forward pass kept it, [",
+             x.size(0), ", ", width, "], got ", rows.sizes());
+}
+
+SwigluFfnNormKept checked_kept(const SwigluFfnNormTensors& in, const optional<Tensor>& uv, const optional<Tensor>& h) {
+  STCA_CHECK(uv.has_value() == h.has_value(), kOp, "uv and h must be given together, got one of them");
+  if (!uv.has_value()) return {};
+  check_kept_rows("uv", *uv, 2 * in.w_u.size(1), in.x);
+  if (in.norm_weight.has_value()) check_kept_rows("h", *h, in.x.size(1), in.x);
+  return {uv->contiguous(), h->contiguous()};
 }
 
 // The rows of dy that are not all 0, ascending; not defined where these are all.
@@ -174,15 +201,16 @@ Tensor summed(const Inputs& in, const std::vector<Tensor>& partials, int64_t off
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward(
     const Tensor& dy, const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
     const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd,
-    const optional<Tensor>& y, bool x_grad) {
+    const optional<Tensor>& y, bool x_grad, const optional<Tensor>& uv, const optional<Tensor>& h) {
   const SwigluFfnNormTensors tensors{x, w_u, w_v, w_o, norm_weight, norm_bias};
   check_inputs(tensors);
   STCA_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(), kOp, "dy must be like y, ", x.sizes(),
              " of ", x.scalar_type(), ", got ", dy.sizes(), " of ", dy.scalar_type());
+  const SwigluFfnNormKept kept = checked_kept(tensors, uv, h);
   if constexpr (kWithCuda) {
-    if (runs_on_cuda(x)) return swiglu_ffn_norm_backward_on_cuda(tensors, dy, mean, rstd, x_grad);
+    if (runs_on_cuda(x)) return swiglu_ffn_norm_backward_on_cuda(tensors, dy, mean, rstd, x_grad, kept);
   }
-  Inputs in = packed_inputs(tensors, 0.0);
+  Inputs in = packed_inputs(tensors, 0.0, !kept.uv.defined());
   const Tensor dy_rows = dy.contiguous(), mean_rows = mean.contiguous(), rstd_rows = rstd.contiguous();
   if (y.has_value()) {
     check_same(kOp, "y", *y, "x", x);
@@ -192,6 +220,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   in.params.y = y.has_value() ? y_rows.data_ptr() : nullptr;
   in.params.mean = mean_rows.data_ptr();
   in.params.rstd = rstd_rows.data_ptr();
+  in.params.uv = kept.uv.defined() ? kept.uv.data_ptr() : nullptr;
+  in.params.h = kept.h.defined() ? kept.h.data_ptr() : nullptr;
   const Tensor rows = rows_with_gradient(in, dy_rows);
   const Tensor dx = rows.defined() && x_grad ? at::zeros(x.sizes(), x.options())
                                              : at::empty(x_grad ? x.sizes() : at::IntArrayRef{0}, x.options());

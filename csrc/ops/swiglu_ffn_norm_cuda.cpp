@@ -2,7 +2,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/any.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
@@ -57,8 +56,10 @@ class Network {
   }
 
   // y [N, D], and mean and rstd [N].
-  void forward(double eps, const Tensor& y, const Tensor& mean, const Tensor& rstd) {
+  void forward(double eps, const Tensor& y, const Tensor& mean, const Tensor& rstd, const SwigluFfnNormKept& kept) {
     for_each_chunk([&](int64_t begin, int64_t rows) {
+      if (kept.uv.defined()) uv_ = kept.uv.narrow(0, begin, rows);
+      if (kept.uv.defined() && norm()) h_ = kept.h.narrow(0, begin, rows);
       hide(in_.x.narrow(0, begin, rows));
       const Tensor y_rows = y.narrow(0, begin, rows);
       project(g_.narrow(0, 0, rows), norm() ? h_.narrow(0, 0, rows) : y_rows);
@@ -76,7 +77,8 @@ class Network {
   };
 
   // Rows whose dy is all 0 go through as zeros: 0 times what they hold would be NaN where that is no finite number.
-  void backward(const Tensor& dy, const Tensor& mean, const Tensor& rstd, const Gradients& grads) {
+  void backward(const Tensor& dy, const Tensor& mean, const Tensor& rstd, const SwigluFfnNormKept& kept,
+                const Gradients& grads) {
     for_each_chunk([&](int64_t begin, int64_t rows) {
       Tensor dh = dy.narrow(0, begin, rows);
       const Tensor has_gradient = at::any(dh, 1, /*keepdim=*/true);
@@ -84,11 +86,17 @@ class Network {
         return at::where(has_gradient, all.narrow(0, begin, rows), 0).contiguous();
       };
       const Tensor x = masked(in_.x);
-      hide(x);
+      if (kept.uv.defined()) {
+        uv_ = masked(kept.uv);
+        gate(rows);
+      } else {
+        hide(x);
+      }
       Tensor uv = uv_.narrow(0, 0, rows), g = g_.narrow(0, 0, rows);
       if (norm()) {
+        if (kept.uv.defined()) h_ = masked(kept.h);
         Tensor h = h_.narrow(0, 0, rows);
-        project(g, h);
+        if (!kept.uv.defined()) project(g, h);
         const Tensor means = masked(mean.view({-1, 1})), rstds = masked(rstd.view({-1, 1}));
         float* sums = grads.norm_sums.mutable_data_ptr<float>() + begin / kNormPartRows * 2 * h.size(1);
         check(norm_backward_cuda(norm_params(rows, 0.0, means.data_ptr<float>(), rstds.data_ptr<float>()),
@@ -131,7 +139,11 @@ class Network {
     if (hopper_) return product(FfnProduct::kGate, x, w_uv_, g_.narrow(0, 0, x.size(0)), uv_);
     Tensor uv = uv_.narrow(0, 0, x.size(0));
     at::mm_out(uv, x, w_uv_);
-    check(swiglu_gate_cuda(dtype_, uv.const_data_ptr(), g_.mutable_data_ptr(), x.size(0), g_.size(1), call_.stream()));
+    gate(x.size(0));
+  }
+
+  void gate(int64_t rows) {
+    check(swiglu_gate_cuda(dtype_, uv_.const_data_ptr(), g_.mutable_data_ptr(), rows, g_.size(1), call_.stream()));
   }
 
   // h = g w_o.
@@ -197,17 +209,14 @@ class Network {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> swiglu_ffn_norm_on_cuda(const SwigluFfnNormTensors& in, double eps) {
-  Network network(in);
-  const Tensor y = at::empty(in.x.sizes(), in.x.options());
-  const Tensor mean = at::empty({network.norm() ? in.x.size(0) : 0}, in.x.options().dtype(at::kFloat));
-  const Tensor rstd = at::empty_like(mean);
-  network.forward(eps, y, mean, rstd);
-  return {y, mean, rstd};
+void swiglu_ffn_norm_on_cuda(const SwigluFfnNormTensors& in, double eps, const Tensor& y, const Tensor& mean,
+                             const Tensor& rstd, const SwigluFfnNormKept& kept) {
+  Network(in).forward(eps, y, mean, rstd, kept);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward_on_cuda(
-    const SwigluFfnNormTensors& in, const Tensor& dy, const Tensor& mean, const Tensor& rstd, bool x_grad) {
+    const SwigluFfnNormTensors& in, const Tensor& dy, const Tensor& mean, const Tensor& rstd, bool x_grad,
+    const SwigluFfnNormKept& kept) {
   const Tensor dy_rows = dy.contiguous();
   Network network(in, &dy_rows);
   const int64_t parts = network.norm() ? (in.x.size(0) + kNormPartRows - 1) / kNormPartRows : 0;
@@ -216,7 +225,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
                                  network.weight_gradients(in.x.size(1), 2 * hidden),
                                  network.weight_gradients(hidden, in.x.size(1)),
                                  at::empty({parts, 2, in.x.size(1)}, in.x.options().dtype(at::kFloat))};
-  network.backward(dy_rows, mean.contiguous(), rstd.contiguous(), grads);
+  network.backward(dy_rows, mean.contiguous(), rstd.contiguous(), kept, grads);
   const at::ScalarType dtype = in.x.scalar_type();
   const Tensor of_norm = at::sum(grads.norm_sums, 0).to(dtype), none = at::empty({0}, in.x.options());
   const auto total = [](const Tensor& splits) { return splits.size(0) == 1 ? splits[0] : at::sum(splits, 0); };

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from stca import ops
 from stca.nn.history_group import sum_gradients
 from stca.nn.module import Module, check_tensor
+from stca.ops.swiglu_ffn_norm import Recompute
 
 
 def hidden_width(owner: str, dim: int, ffn_ratio: float) -> int:
@@ -31,9 +32,10 @@ class SwiGLUFFN(Module):
     Args:
         dim: D, width of input and output.
         ffn_ratio: r; the hidden width is F = r * D.
-        norm: put a layer norm with weight and bias behind it. Its hidden rows are never stored (see
-            `stca.ops.swiglu_ffn_norm`).
+        norm: put a layer norm with weight and bias behind it.
         eps: of the layer norm.
+        recompute: whether the backward pass computes hidden rows again or keeps them: True, False or "auto", see
+            `stca.ops.swiglu_ffn_norm`.
 
     Shapes:
         x [..., D] -> [..., D]
@@ -56,6 +58,7 @@ class SwiGLUFFN(Module):
         *,
         norm: bool = False,
         eps: float = 1e-5,
+        recompute: Recompute = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -63,6 +66,7 @@ class SwiGLUFFN(Module):
         hidden = hidden_width("SwiGLUFFN", dim, ffn_ratio)
         self.dim = dim
         self.eps = eps
+        self.recompute = recompute
         self.w_u = nn.Parameter(torch.empty(dim, hidden, device=device, dtype=dtype))
         self.w_v = nn.Parameter(torch.empty(dim, hidden, device=device, dtype=dtype))
         self.w_o = nn.Parameter(torch.empty(hidden, dim, device=device, dtype=dtype))
@@ -96,7 +100,7 @@ class SwiGLUFFN(Module):
             weights = list(sum_gradients(history_group, *weights))
         w_u, w_v, w_o, *norm = weights
         norm_weight, norm_bias = norm or (None, None)
-        y = ops.swiglu_ffn_norm(rows, w_u, w_v, w_o, norm_weight, norm_bias, self.eps)
+        y = ops.swiglu_ffn_norm(rows, w_u, w_v, w_o, norm_weight, norm_bias, self.eps, recompute=self.recompute)
         return y if x.dim() == 2 else y.reshape(x.shape)  # no view: modules around this one may change it in place
 
     def extra_repr(self) -> str:

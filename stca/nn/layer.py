@@ -5,12 +5,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from stca.nn.attention import Order, TargetAttention
 from stca.nn.ffn import SwiGLUFFN
 from stca.nn.module import Module
 from stca.nn.product import matmul
+from stca.ops.swiglu_ffn_norm import Recompute
 
 
 class STCALayer(Module):
@@ -34,6 +35,7 @@ class STCALayer(Module):
         order: of the attention, see `TargetAttention`.
         history_group: ranks that each hold a part of every history, see `TargetAttention`.
         eps: of the layer norms.
+        recompute: of both networks, see `SwiGLUFFN`.
 
     Raises:
         ValueError: a position below 1, or sizes that `SwiGLUFFN` or `TargetAttention` refuse.
@@ -50,16 +52,19 @@ class STCALayer(Module):
         order: Order = "auto",
         history_group: dist.ProcessGroup | None = None,
         eps: float = 1e-5,
+        recompute: Recompute = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if position < 1:
             raise ValueError(f"STCALayer: position must be at least 1, got {position}")
-        self.history_ffn = SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
-        self.query_ffn = (
-            self.history_ffn if share_ffn else SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, device=device, dtype=dtype)
-        )
+
+        def ffn() -> SwiGLUFFN:
+            return SwiGLUFFN(dim, ffn_ratio, norm=True, eps=eps, recompute=recompute, device=device, dtype=dtype)
+
+        self.history_ffn = ffn()
+        self.query_ffn = self.history_ffn if share_ffn else ffn()
         self.w_c = nn.Parameter(torch.empty(position * dim, dim, device=device, dtype=dtype)) if position > 1 else None
         self.reset_parameters()  # before the attention draws: the order that seeds stand for
         self.attention = TargetAttention(
@@ -95,7 +100,7 @@ class STCALayer(Module):
         """
         group = self.attention.history_group
         if not encoded and checkpoint:
-            history = recompute(self.history_ffn, history, group, use_reentrant=False)
+            history = checkpointed(self.history_ffn, history, group, use_reentrant=False)
         elif not encoded:
             history = self.history_ffn(history, group)
         if inputs is None:

@@ -14,6 +14,7 @@ from stca.nn.layer import STCALayer
 from stca.nn.layout import pack_requests
 from stca.nn.module import Module, check_tensor
 from stca.nn.product import matmul
+from stca.ops.swiglu_ffn_norm import Recompute
 
 
 class STCA(Module):
@@ -40,6 +41,7 @@ class STCA(Module):
         order: of the attention, see `TargetAttention`.
         history_group: ranks that each hold a part of every history, see `TargetAttention`.
         checkpoint: do not keep the encoded history for the backward pass, encode it again.
+        recompute: of all feed-forward networks, see `SwiGLUFFN`.
         eps: of the layer norms.
 
     Source:
@@ -65,6 +67,7 @@ class STCA(Module):
         order: Order = "auto",
         history_group: dist.ProcessGroup | None = None,
         checkpoint: bool = False,
+        recompute: Recompute = True,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -84,6 +87,7 @@ class STCA(Module):
                 order=order,
                 history_group=history_group,
                 eps=eps,
+                recompute=recompute,
                 device=device,
                 dtype=dtype,
             )
@@ -94,7 +98,9 @@ class STCA(Module):
             nn.Parameter(torch.empty(num_layers * num_heads, dim, device=device, dtype=dtype)) if use_lse else None
         )
         self.reset_parameters()  # before the last network draws: the order that seeds stand for
-        self.output_ffn = SwiGLUFFN(dim, ffn_ratio, norm=final_norm, eps=eps, device=device, dtype=dtype)
+        self.output_ffn = SwiGLUFFN(
+            dim, ffn_ratio, norm=final_norm, eps=eps, recompute=recompute, device=device, dtype=dtype
+        )
 
     def reset_parameters(self) -> None:
         """Draws the stack's own weights, not those of its parts: w_z so that variance is kept."""

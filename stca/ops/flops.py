@@ -85,13 +85,15 @@ def _swiglu_ffn_norm_backward(
     rstd: Tensor,
     y: Tensor | None = None,
     x_grad: bool = True,
-    **_: Any,
+    uv: Tensor | None = None,
+    *_: Any,
+    **__: Any,
 ) -> int:
-    """Both hidden products again, and of the norm the third one too where y is not given; then a gradient for each.
+    """A gradient for each product, and before, where uv is not given, both hidden ones, and the norm's without y.
 
     dx takes two, and is made on CUDA whether wanted or not. Rows without a gradient are left out on the CPU.
     """
     on_cuda = x.device.type == "cuda"
     rows = x.shape[0] if on_cuda or not _has_values(dy) else int(dy.ne(0).any(dim=1).sum())
-    again = 2 + (norm_weight is not None and (y is None or on_cuda))
+    again = 0 if uv is not None else 2 + (norm_weight is not None and (y is None or on_cuda))
     return 2 * (again + 4 + 2 * (x_grad or on_cuda)) * rows * w_u.numel()

@@ -35,6 +35,15 @@ def test_rows_of_several_chunks(dtype: torch.dtype, device: str) -> None:
         assert torch.equal(whole[name][CHUNK:], last[name])
 
 
+@pytest.mark.parametrize("norm", [0, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kept_rows_give_the_bits_that_computing_them_again_does(dtype: torch.dtype, norm: int, device: str) -> None:
+    inputs, dy = swiglu_inputs(CHUNK + 70, 8, 12, norm, dtype), torch.randn(CHUNK + 70, 8).to(dtype)
+    dy[20:90] = 0
+    inputs["x"][50] = torch.inf
+    assert_bitwise_equal(swiglu_on(device, inputs, dy, keep=True), swiglu_on(device, inputs, dy))
+
+
 def test_the_same_bits_in_any_order_of_threads(device: str) -> None:
     inputs, dy = swiglu_inputs(300, 40, 24, 2, torch.float32), torch.randn(300, 40)
     assert_bitwise_equal(swiglu_on(device, inputs, dy, seed=5), swiglu_on(device, inputs, dy))

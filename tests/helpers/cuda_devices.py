@@ -44,11 +44,14 @@ def call_on(device: str, op: str, *arguments: Any, seed: int = 1, rough: bool = 
     return tree_map(lambda x: x.cpu(), results)
 
 
-def swiglu_on(device: str, inputs: dict[str, Tensor], dy: Tensor, **options: Any) -> dict[str, Tensor]:
+def swiglu_on(
+    device: str, inputs: dict[str, Tensor], dy: Tensor, keep: bool = False, **options: Any
+) -> dict[str, Tensor]:
     """y of swiglu_ffn_norm and the gradients, by the CUDA kernels; `inputs` are those of `swiglu_inputs`."""
     arguments = [inputs.get(name) for name in ("x", "w_u", "w_v", "w_o", "norm_weight", "norm_bias")]
-    y, mean, rstd = call_on(device, "swiglu_ffn_norm", *arguments, 1e-5, **options)
-    grads = call_on(device, "swiglu_ffn_norm_backward", dy, *arguments, mean, rstd, None, **options)
+    y, mean, rstd, *kept = call_on(device, "swiglu_ffn_norm", *arguments, 1e-5, keep, **options)
+    kept = kept if keep else [None, None]
+    grads = call_on(device, "swiglu_ffn_norm_backward", dy, *arguments, mean, rstd, None, True, *kept, **options)
     return {"y": y} | {f"d{name}": grad for name, grad in zip(inputs, grads[: len(inputs)], strict=True)}
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import compare
 import growth
 import problem
 import pytest
@@ -14,7 +15,7 @@ import report
 import serving
 import torch
 from grid import all_cases
-from problem import Implementation, Problem, check
+from problem import Case, Implementation, Problem, check
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 KEYS = {"op", "case", "dtype", "direction", "stca_ms", "best_peer", "best_peer_ms", "ratio", "floor_share", "peak_mb"}
@@ -36,9 +37,28 @@ def test_compare(tmp_path: Path) -> None:
         assert row["best_peer_ms"] == min(ms for name, ms in row["all_ms"].items() if name != "stca")
         assert f"x as fast as {row['best_peer']}" in text
         assert row["cannot"].keys() == {"nn.MultiheadAttention", "sdpa nested"}
+    assert "\nMore than 5 % behind the best peer in two runs: " in text
     machine = json.loads(out.with_suffix(".machine.json").read_text())
     assert machine["gemm_gflops"] > 0
     assert machine["build_info"]["torch"] == torch.__version__
+
+
+def test_cases_behind_their_best_peer_in_two_runs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [Case("op", name, torch.float32, lambda: pytest.fail("is not built"), True) for name in "abcde"]
+
+    def row(name: str, peer_ms: float, **ours: float) -> dict[str, Any]:
+        about = {"op": "op", "case": name, "dtype": "float32", "direction": "forward", "best_peer": "peer"}
+        return about | {"best_peer_ms": peer_ms, "all_ms": {"stca": 10.0, "peer": peer_ms, **ours}}
+
+    first = [row("a", 9.0), row("b", 9.0), row("c", 9.6), row("d", 9.0, **{"stca, hidden rows kept": 5.0})]
+    first += [row("e", 9.0, **{"stca reordered": 5.0}), row("of another run", 1.0)]
+    second = {"a": row("a", 8.0), "b": row("b", 11.0), "e": row("e", 9.3)}
+    compare.show_behind(first, cases, lambda case, direction: second[case.name])
+    assert capsys.readouterr().out.splitlines() == [
+        "More than 5 % behind the best peer in two runs: 2 of 6",
+        "  0.90, 0.80  op, a, float32, forward: peer",
+        "  0.90, 0.93  op, e, float32, forward: peer",
+    ]
 
 
 def test_gpu_program_on_small_shapes(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def _swiglu(device: str, inputs: dict[str, Tensor], dy: Tensor) -> dict[str, Ten
         grads = torch.autograd.grad(y, list(leaves.values()), dy)
         return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
     arguments = [inputs.get(name) for name in NAMES]
-    y, mean, rstd = call_on(device, "swiglu_ffn_norm", *arguments, 1e-5)
+    y, mean, rstd, *_ = call_on(device, "swiglu_ffn_norm", *arguments, 1e-5)
     grads = call_on(device, "swiglu_ffn_norm_backward", dy, *arguments, mean, rstd, None)
     return {"y": y} | {f"d{name}": grad for name, grad in zip(inputs, grads[: len(inputs)], strict=True)}
 

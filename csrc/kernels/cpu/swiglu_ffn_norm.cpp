@@ -56,6 +56,11 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
     const int64_t rows = min(p.tile_rows, row_end - begin);
     const Rows<tile_t<T>> x = load_rows<T>(p.x, p.x_stride, p.dim, rows, work.x, [&](int64_t i) { return begin + i; });
     project_up(p, x, rows, work.u, work.v, hidden);
+    for (int64_t i = 0; p.uv != nullptr && i < rows; ++i) {
+      T* kept = static_cast<T*>(p.uv) + (begin + i) * 2 * p.hidden;
+      narrow<T>(work.u + i * hidden, kept, p.hidden);
+      narrow<T>(work.v + i * hidden, kept + p.hidden, p.hidden);
+    }
     gate<A>(work.u, work.v, work.u, rows * hidden);
     project_down<tile_t<T>>(p, work.u, hidden, rows, work.u, work.h, dim);
     for (int64_t i = 0; i < rows; ++i) {
@@ -64,6 +69,11 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
       if (!p.norm) {
         narrow<T>(row, y, p.dim);
         continue;
+      }
+      if (p.h != nullptr) {  // the norm sees what is kept, so that what cancels here cancels in the backward pass
+        T* kept = static_cast<T*>(p.h) + (begin + i) * p.dim;
+        narrow<T>(row, kept, p.dim);
+        widen<T>(kept, row, p.dim);
       }
       A mean, rstd;
       statistics(row, p.dim, A(p.eps), &mean, &rstd);

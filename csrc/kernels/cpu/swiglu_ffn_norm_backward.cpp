@@ -4,9 +4,10 @@
 //   dg = dh w_o^T    du = dg * silu(v)    dv = dg * u * silu'(v)    dx = du w_u^T + dv w_v^T
 //   dw_o = g^T dh    dw_u = x^T du    dw_v = x^T dv    dnorm_weight = sum dy * xhat    dnorm_bias = sum dy
 //
-// A tile's u, v and g are computed again, and h where xhat cannot be had from y, (y - norm_bias) / norm_weight. The
-// weights' gradients are summed over a thread's own rows; the parts are added in order of rows. Rows whose dy is all 0
-// are left out: 0 times what they hold would be NaN where that is no finite number.
+// A tile's u and v are computed again where they were not kept, and h where it was not and xhat cannot be had from y,
+// (y - norm_bias) / norm_weight. The weights' gradients are summed over a thread's own rows; the parts are added in
+// order of rows. Rows whose dy is all 0 are left out: 0 times what they hold would be NaN where that is no finite
+// number.
 #include "swiglu_ffn_norm_tile.h"
 
 namespace stca {
@@ -149,17 +150,37 @@ Workspace<T> workspace_of(const SwigluFfnNormParams& p, Scratch& scratch) {
   return work;
 }
 
-// u, v and g of a tile, and in dh what the gradient of h starts from: xhat, from y or from the network, or nothing.
+// A tile of a kept tensor's rows [N, width], which start `stride` elements apart, filled up to whole panels with zeros.
 template <class T, class RowAt>
-void recompute_tile(const SwigluFfnNormParams& p, Rows<tile_t<T>> x, int64_t rows, RowAt row_at, accumulator_t<T> ratio,
-                    const Workspace<T>& work) {
+void load_kept(const void* tensor, int64_t stride, int64_t width, int64_t rows, RowAt row_at, accumulator_t<T>* to) {
+  const int64_t padded_width = whole_panels<accumulator_t<T>>(width);
+  for (int64_t i = 0; i < rows; ++i, to += padded_width) {
+    widen<T>(static_cast<const T*>(tensor) + row_at(i) * stride, to, width);
+    for (int64_t c = width; c < padded_width; ++c) to[c] = 0;
+  }
+}
+
+// u, v and g of a tile, and in dh what the gradient of h starts from: xhat, by way of y or of h, or nothing.
+template <class T, class RowAt>
+void restore_tile(const SwigluFfnNormParams& p, Rows<tile_t<T>> x, int64_t rows, RowAt row_at, accumulator_t<T> ratio,
+                  const Workspace<T>& work) {
   using A = accumulator_t<T>;
   const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
   const A *mean = static_cast<const A*>(p.mean), *rstd = static_cast<const A*>(p.rstd);
-  project_up(p, x, rows, work.u, work.v, hidden);
+  if (p.uv == nullptr) {
+    project_up(p, x, rows, work.u, work.v, hidden);
+  } else {
+    const T* uv = static_cast<const T*>(p.uv);
+    load_kept<T>(uv, 2 * p.hidden, p.hidden, rows, row_at, work.u);
+    load_kept<T>(uv + p.hidden, 2 * p.hidden, p.hidden, rows, row_at, work.v);
+  }
   gate<A>(work.u, work.v, work.g, rows * hidden);
   if (!p.norm || recover_tile<T>(p, rows, row_at, ratio, work.dh)) return;
-  project_down<tile_t<T>>(p, work.g, hidden, rows, work.pairs, work.dh, dim);
+  if (p.h == nullptr) {
+    project_down<tile_t<T>>(p, work.g, hidden, rows, work.pairs, work.dh, dim);
+  } else {
+    load_kept<T>(p.h, p.dim, p.dim, rows, row_at, work.dh);
+  }
   for (int64_t i = 0; i < rows; ++i) {
     A* row = work.dh + i * dim;
     for (int64_t d = 0; d < dim; ++d) row[d] = (row[d] - mean[row_at(i)]) * rstd[row_at(i)];
@@ -215,7 +236,7 @@ void backward_rows(const SwigluFfnNormBackwardParams& params, int64_t places_beg
     const int64_t rows = min(p.tile_rows, places_end - begin);
     auto row_at = [&](int64_t i) { return params.rows == nullptr ? begin + i : params.rows[begin + i]; };
     const Rows<tile_t<T>> x = load_rows<T>(p.x, p.x_stride, p.dim, rows, work.x, row_at);
-    recompute_tile<T>(p, x, rows, row_at, ratio, work);
+    restore_tile<T>(p, x, rows, row_at, ratio, work);
     differentiate_rows<T>(params, rows, row_at, work.dy, work.dh, grads + at.norm_weight, grads + at.norm_bias);
     differentiate_network<T>(params, x, rows, row_at, begin > places_begin, work, grads);
   }
