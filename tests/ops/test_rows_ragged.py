@@ -160,3 +160,21 @@ def test_compiled_gradients(op: str) -> None:
     expected = _results(lambda x: f(x.sin()).square(), x)
     for name, actual in _results(compiled, x).items():
         torch.testing.assert_close(actual, expected[name])
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("width", [1024, 1000])
+def test_results_that_no_cache_holds(isa: str, width: int, offset: int) -> None:
+    """Written past the caches where rows are whole vectors; read by the thread that did not write them."""
+    rows = 9_000
+    x = torch.randn(3, width + offset)[:, offset:]
+    ends = offsets([rows // 2, 0, rows - rows // 2])
+    y = stca.ops.request_gather(x, ends)
+    assert y.numel() * 4 > 2**25
+    assert torch.equal(y, x.repeat_interleave(ends.diff(), dim=0))
+    index, keep = torch.tensor([2, 0, 2]), torch.tensor([rows, rows // 3, 7])
+    values, chosen = stca.ops.jagged_select(torch.cat([y, y]), ends * 2, index, keep)
+    expected = [
+        torch.cat([y, y])[ends[i + 1] * 2 - n : ends[i + 1] * 2] for i, n in zip(index, chosen.diff(), strict=True)
+    ]
+    assert torch.equal(values, torch.cat(expected))

@@ -12,17 +12,43 @@ constexpr int kTogether = 4;        // rows read side by side: the sum is loaded
 constexpr int kAhead = 12;          // rows fetched before they are needed, into the second-level cache
 constexpr int64_t kSumBlock = 64;   // rows added one after the other
 
+constexpr int64_t kPastCaches = 32 << 20;  // bytes of a result that no cache would hold for whoever reads it next
+
+// Whether a result is written past the caches: an ordinary store reads the line that it fills first.
+inline bool past_caches(int64_t rows, int64_t row_bytes, const void* to) {
+  return rows * row_bytes >= kPastCaches && (row_bytes | int64_t(reinterpret_cast<intptr_t>(to))) % kVecBytes == 0;
+}
+
+template <bool kPast>
+inline void put(char* bytes, FloatVec x) {
+  float* to = reinterpret_cast<float*>(bytes);
+#if defined(__AVX512F__)
+  if constexpr (kPast) return _mm512_stream_ps(to, (__m512)x);
+#elif defined(__AVX2__)
+  if constexpr (kPast) return _mm256_stream_ps(to, (__m256)x);
+#endif
+  store(to, x);
+}
+
+// Other threads see what was written past the caches after this.
+inline void finish_puts() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // By vectors, kVectors loaded before they are stored: one at a time took 1.5 times as long in the caches. libc's memcpy
 // takes another path at these sizes, half as fast here.
+template <bool kPast = false>
 inline void copy_row(const char* from, char* to, int64_t bytes) {
   constexpr int kVectors = 4;
   auto at = [&](int64_t i) { return load(reinterpret_cast<const float*>(from + i)); };
   int64_t i = 0;
   for (; i + kVectors * kVecBytes <= bytes; i += kVectors * kVecBytes) {
     const FloatVec x[kVectors] = {at(i), at(i + kVecBytes), at(i + 2 * kVecBytes), at(i + 3 * kVecBytes)};
-    for (int v = 0; v < kVectors; ++v) store(reinterpret_cast<float*>(to + i + v * kVecBytes), x[v]);
+    for (int v = 0; v < kVectors; ++v) put<kPast>(to + i + v * kVecBytes, x[v]);
   }
-  for (; i + kVecBytes <= bytes; i += kVecBytes) store(reinterpret_cast<float*>(to + i), at(i));
+  for (; i + kVecBytes <= bytes; i += kVecBytes) put<kPast>(to + i, at(i));
   if (i == bytes) return;
   if (bytes >= kVecBytes) return store(reinterpret_cast<float*>(to + bytes - kVecBytes), at(bytes - kVecBytes));
   __builtin_memcpy(to, from, bytes);
@@ -59,6 +85,7 @@ void repeat_word(const char* row, int64_t repeats, char* to, int64_t capacity) {
   store_repeats(vector, kVecBytes, row, sizeof word, repeats, to, capacity);
 }
 
+template <bool kPast>
 inline void repeat_row(const char* row, int64_t row_bytes, int64_t repeats, char* to, int64_t capacity) {
   if (row_bytes == 4) return repeat_word<uint32_t>(row, repeats, to, capacity);
   if (row_bytes == 8) return repeat_word<uint64_t>(row, repeats, to, capacity);
@@ -69,7 +96,7 @@ inline void repeat_row(const char* row, int64_t row_bytes, int64_t repeats, char
     __builtin_memcpy(first, row, row_bytes);
     return store_repeats(load(first), row_bytes, row, row_bytes, repeats, to, capacity);
   }
-  for (int64_t k = 0; k < repeats; ++k) copy_row(row, to + k * row_bytes, row_bytes);
+  for (int64_t k = 0; k < repeats; ++k) copy_row<kPast>(row, to + k * row_bytes, row_bytes);
 }
 
 // block_sum += rows, one after the other, while those from rows[kAhead] on are fetched.
@@ -222,25 +249,29 @@ void sum_segment(const SegmentSumParams& params, int64_t s, int64_t column, int6
 
 void repeat_rows(const void* from, const int64_t* offsets, int64_t count, int64_t row_bytes, int64_t begin, int64_t end,
                  void* to) {
+  const auto repeat = past_caches(offsets[count], row_bytes, to) ? repeat_row<true> : repeat_row<false>;
   int64_t r = segment_of(offsets, count, begin);
   for (int64_t i = begin; i < end; i = offsets[r + 1]) {
     while (offsets[r + 1] <= i) ++r;
     const char* row = static_cast<const char*>(from) + r * row_bytes;
     char* first = static_cast<char*>(to) + i * row_bytes;
     const int64_t repeats = (offsets[r + 1] < end ? offsets[r + 1] : end) - i;
-    repeat_row(row, row_bytes, repeats, first, (end - i) * row_bytes);
+    repeat(row, row_bytes, repeats, first, (end - i) * row_bytes);
   }
+  finish_puts();
 }
 
 void copy_suffixes(const void* from, const Suffixes& suffixes, int64_t row_bytes, int64_t begin, int64_t end,
                    void* to) {
+  const auto copy = past_caches(suffixes.ends[suffixes.count], row_bytes, to) ? copy_row<true> : copy_row<false>;
   int64_t s = segment_of(suffixes.ends, suffixes.count, begin);
   for (int64_t i = begin; i < end; i = suffixes.ends[s + 1]) {
     while (suffixes.ends[s + 1] <= i) ++s;
     const int64_t stop = suffixes.ends[s + 1], rows = (stop < end ? stop : end) - i;
-    copy_row(static_cast<const char*>(from) + (suffixes.lasts[s] - (stop - i)) * row_bytes,
-             static_cast<char*>(to) + i * row_bytes, rows * row_bytes);
+    copy(static_cast<const char*>(from) + (suffixes.lasts[s] - (stop - i)) * row_bytes,
+         static_cast<char*>(to) + i * row_bytes, rows * row_bytes);
   }
+  finish_puts();
 }
 
 void segment_sum(const SegmentSumParams& params, int64_t begin, int64_t end, int64_t column_begin, int64_t column_end) {
