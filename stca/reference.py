@@ -59,7 +59,7 @@ def swiglu_ffn_norm(
     norm_bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    recompute: object = True,
+    recompute: bool | Literal["auto"] = True,
 ) -> Tensor:
     """Oracle of `stca.ops.swiglu_ffn_norm`, in the inputs' own dtype; autograd keeps what it needs either way.
 
