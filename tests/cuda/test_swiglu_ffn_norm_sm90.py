@@ -44,6 +44,14 @@ def test_accuracy(shape: tuple[int, int, int], norm: int, dtype: torch.dtype) ->
     assert_all_as_accurate(actual, swiglu_references(inputs, dy))
 
 
+@pytest.mark.parametrize("norm", [0, 2])
+def test_of_kept_rows_the_backward_pass_makes_four_products(norm: int) -> None:
+    inputs, dy = _drawn(300, 72, 136, torch.bfloat16, norm)
+    actual = swiglu_on("hopper", inputs, dy, keep=True)
+    assert _products() == 4
+    assert_all_as_accurate(actual, swiglu_references(inputs, dy))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_no_less_accurate_than_the_common_kernels(dtype: torch.dtype) -> None:
     """Between them lie torch's products, whose sums are rounded to 16 bits, here also those of g and dg."""
