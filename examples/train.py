@@ -63,6 +63,11 @@ def ages(batch: RequestBatch) -> Tensor:
     return request_gather(now, batch.history_offsets, total=batch.N) - batch.history["timestamp"]
 
 
+def buckets(age: Tensor) -> Tensor:
+    """Buckets [N] of ages in seconds, two for each doubling."""
+    return (2 * (age.clamp(min=0) + 1).log2()).long().clamp(max=63)
+
+
 class Ranker(nn.Module):
     """Embeddings of ids, labels and ages -> what a target finds in its history -> logit."""
 
@@ -90,9 +95,8 @@ class Ranker(nn.Module):
         history_offsets: Tensor,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """Logits [T] of targets [T] and events [N], of which ages get two buckets for each doubling."""
-        bucket = (2 * (event_age.clamp(min=0) + 1).log2()).long().clamp(max=63)
-        events = self.item(event_item_id % ROWS) + self.label(event_label.long()) + self.age(bucket)
+        """Logits [T] of targets [T] and events [N]."""
+        events = self.item(event_item_id % ROWS) + self.label(event_label.long()) + self.age(buckets(event_age))
         item, user = self.item(item_id % ROWS), self.user(user_id % ROWS)
         z = self.stca(item, events, target_offsets, history_offsets, visible=visible)
         logits: Tensor = self.head(torch.cat([z, item, user], dim=1)).squeeze(1)

@@ -24,7 +24,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.types import ParameterConstraints
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from tqdm import tqdm
-from train import DIM, LAYERS, ROWS, ages, endless, evaluate, last_tenth, matching, parse, shortened, write
+from train import DIM, LAYERS, ROWS, ages, buckets, endless, evaluate, last_tenth, matching, parse, shortened, write
 
 import stca
 from stca.batch import RequestBatch, bce_loss, to_keyed
@@ -68,7 +68,7 @@ class Ranker(nn.Module):
     def forward(self, batch: RequestBatch) -> Tensor:
         """Logits [T]."""
         rows = {name: looked_up.values() for name, looked_up in self.tables(keyed(batch)).items()}
-        events = rows["history_item_id"] + self.label(batch.history["label"].long()) + self.age(ages(batch))
+        events = rows["history_item_id"] + self.label(batch.history["label"].long()) + self.age(buckets(ages(batch)))
         item, user = rows["item_id"], rows["user_id"]
         z = self.stca(item, events, batch.target_offsets, batch.history_offsets, visible=batch.visible)
         logits: Tensor = self.head(torch.cat([z, item, user], dim=1)).squeeze(1)
