@@ -72,6 +72,8 @@ class Tiling(NamedTuple):
     block_rows: int
     num_ranges: int
     history: bool = False
+    unit_rows: int = 0
+    left_out: int = 0
 
 
 class Item(NamedTuple):
@@ -100,7 +102,7 @@ def emulated_items(
             *(ctypes.c_void_p(x.data_ptr()) for x in offsets),
             ctypes.c_int64(heads),
             ctypes.c_int64(kv_heads),
-            (ctypes.c_int * 4)(*tiling),
+            (ctypes.c_int * 6)(*tiling),
             ctypes.c_void_p(items.data_ptr()),
             ctypes.c_int64(most),
         )

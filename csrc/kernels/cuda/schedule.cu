@@ -14,7 +14,7 @@ STCA_DEVICE Point point_at(const TargetAttentionParams& p, const Tiling& tiling,
   const int64_t request = find(schedule.unit_begin, p.num_requests + 1, unit);
   if (request == p.num_requests) return {request, 0, 0, 0};
   const Shape s = shape_of(p, tiling, request);
-  const int64_t local = unit - schedule.unit_begin[request];
+  const int64_t local = (unit - schedule.unit_begin[request]) / s.units;
   const int tile = int(local / (s.blocks + kTileCost)), place = int(local % (s.blocks + kTileCost));
   const int block = place - kTileCost / 2;
   if (tiling.history ? 2 * block < s.blocks : block <= 0) return {request, tile, 0, 0};
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kScanThreads)
     check_offset(p.reports, CudaCheck::kTargetOffsets, p.target_offsets, r, p.num_requests, p.num_targets);
     check_offset(p.reports, CudaCheck::kHistoryOffsets, p.history_offsets, r, p.num_requests, p.num_rows);
     const Shape s = shape_of(p, tiling, r);
-    return p.kv_heads * s.tiles * (s.blocks + kTileCost);
+    return p.kv_heads * s.tiles * (s.blocks + kTileCost) * s.units;
   });
   sync_block();
 
@@ -43,6 +43,8 @@ __global__ void __launch_bounds__(kScanThreads)
   prefix_sums(schedule.combine_begin, tiling.num_ranges, sums, [&](int64_t b) -> int64_t {
     Point& at = schedule.points[b];
     if (at.block == 0 || same_tile(at, schedule.points[b + 1])) return 0;
+    const Shape s = shape_of(p, tiling, at.request);
+    if (s.query_rows > s.tiles * tiling.tile_rows) return 0;  // nothing partial is kept of so many
     const Point begin{at.request, at.tile, 0, 0};
     int64_t first = 0;
     for (int64_t high = b; high - first > 1;) {
@@ -50,7 +52,6 @@ __global__ void __launch_bounds__(kScanThreads)
       (before(begin, schedule.points[middle]) ? high : first) = middle;
     }
     at.first_range = int(first);
-    const Shape s = shape_of(p, tiling, at.request);
     return min(tiling.tile_rows, s.query_rows - at.tile % s.tiles * tiling.tile_rows);
   });
 }

@@ -1,11 +1,11 @@
 // How a call is cut over the machine, by a small kernel that reads the offsets on the device.
 //
 // Query rows of a request and history head, m * G of them, are cut into tiles, and each tile meets the history block by
-// block. All (request, kv head, tile, history block) in this order are one sequence, in which every tile also counts
-// kTileCost blocks for loading queries and writing results. Each of the thread blocks that run at once takes an equal,
-// contiguous range of it: items, each one tile against consecutive history blocks. Tiles that lie in one range write
-// results; the others write partial results, at most two a range, its first and its last, which a second kernel adds up
-// in order. Everything depends on the offsets and the number of ranges alone: the same bits on every run.
+// block. All (request, kv head, tile, history block) in this order are one sequence of units, in which every tile also
+// counts kTileCost blocks for loading queries and writing results. Each of the thread blocks that run at once takes an
+// equal, contiguous range of it: items, each one tile against consecutive history blocks. Tiles that lie in one range
+// write results; the others write partial results, at most two a range, its first and its last, which a second kernel
+// adds up in order. Everything depends on the offsets and the number of ranges alone: the same bits on every run.
 #pragma once
 
 #include "../target_attention.h"
@@ -23,19 +23,23 @@ struct Point {
 };
 
 struct Schedule {
-  int64_t* unit_begin;     // [R + 1] units of earlier requests: history blocks, and kTileCost for each tile
+  int64_t* unit_begin;     // [R + 1] units of earlier requests: those of history blocks, and of kTileCost for each tile
   int64_t* combine_begin;  // [num_ranges + 1] query rows to combine of earlier ranges; a cut tile counts where its last
                            // part lies
   Point* points;           // [num_ranges + 1] where ranges begin
 };
 
 // What a call is cut into: tiles of query rows, against blocks of history, or, where `history`, tiles of history rows,
-// against blocks of query rows. The latter stay whole, so that every history row's gradient has one owner.
+// against blocks of query rows. The latter stay whole, so that every history row's gradient has one owner. Where
+// `unit_rows` is set, a tile holds all query rows of a request and head, however many: that also gives every history
+// row one owner, and only tiles of up to `tile_rows` query rows have partial results.
 struct Tiling {
   int tile_rows;   // query rows of a tile; history rows where `history`
   int block_rows;  // rows of a block, which an item takes at a time: of the history; query rows where `history`
   int num_ranges;  // ranges: thread blocks that run at once
   bool history;
+  int unit_rows = 0;  // query rows that make a block of history rows a unit
+  int left_out = 0;   // requests of up to so many query rows have no tiles: another kernel takes them
 };
 
 constexpr int kTileCost = 4;      // blocks that take as long as loading a tile's queries and writing its results
@@ -64,6 +68,7 @@ struct Shape {
   int query_rows, history_rows;     // m * G and L
   int tiles;                        // of one kv head
   int blocks;                       // of one tile, one at least
+  int units;                        // of one block
 };
 STCA_DEVICE Shape shape_of(const TargetAttentionParams& p, const Tiling& tiling, int64_t request) {
   // On a GPU nobody has looked at the offsets. Whatever they are, no row outside of the tensors is read or written,
@@ -80,8 +85,14 @@ STCA_DEVICE Shape shape_of(const TargetAttentionParams& p, const Tiling& tiling,
   s.history_rows = max(0, int(row_at(request + 1) - s.row_begin));
   const int rows = tiling.history ? s.history_rows : s.query_rows,
             columns = tiling.history ? s.query_rows : s.history_rows;
-  s.tiles = (rows + tiling.tile_rows - 1) / tiling.tile_rows;
-  s.blocks = max(1, (columns + tiling.block_rows - 1) / tiling.block_rows);
+  s.tiles = int(divide_up(rows, tiling.tile_rows));
+  s.units = 1;
+  s.blocks = max(1, int(divide_up(columns, tiling.block_rows)));
+  if (tiling.unit_rows > 0) {
+    s.tiles = s.query_rows > 0 || s.history_rows > 0 ? 1 : 0;
+    s.units = max(1, int(divide_up(s.query_rows, tiling.unit_rows)));
+  }
+  if (tiling.left_out > 0 && s.query_rows <= tiling.left_out) s.tiles = 0;
   return s;
 }
 

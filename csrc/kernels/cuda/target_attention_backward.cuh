@@ -81,12 +81,23 @@ struct BackwardBlock : Block<F> {
   }
 };
 
-// The two kernels: how each cuts a call, what shared memory a block takes, and its launch.
+// What the kernel of dk and dv keeps of a chunk of history, to make dq of it without products of queries and history a
+// second time: ds, and what dq is so far. Both are of fixed size for each range, whatever the history's length.
+// Requests of so many query rows that a partial dq of them takes more leave dq to the other kernel.
+constexpr int kKeptBytes = 256 * 1024;      // of ds, for each range
+constexpr int kPartialBytes = 1024 * 1024;  // of a partial dq; a range has up to two
+struct Kept {
+  char* ds;         // [num_ranges, kKeptBytes]
+  float* partials;  // [2 * num_ranges, tile_rows, Dk]
+};
+
+// The two kernels: how each cuts a call, what shared memory a block takes, and its launch. The first makes dq too for
+// requests of up to tile_rows query rows, which the second leaves out.
 Tiling dkv_tiling(const TargetAttentionParams& p, const CudaDevice& device);
 int dkv_shared_bytes(const TargetAttentionParams& p);
 const char* launch_dkv(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
-                       const Weighing* weighing, Stream stream);
-Tiling dq_tiling(const TargetAttentionParams& p, const CudaDevice& device);
+                       const Weighing* weighing, const Kept& kept, Stream stream);
+Tiling dq_tiling(const TargetAttentionParams& p, const CudaDevice& device, int left_out);
 int dq_shared_bytes(const TargetAttentionParams& p);
 const char* launch_dq(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
                       const Weighing* weighing, float* partials, Stream stream);

@@ -1,14 +1,25 @@
-// Gradients of k and v of target_attention on CUDA (formula: ../target_attention.h; symbols:
-// cpu/target_attention_backward.cpp).
+// Gradients of k and v of target_attention on CUDA, and of q where requests have few enough query rows (formula:
+// ../target_attention.h; symbols: cpu/target_attention_backward.cpp).
 //
 // A block holds a tile of history rows, so that each row's gradient has one owner, and meets all query rows of its
 // request, tile by tile: scores and dp = dout . v again, from them the weights p and ds, then dk += ds^T q and
 // dv += p^T dout in registers. When v is k both go into one sum. No atomics: the same bits on every run.
+//
+// Of a chunk of tiles ds is kept in global memory. Then the block does the same with the roles exchanged: a tile of
+// query rows in registers meets the chunk's history rows, dq += ds k. Each chunk adds to the partial dq of those
+// before.
 #include "target_attention_backward.cuh"
 
 namespace stca {
 namespace cuda {
 namespace {
+
+// A chunk of an item's history rows, counted from the request's first, in shared memory: registers are scarce.
+struct ItemChunk {
+  int item_begin, item_end;
+  int begin, end;
+  int pitch;  // rows of a whole chunk, and of ds that is kept
+};
 
 template <class T, int kWidth, bool kKeysAreValues>
 struct BackwardHistory : Columns<T, kWidth> {
@@ -29,6 +40,8 @@ struct BackwardHistory : Columns<T, kWidth> {
       kRows * kHistoryRows / kThreads;  // scores of a tile that a thread turns into p and ds
   static constexpr int kSumPitch = kHistoryRows + 4;
   static constexpr int kWeightPitch = kHistoryRows + kVector<T>;
+  static constexpr int kDsPitch =
+      kRows + kVector<T>;  // of a tile of kept ds: kHistoryRows query rows, kRows of history
 
   static constexpr int kQueryTile = kRows * kPitch * int(sizeof(T));
   static constexpr int kKeys = 0;
@@ -37,12 +50,18 @@ struct BackwardHistory : Columns<T, kWidth> {
   static constexpr int kDouts = kQueries + kQueryTile;
   static constexpr int kSums = kDouts + kQueryTile;
   static constexpr int kWeights = kSums + kSlices * kRows * kSumPitch * 4;
-  static constexpr int kDs = kWeights + kRows * kWeightPitch * int(sizeof(T));
-  static constexpr int kInfo = kDs + kRows * kWeightPitch * int(sizeof(T));
-  static constexpr int kItem = kInfo + kRows * int(sizeof(BackwardRow));
-  static constexpr int kBytes = kItem + int(sizeof(Item));
+  static constexpr int kWeightTile = max(kRows * kWeightPitch, kHistoryRows* kDsPitch) * int(sizeof(T));
+  static constexpr int kDs = kWeights + kWeightTile;
+  static constexpr int kInfo = kDs + kWeightTile;
+  static constexpr int kItem = kInfo + kHistoryRows * int(sizeof(BackwardRow));
+  static constexpr int kChunk = kItem + int(sizeof(Item));
+  static constexpr int kBytes = kChunk + int(sizeof(ItemChunk));
   static_assert(kBytes <= (kHalf || kMaxWidth < 1024 ? kSharedBytes : kLargeSharedBytes));
   static_assert(kRows * kHistoryRows % kThreads == 0);
+  // Steps of kRows history rows lie within a tile, and as many query rows as any request may have fit what is kept.
+  static_assert(kHistoryRows % kRows == 0);
+  static constexpr int kMostKept = kKeptBytes / int(sizeof(T)) / kHistoryRows;
+  static_assert(kMostKept % kHistoryRows == 0);
 };
 
 template <class F>
@@ -54,7 +73,7 @@ struct BackwardHistoryBlock : BackwardBlock<F> {
   using Gradient = float[F::kRowFragments][F::kWarpColumns / 8][4];
 
   T *keys, *values;  // [kHistoryRows, kPitch]; one where v is k
-  T *weights, *ds;   // [kRows, kWeightPitch]
+  T *weights, *ds;   // [kRows, kWeightPitch]; [kHistoryRows, kDsPitch], in turn, when dq is made
 
   STCA_DEVICE BackwardHistoryBlock(const TargetAttentionBackwardParams& b, const Aligned& aligned)
       : BackwardBlock<F>(b, aligned),
@@ -63,7 +82,17 @@ struct BackwardHistoryBlock : BackwardBlock<F> {
         weights(this->template at<T>(F::kWeights)),
         ds(this->template at<T>(F::kDs)) {}
 
-  // Asks for the item's history rows.
+  // Makes history rows [begin, end) of the request what the block works on.
+  STCA_DEVICE void take(int begin, int end) const {
+    sync_block();
+    if (threadIdx.x == 0) {
+      item.split_begin = begin;
+      item.split_end = end;
+    }
+    sync_block();
+  }
+
+  // Asks for the history rows that the block works on.
   STCA_DEVICE void load_history(const History<T>& k, const History<T>& v) const {
     load_history_rows<F::kMaxWidth, F::kHistoryRows, F::kThreads>(keys, k, item.split_begin, item.split_end,
                                                                   this->p.key_dim, this->aligned.k);
@@ -91,6 +120,22 @@ struct BackwardHistoryBlock : BackwardBlock<F> {
     });
   }
 
+  // The weights p and ds of the query rows from the item's row `first` on and the history rows.
+  STCA_DEVICE void meet_queries(int first) const {
+    this->load_queries_and_douts(first);
+    wait_copies<0>();
+    sync_block();
+    float score[F::kElements];
+    multiply_history(this->queries, keys, this->key_width);
+    sync_block();
+    this->read_products(score);
+    sync_block();
+    multiply_history(this->douts, values, this->value_width);
+    sync_block();
+    weigh(score);
+    sync_block();
+  }
+
   // gradient += weights^T rows: dk of ds and q, dv of p and dout.
   STCA_DEVICE void add_queries(Gradient& gradient, const T* tile_weights, const T* queries, int width) const {
     warp_product<true, true, F::kRows>(gradient, tile_weights + first_row, F::kWeightPitch, queries + column, F::kPitch,
@@ -115,45 +160,185 @@ struct BackwardHistoryBlock : BackwardBlock<F> {
   }
 };
 
+// History rows of a chunk. With few query rows the copies of its keys decide, so that the second time they should be
+// found in the L2 cache, of which every range has a part; with many, the partial dq, read and written for each chunk.
 template <class F>
-__global__ void __launch_bounds__(F::kThreads, F::kBlocks)
-    target_attention_bwd_dkv_kernel(const TargetAttentionBackwardParams b, const Tiling tiling, const Schedule schedule,
-                                    const Weighing* weighing, const Aligned aligned) {
+STCA_DEVICE int chunk_rows(const TargetAttentionParams& p, int query_rows) {
+  constexpr int kCached = 256 * 1024, kSize = int(sizeof(typename F::Element));
+  const int wanted = max(kCached / kSize / int(p.key_dim), 8 * query_rows);
+  const int kept = kKeptBytes / kSize / round_up(max(1, query_rows), F::kHistoryRows);
+  return min(wanted, kept) / F::kHistoryRows * F::kHistoryRows;
+}
+
+// The chunks of an item's history rows, one after the other, and what is kept of them.
+template <class F>
+struct HistoryChunks {
   using T = typename F::Element;
-  const TargetAttentionParams& p = b.forward;
-  const BackwardHistoryBlock<F> block(b, aligned);
-  Item& item = block.item;
-  if (!start_range(&item, schedule, int(blockIdx.x))) return;
-  do {
-    load_item(&item, p, tiling, schedule, int(blockIdx.x));
-    block.load_history(keys_of<T>(p, item), values_of<T>(p, item));
-    typename BackwardHistoryBlock<F>::Gradient dk, dv;  // where v is k, dk is the sum of both
+  using Gradient = typename BackwardHistoryBlock<F>::Gradient;
+
+  const BackwardHistoryBlock<F>& block;
+  const Tiling& tiling;
+  const Kept& kept;
+  ItemChunk& chunk;
+
+  // Whether ds is kept, and dq made of it.
+  STCA_DEVICE bool keeps() const { return block.item.query_rows <= tiling.tile_rows; }
+  // ds of the chunk [m * G, chunk.pitch].
+  STCA_DEVICE T* ds() const { return reinterpret_cast<T*>(kept.ds + int64_t(blockIdx.x) * kKeptBytes); }
+  // dq of the item's chunks [m * G, Dk]. Until a whole history is done, it is where the last partial dq of the range
+  // will be.
+  STCA_DEVICE float* partial() const {
+    const int64_t at = block.item.partial < 0 ? 2 * blockIdx.x + 1 : block.item.partial;
+    return kept.partials + at * tiling.tile_rows * block.p.key_dim;
+  }
+
+  // Starts with the first chunk of the item, when it has been loaded.
+  STCA_DEVICE void start() const {
+    if (threadIdx.x == 0) {
+      const Item& item = block.item;
+      const int rows = keeps() ? chunk_rows<F>(block.p, item.query_rows) : max(1, item.split_end - item.split_begin);
+      chunk = {item.split_begin, item.split_end, item.split_begin, min(item.split_end, item.split_begin + rows), rows};
+    }
+    sync_block();
+  }
+
+  // Goes on to the next chunk, and returns whether there is one.
+  STCA_DEVICE bool next() const {
+    if (chunk.end == chunk.item_end) return false;
+    sync_block();
+    if (threadIdx.x == 0) {
+      chunk.begin = chunk.end;
+      chunk.end = min(chunk.item_end, chunk.end + chunk.pitch);
+    }
+    sync_block();
+    return true;
+  }
+
+  // Keeps ds of the tile of history rows that the block works on and of the query rows from `first` on.
+  STCA_DEVICE void keep(int first, bool seen) const {
+    constexpr int kChunks = F::kHistoryRows / kVector<T>;
+    T* to = ds() + int64_t(first) * chunk.pitch + block.item.split_begin - chunk.begin;
+    for (int i = int(threadIdx.x); i < F::kRows * kChunks; i += F::kThreads) {
+      const int row = i / kChunks, column = i % kChunks * kVector<T>;
+      const T* from = block.ds + row * F::kWeightPitch + column;
+      store_chunk(seen ? *reinterpret_cast<const Chunk*>(from) : Chunk{}, to + row * chunk.pitch + column);
+    }
+  }
+
+  // Gradients of the tile of history rows that the block works on.
+  STCA_DEVICE void make_dkv(const Weighing* weighing) const {
+    const TargetAttentionBackwardParams& b = block.b;
+    const Item& item = block.item;
+    block.load_history(keys_of<T>(block.p, item), values_of<T>(block.p, item));
+    Gradient dk, dv;  // where v is k, dk is the sum of both
     clear(dk);
     clear(dv);
     for (int first = 0; first < item.query_rows; first += F::kRows) {
       sync_block();  // all threads are done with the tile before
       const Range seen = seen_by_tile<F::kRows, F::kThreads>(
-          p, item, block.rows, [&](int row) { return backward_row(p, item, first + row, weighing); });
-      if (seen.begin == seen.end) continue;
-      block.load_queries_and_douts(first);
-      wait_copies<0>();
-      sync_block();
-
-      float score[F::kElements];
-      block.multiply_history(block.queries, block.keys, block.key_width);
-      sync_block();
-      block.read_products(score);
-      sync_block();
-      block.multiply_history(block.douts, block.values, block.value_width);
-      sync_block();
-      block.weigh(score);
-      sync_block();
-      block.add_queries(dk, block.ds, block.queries, block.key_width);
-      block.add_queries(F::kShared ? dk : dv, block.weights, block.douts, block.value_width);
+          block.p, item, block.rows, [&](int row) { return backward_row(block.p, item, first + row, weighing); });
+      if (seen.begin < seen.end) {
+        block.meet_queries(first);
+        block.add_queries(dk, block.ds, block.queries, block.key_width);
+        block.add_queries(F::kShared ? dk : dv, block.weights, block.douts, block.value_width);
+      }
+      if (keeps()) keep(first, seen.begin < seen.end);
     }
     wait_copies<0>();
-    block.write_as_asked(dk, b.dk, p.key_dim, block.key_width);
-    if constexpr (!F::kShared) block.write_as_asked(dv, b.dv, p.value_dim, block.value_width);
+    block.write_as_asked(dk, b.dk, block.p.key_dim, block.key_width);
+    if constexpr (!F::kShared) block.write_as_asked(dv, b.dv, block.p.value_dim, block.value_width);
+  }
+
+  // Asks for kRows history rows from `from` on, and for their ds with the tile of query rows that starts with `first`.
+  STCA_DEVICE void load_step(int step, int first, int from, const Range& seen) const {
+    const History<T> keys = keys_of<T>(block.p, block.item);
+    load_rows<F::kMaxWidth, F::kRows, F::kThreads>(step % 2 == 0 ? block.queries : block.douts, seen.end - from,
+                                                   int(block.p.key_dim), block.aligned.k, [&](int row) {
+                                                     // Rows before all that is seen have ds = 0, but might be no
+                                                     // numbers: another row stands in for them.
+                                                     const int n = min(max(from + row, seen.begin), seen.end - 1);
+                                                     const int64_t at =
+                                                         keys.index == nullptr ? n : clamp(keys.index[n], keys.last);
+                                                     return keys.rows + at * keys.stride;
+                                                   });
+    constexpr int kCopying = min(F::kThreads, F::kHistoryRows * Columns<T, F::kRows>::kChunks);
+    if (threadIdx.x < kCopying) {
+      const int pitch = chunk.pitch;
+      const T* rows = ds() + int64_t(first) * pitch + from - chunk.begin;
+      load_rows<F::kRows, F::kHistoryRows, kCopying>(step % 2 == 0 ? block.ds : block.weights,
+                                                     block.item.query_rows - first, F::kRows, true,
+                                                     [&](int row) { return rows + int64_t(row) * pitch; });
+    }
+    commit_copies();
+  }
+
+  // dq += ds k of the chunk, for the warp's query rows of the tile that starts with row `first`.
+  STCA_DEVICE void add_keys(Gradient& dq, int first, const Range& seen) const {
+    const int from = chunk.begin + (seen.begin - chunk.begin) / F::kRows * F::kRows;
+    const int steps = (seen.end - from + F::kRows - 1) / F::kRows;
+    load_step(0, first, from, seen);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      wait_copies<0>();
+      sync_block();
+      if (step + 1 < steps) load_step(step + 1, first, from + (step + 1) * F::kRows, seen);
+      warp_product<false, true, F::kRows>(
+          dq, (step % 2 == 0 ? block.ds : block.weights) + block.first_row * F::kDsPitch, F::kDsPitch,
+          (step % 2 == 0 ? block.queries : block.douts) + block.column, F::kPitch, F::kRows, block.key_width);
+    }
+  }
+
+  // dq of all query rows: results with the history's last chunk, where the item has all of the history.
+  STCA_DEVICE void make_dq() const {
+    const Item& item = block.item;
+    const int64_t dim = block.p.key_dim;
+    for (int first = 0; first < item.query_rows; first += F::kHistoryRows) {
+      sync_block();  // all threads are done with the tile before
+      const Range seen = seen_by_tile<F::kHistoryRows, F::kThreads>(block.p, item, block.rows, [&](int row) {
+        return BackwardRow{query_row(block.p, item, first + row), 0, {}};
+      });
+      const int row_begin = first + block.first_row, rows = item.query_rows - row_begin;
+      float* sums = partial() + row_begin * dim + block.column;
+      Gradient dq;
+      const auto sums_of = [&](int row) { return row < rows ? sums + row * dim : nullptr; };
+      if (chunk.begin > chunk.item_begin) {
+        read_rows(dq, block.key_width, sums_of);
+      } else {
+        clear(dq);
+      }
+      if (seen.begin < seen.end) add_keys(dq, first, seen);
+      if (chunk.item_begin == 0 && chunk.end == item.history_rows) {
+        store_rows<T>(dq, block.key_width, [&](int row) {
+          T* results = static_cast<T*>(block.b.dq) + block.column;
+          return row < rows ? results + block.rows[block.first_row + row].index * dim : nullptr;
+        });
+      } else {
+        store_rows<float>(dq, block.key_width, sums_of);
+      }
+    }
+  }
+};
+
+template <class F>
+__global__ void __launch_bounds__(F::kThreads, F::kBlocks)
+    target_attention_bwd_dkv_kernel(const TargetAttentionBackwardParams b, const Tiling tiling, const Schedule schedule,
+                                    const Weighing* weighing, const Kept kept, const Aligned aligned) {
+  const TargetAttentionParams& p = b.forward;
+  const BackwardHistoryBlock<F> block(b, aligned);
+  const HistoryChunks<F> chunks{block, tiling, kept, *block.template at<ItemChunk>(F::kChunk)};
+  Item& item = block.item;
+  if (!start_range(&item, schedule, int(blockIdx.x))) return;
+  do {
+    load_item(&item, p, tiling, schedule, int(blockIdx.x));
+    chunks.start();
+    do {
+      for (int from = chunks.chunk.begin; from < chunks.chunk.end; from += F::kHistoryRows) {
+        block.take(from, min(chunks.chunk.end, from + F::kHistoryRows));
+        chunks.make_dkv(weighing);
+      }
+      block.take(chunks.chunk.begin, chunks.chunk.end);
+      if (chunks.keeps()) chunks.make_dq();
+    } while (chunks.next());
   } while (item.more);
 }
 
@@ -162,8 +347,11 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
 Tiling dkv_tiling(const TargetAttentionParams& p, const CudaDevice& device) {
   return visit_layout<BackwardHistory>(p, [&](auto layout) -> Tiling {
     using F = typename decltype(layout)::type;
-    const int num_ranges = resident_blocks(device, &target_attention_bwd_dkv_kernel<F>, F::kThreads, F::kBytes);
-    return {F::kHistoryRows, F::kRows, num_ranges, true};
+    const int64_t resident = resident_blocks(device, &target_attention_bwd_dkv_kernel<F>, F::kThreads, F::kBytes);
+    const int64_t tiles = p.kv_heads * (p.num_rows / F::kHistoryRows + p.num_requests);
+    const int64_t rows = min(p.num_targets * (p.heads / p.kv_heads), int64_t(F::kMostKept));
+    const int64_t most = min(rows, kPartialBytes / int64_t(sizeof(float)) / p.key_dim);
+    return {int(max(int64_t(1), most)), F::kHistoryRows, int(max(int64_t(1), min(resident, tiles))), false, F::kRows};
   });
 }
 
@@ -172,11 +360,11 @@ int dkv_shared_bytes(const TargetAttentionParams& p) {
 }
 
 const char* launch_dkv(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
-                       const Weighing* weighing, Stream stream) {
+                       const Weighing* weighing, const Kept& kept, Stream stream) {
   return visit_layout<BackwardHistory>(b.forward, [&](auto layout) {
     using F = typename decltype(layout)::type;
     return launch("target_attention backward of history", &target_attention_bwd_dkv_kernel<F>,
-                  {tiling.num_ranges, F::kThreads, F::kBytes}, stream, b, tiling, schedule, weighing,
+                  {tiling.num_ranges, F::kThreads, F::kBytes}, stream, b, tiling, schedule, weighing, kept,
                   aligned_tensors(b.forward, b.dout));
   });
 }

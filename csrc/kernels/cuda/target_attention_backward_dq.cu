@@ -3,7 +3,8 @@
 //
 // As in the forward pass a block holds a tile of query rows, with dout, and streams its split of the history through:
 // scores and dp = dout . v, from them ds, then dq += ds k in registers. Splits write partial sums, which
-// target_attention_backward.cu adds up in order.
+// target_attention_backward.cu adds up in order. It takes the requests that have more query rows than the kernel of dk
+// and dv keeps ds of.
 #include "target_attention_backward.cuh"
 
 namespace stca {
@@ -118,11 +119,11 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
 
 }  // namespace
 
-Tiling dq_tiling(const TargetAttentionParams& p, const CudaDevice& device) {
+Tiling dq_tiling(const TargetAttentionParams& p, const CudaDevice& device, int left_out) {
   return visit_layout<BackwardQueries>(p, [&](auto layout) -> Tiling {
     using F = typename decltype(layout)::type;
     const int num_ranges = resident_blocks(device, &target_attention_bwd_dq_kernel<F>, F::kThreads, F::kBytes);
-    return {F::kRows, F::kHistoryRows, num_ranges, false};
+    return {F::kRows, F::kHistoryRows, num_ranges, false, 0, left_out};
   });
 }
 

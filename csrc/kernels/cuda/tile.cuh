@@ -14,11 +14,11 @@ namespace stca {
 namespace cuda {
 
 template <class A>
-__host__ STCA_DEVICE A min(A a, A b) {
+__host__ STCA_DEVICE constexpr A min(A a, A b) {
   return a < b ? a : b;
 }
 template <class A>
-__host__ STCA_DEVICE A max(A a, A b) {
+__host__ STCA_DEVICE constexpr A max(A a, A b) {
   return a > b ? a : b;
 }
 // The nearest number in [0, most].
@@ -195,6 +195,22 @@ STCA_DEVICE void store_rows(const float (&c)[M][N][4], int width, RowOf row_of) 
           if (8 * n + column + e < width) narrow(c[i / 2][n][i % 2 * 2 + e], to[8 * n + e]);
         }
       }
+    }
+  }
+}
+
+// The inverse for floats: 0 for columns from `width` on, and for a row where row_of(i) is nullptr.
+template <int M, int N, class RowOf>
+STCA_DEVICE void read_rows(float (&c)[M][N][4], int width, RowOf row_of) {
+  const int lane = int(threadIdx.x) % kWarp, column = 2 * (lane % 4);
+#pragma unroll
+  for (int i = 0; i < 2 * M; ++i) {
+    const float* from = row_of(16 * (i / 2) + 8 * (i % 2) + lane / 4);
+    const int valid = from == nullptr ? 0 : width - column;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) c[i / 2][n][i % 2 * 2 + e] = 8 * n + e < valid ? from[column + 8 * n + e] : 0.0f;
     }
   }
 }
