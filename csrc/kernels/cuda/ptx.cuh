@@ -48,6 +48,12 @@ STCA_DEVICE void store_chunk(const Chunk& chunk, void* to) {
                : "memory");
 }
 
+// x. What follows from it is found where it is used, and not kept in registers, of which there are too few.
+STCA_DEVICE int found_anew(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // a * b, rounded before something is added: nvcc would make one instruction of both in one kernel and not in another,
 // and the forward and the backward pass must turn the same score into the same weight.
 STCA_DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }

@@ -68,9 +68,10 @@ struct BackwardBlock : Block<F> {
   // Calls f(i, row, n) for each element i of a tile of weights that this thread owns: query row and history row.
   template <class Each>
   STCA_DEVICE static void for_own_elements(Each f) {
+    const int thread = found_anew(int(threadIdx.x));
 #pragma unroll
     for (int i = 0; i < F::kElements; ++i) {
-      const int at = int(threadIdx.x) + i * F::kThreads;
+      const int at = thread + i * F::kThreads;
       f(i, at / F::kHistoryRows, at % F::kHistoryRows);
     }
   }

@@ -218,7 +218,7 @@ struct HistoryChunks {
   STCA_DEVICE void keep(int first, bool seen) const {
     constexpr int kChunks = F::kHistoryRows / kVector<T>;
     T* to = ds() + int64_t(first) * chunk.pitch + block.item.split_begin - chunk.begin;
-    for (int i = int(threadIdx.x); i < F::kRows * kChunks; i += F::kThreads) {
+    for (int i = found_anew(int(threadIdx.x)); i < F::kRows * kChunks; i += F::kThreads) {
       const int row = i / kChunks, column = i % kChunks * kVector<T>;
       const T* from = block.ds + row * F::kWeightPitch + column;
       store_chunk(seen ? *reinterpret_cast<const Chunk*>(from) : Chunk{}, to + row * chunk.pitch + column);

@@ -172,7 +172,7 @@ STCA_DEVICE void store_rows(const float (&c)[M][N][4], int width, RowOf row_of) 
   struct alignas(2 * sizeof(T)) Pair {
     T elements[2];
   };
-  const int lane = int(threadIdx.x) % kWarp, column = 2 * (lane % 4);
+  const int lane = found_anew(int(threadIdx.x)) % kWarp, column = 2 * (lane % 4);
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) {
     T* to = row_of(16 * (i / 2) + 8 * (i % 2) + lane / 4);
@@ -202,7 +202,7 @@ STCA_DEVICE void store_rows(const float (&c)[M][N][4], int width, RowOf row_of) 
 // The inverse for floats: 0 for columns from `width` on, and for a row where row_of(i) is nullptr.
 template <int M, int N, class RowOf>
 STCA_DEVICE void read_rows(float (&c)[M][N][4], int width, RowOf row_of) {
-  const int lane = int(threadIdx.x) % kWarp, column = 2 * (lane % 4);
+  const int lane = found_anew(int(threadIdx.x)) % kWarp, column = 2 * (lane % 4);
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) {
     const float* from = row_of(16 * (i / 2) + 8 * (i % 2) + lane / 4);
