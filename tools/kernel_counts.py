@@ -2,7 +2,7 @@
 
     python tools/kernel_counts.py build/kernels [--arch 90a] [--dtype bfloat16]
 
-First a line for each kernel: registers, bytes spilled, and of the loop that does its work, on the way through it that a
+First a line for each loop of a kernel that does its work: registers, bytes spilled, and, on the way through it that a
 full tile takes, the instructions of a warp; how many find addresses and conditions, also for each copy of 16 bytes;
 and which unit of a multiprocessor is busy longest, with the share of wgmma's peak that this unit lets through. Then,
 for the cases of benchmarks/gpu.py, the time which that unit needs on an H200: no kernel is faster, most are slower,
@@ -39,6 +39,10 @@ INTEGERS = (
     "PRMT",
 )
 ROWS = {1024: 32, 64: 64}  # query rows of a tile of the forward pass, by width; 16 where they are few
+# Products of each loop of a kernel: scores, dp, dk and dv; dq of ds that was kept; scores, dp and dq, where none is,
+# which is with more query rows than these.
+PRODUCTS = {"fwd_few": (2,), "fwd_kernel": (2,), "bwd_dkv": (4, 1), "bwd_dq": (3,)}
+MOST_KEPT = {1024: 256, 64: 2048}
 
 
 class Counts(NamedTuple):
@@ -78,13 +82,21 @@ def worth(instruction: sass.Instruction) -> float:
     return 100 if instruction.opcode.startswith("LDGSTS") and instruction.opcode.endswith("128") else -1
 
 
-def counts_of(code: list[sass.Instruction]) -> Counts | None:
-    """Those of the innermost loop with the most products; None where there is none."""
-    ways = [sass.way_through(code, begin, end, worth) for begin, end in sass.loops(code)]
-    way = max(ways, key=lambda w: (sum(each.opcode.startswith("HMMA") for each in w), -len(w)), default=[])
+def work_loops(code: list[sass.Instruction]) -> list[list[sass.Instruction]]:
+    """The ways through loops with products, but for loops around one that their way takes, and loops within one."""
+    ways = {loop: sass.way_through(code, *loop, worth) for loop in sass.loops(code)}
+    ways = {loop: way for loop, way in ways.items() if any(each.opcode.startswith("HMMA") for each in way)}
+    own = {loop: way for loop, way in ways.items() if not any(code[end] in way for b, end in ways if (b, end) != loop)}
+    return [
+        way
+        for (begin, end), way in sorted(own.items())
+        if not any(b <= begin and end <= e and (b, e) != (begin, end) for b, e in own)
+    ]
+
+
+def counts_of(way: list[sass.Instruction]) -> Counts:
+    """Those of a way through a loop."""
     kinds = Counter(each.opcode.split(".")[0] for each in way)
-    if not kinds["HMMA"]:
-        return None
     integers = sum(n for kind, n in kinds.items() if kind.startswith(INTEGERS))
     work = {
         "issue": len(way),
@@ -104,7 +116,7 @@ def names_of(mangled: list[str]) -> list[str]:
     return [line[: line.find("(")] if "(" in line else line for line in plain]
 
 
-def predictions(kernels: dict[str, Counts]) -> None:
+def predictions(kernels: dict[str, list[Counts]]) -> None:
     """The busiest unit's time for the cases of benchmarks/gpu.py."""
     cases = [("reordered", 1024, "true", 16, 64, 10_000, m) for m in (1, 8, 64)]
     cases += [("projected", 64, "false", 1, 16 * 16, 7_500, m) for m in (1, 8, 64, 300)]
@@ -113,15 +125,18 @@ def predictions(kernels: dict[str, Counts]) -> None:
         rows = m * group
         few = rows <= 16 and width <= 128
         read = 2.0 * requests * length * width * (1 if shared == "true" else 2) / (1e9 * COPY_GBS)
-        seconds = {}
-        for kind, products, passes in (("fwd_few" if few else "fwd_kernel", 2, 1), ("bwd", 7, 2)):
-            tile = 16 if kind == "fwd_few" else ROWS[width]
-            product = 2.0 * -(-rows // tile) * tile * length * width * requests
-            of = [c for n, c in kernels.items() if f"_{kind}" in n and re.search(rf", {width}, {shared}>", n)]
-            if of:
-                spent = sum(products / len(of) * product / (c.flops_per_cycle * MULTIPROCESSORS * CLOCK) for c in of)
-                seconds[kind[:3]] = max(spent, passes * read)
-        line = "".join(f" {1e3 * seconds[k]:>11.2f}" if k in seconds else f" {'-':>11}" for k in ("fwd", "bwd"))
+        line = ""
+        kept = rows <= MOST_KEPT[width]
+        for kinds, passes in ((["fwd_few" if few else "fwd_kernel"], 1), (["bwd_dkv"] + ["bwd_dq"] * (not kept), 2)):
+            spent = 0.0
+            for kind in kinds:
+                tile = 16 if kind == "fwd_few" else ROWS[width]
+                product = 2.0 * -(-rows // tile) * tile * length * width * requests
+                own = next(c for n, c in kernels.items() if f"_{kind}" in n and re.search(rf", {width}, {shared}>", n))
+                for counts, products in zip(own, PRODUCTS[kind], strict=True):
+                    if products > 1 or kept:
+                        spent += products * product / (counts.flops_per_cycle * MULTIPROCESSORS * CLOCK)
+            line += f" {1e3 * max(spent, passes * read):>11.2f}"
         print(f"{order} width {width}, m {m}, L {length}, {requests} x {rows} query rows".ljust(40), line)
 
 
@@ -134,20 +149,21 @@ def main() -> None:
     arguments = parser.parse_args()
     library = arguments.build / "libstca_cuda.a"
     code, resources = sass.kernels(library, arguments.arch), sass.resources(library, arguments.arch)
-    kernels: dict[str, Counts] = {}
+    kernels: dict[str, list[Counts]] = {}
     print(f"{'kernel, sm_' + arguments.arch:66} reg spill instr copies int int/copy products FLOP/cycle peak  busiest")
     for mangled, name in zip(code, names_of(list(code)), strict=True):
-        counts = counts_of(code[mangled])
-        if counts is None or arguments.dtype not in name:
+        loops = [counts_of(way) for way in work_loops(code[mangled])]
+        if not loops or arguments.dtype not in name:
             continue
-        kernels[name] = counts
+        kernels[name] = loops
         own = resources[mangled]
-        per_copy = f"{counts.integers / counts.copies:8.1f}" if counts.copies else f"{'-':>8}"
-        print(
-            f"{name[:66]:66} {own['REG']:3} {own['STACK'] + own['LOCAL']:5} {counts.instructions:5} {counts.copies:6} "
-            f"{counts.integers:3} {per_copy} {counts.products:8} {counts.flops_per_cycle:10.0f} "
-            f"{counts.flops_per_cycle / PEAK:4.0%}  {counts.busiest}"
-        )
+        for counts in loops:
+            per_copy = f"{counts.integers / counts.copies:8.1f}" if counts.copies else f"{'-':>8}"
+            print(
+                f"{name[:66]:66} {own['REG']:3} {own['STACK'] + own['LOCAL']:5} {counts.instructions:5} "
+                f"{counts.copies:6} {counts.integers:3} {per_copy} {counts.products:8} {counts.flops_per_cycle:10.0f} "
+                f"{counts.flops_per_cycle / PEAK:4.0%}  {counts.busiest}"
+            )
     predictions(kernels)
 
 

@@ -101,6 +101,33 @@ def test_every_tile_meets_its_history_once(batch: Batch, tiling: Tiling) -> None
         assert [item.partial for item in items] == ([-1] if len(items) == 1 else split)
 
 
+@pytest.mark.parametrize("batch", [*EDGES, *map(_random_batch, range(4))])
+def test_tiles_of_all_query_rows_have_every_history_row_once(batch: Batch) -> None:
+    """However many query rows they have; a range's time goes by them."""
+    tiling = Tiling(tile_rows=48, block_rows=32, num_ranges=13, unit_rows=16)
+    ranges = _items(batch, 4, 2, tiling)
+    owned = [(i.row_begin + n, i.kv_head) for items in ranges for i in items for n in range(i.split_begin, i.split_end)]
+    assert sorted(owned) == [(n, head) for n in range(sum(length for _, length in batch)) for head in range(2)]
+    assert all(
+        item.tile == 0 and item.partial in (-1, 2 * r, 2 * r + 1) for r, items in enumerate(ranges) for item in items
+    )
+    rows = {target: 2 * m for (m, _), target in zip(batch, offsets([m for m, _ in batch]).tolist(), strict=False) if m}
+    units = [
+        sum(max(1, -(-rows.get(i.target_begin, 0) // 16)) * (TILE_COST + _blocks(i, tiling)) for i in items)
+        for items in ranges
+    ]
+    most = max(1, -(-max(rows.values(), default=0) // 16)) * (TILE_COST + 1)
+    assert max(units) <= max(8, sum(units) / 13) + most
+
+
+@pytest.mark.parametrize("batch", EDGES)
+def test_requests_of_few_query_rows_are_left_out(batch: Batch) -> None:
+    items = [item for items in _items(batch, 4, 2, Tiling(16, 32, 7, left_out=10)) for item in items]
+    targets = offsets([m for m, _ in batch]).tolist()
+    expected = {target for (m, _), target in zip(batch, targets, strict=False) if 2 * m > 10}
+    assert {item.target_begin for item in items} == expected
+
+
 @pytest.mark.parametrize("batch", [*EDGES, _random_batch(0)])
 def test_tiles_of_history_stay_whole(batch: Batch) -> None:
     tiling = Tiling(tile_rows=32, block_rows=16, num_ranges=13, history=True)
