@@ -85,12 +85,13 @@ STCA_DEVICE Shape shape_of(const TargetAttentionParams& p, const Tiling& tiling,
   s.history_rows = max(0, int(row_at(request + 1) - s.row_begin));
   const int rows = tiling.history ? s.history_rows : s.query_rows,
             columns = tiling.history ? s.query_rows : s.history_rows;
-  s.tiles = int(divide_up(rows, tiling.tile_rows));
+  const auto parts = [](int count, int of) { return (count + of - 1) / of; };
+  s.tiles = parts(rows, tiling.tile_rows);
   s.units = 1;
-  s.blocks = max(1, int(divide_up(columns, tiling.block_rows)));
+  s.blocks = max(1, parts(columns, tiling.block_rows));
   if (tiling.unit_rows > 0) {
     s.tiles = s.query_rows > 0 || s.history_rows > 0 ? 1 : 0;
-    s.units = max(1, int(divide_up(s.query_rows, tiling.unit_rows)));
+    s.units = max(1, parts(s.query_rows, tiling.unit_rows));
   }
   if (tiling.left_out > 0 && s.query_rows <= tiling.left_out) s.tiles = 0;
   return s;
