@@ -164,7 +164,8 @@ def main() -> None:
                 f"{counts.copies:6} {counts.integers:3} {per_copy} {counts.products:8} {counts.flops_per_cycle:10.0f} "
                 f"{counts.flops_per_cycle / PEAK:4.0%}  {counts.busiest}"
             )
-    predictions(kernels)
+    if kernels:
+        predictions(kernels)
 
 
 if __name__ == "__main__":
