@@ -35,7 +35,7 @@ struct BackwardHistory : Columns<T, kWidth> {
   static constexpr int kRows = kHalf && (kMaxWidth < 256 || kMaxWidth == 512) ? 32 : 16;  // query rows of a tile
   static constexpr int kThreads = kWarp * kRowWarps * kSlices;
   // Blocks of a multiprocessor that the registers must suffice for, where shared memory does.
-  static constexpr int kBlocks = kThreads == 128 || (kHalf && kShared && kMaxWidth == 256) ? 2 : 1;
+  static constexpr int kBlocks = kThreads == 128 ? 2 : 1;
   static constexpr int kElements =
       kRows * kHistoryRows / kThreads;  // scores of a tile that a thread turns into p and ds
   static constexpr int kSumPitch = kHistoryRows + 4;
