@@ -16,7 +16,7 @@ VERSION = "0.1.0"
 
 
 def torch_folders() -> list[Path]:
-    """Of each torch to build for: those that STCA_TORCH_DIRS names (tools/wheel.py does), else the installed one."""
+    """Of each torch to build for: those of STCA_TORCH_DIRS, by tools/build_wheel.py, else the installed one."""
     if named := os.environ.get("STCA_TORCH_DIRS"):
         return [Path(folder) for folder in named.split(os.pathsep)]
     spec = importlib.util.find_spec("torch")
@@ -48,12 +48,15 @@ class CMakeBuild(build_ext):
         """Configures, builds and installs beside the package's Python files; the kernels are compiled once."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         options = os.environ.get("STCA_CMAKE_ARGS", "")
-        build = ROOT / "build" / ("cmake" + re.sub(r"[^\w.]+", "-", options))
+        chosen = " ".join(filter(None, (options, os.environ.get("CUDACXX"), os.environ.get("CUDA_HOME"))))
+        build = ROOT / "build" / ("cmake" + re.sub(r"[^\w.]+", "-", chosen))  # CMake never changes its compiler
         # First the interpreter's own cmake and ninja, where they are installed beside it, and CUDA_HOME's nvcc.
         first = [str(Path(sys.executable).parent)]
         if cuda := os.environ.get("CUDA_HOME"):
             first.append(str(Path(cuda) / "bin"))
         env = {**os.environ, "PATH": os.pathsep.join([*first, os.environ["PATH"]])}
+        for stale in target.glob("libstca_ops-*.so"):  # setuptools keeps what it built for another torch
+            stale.unlink()
         for torch in TORCHES:
             configure = [
                 "cmake",

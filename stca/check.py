@@ -36,6 +36,12 @@ CASES: dict[str, Case] = {
         lambda ops, at, *tensors: ops.swiglu_ffn_norm(*tensors),
         [(19, 24), (24, 40), (24, 40), (40, 24), (24,), (24,)],
     ),
+    "swiglu_ffn_norm, hidden rows kept": (
+        lambda ops, at, *tensors: ops.swiglu_ffn_norm(
+            *tensors, **({} if ops is stca.reference else {"recompute": False})
+        ),
+        [(19, 24), (24, 40), (24, 40), (40, 24), (24,), (24,)],
+    ),
     "request_gather": (lambda ops, at, x: ops.request_gather(x, TARGETS.to(at)), [(3, 5)]),
     "request_reduce": (lambda ops, at, x: ops.request_reduce(x, TARGETS.to(at), "mean"), [(8, 5)]),
     "jagged_select": (

@@ -7,6 +7,7 @@ In each: the import from another folder, README's example, and `python -m stca.c
 """
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -49,10 +50,12 @@ def outcome(python: str, torch: str, wheel: Path) -> str:
             ("check", [inside, "-m", "stca.check"]),
         ):
             # The versions are exact: a constraint of this machine's could only refuse them.
-            env = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), "PIP_CONSTRAINT": "/dev/null"}
+            env = {**os.environ, "PIP_CONSTRAINT": "/dev/null"}
+            env.pop("PYTHONPATH", None)
             done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
             if done.returncode != 0:
-                absent = what == "torch" and "No matching distribution" in done.stderr
+                absent = "No matching distribution" in done.stderr and "(from versions: none)" not in done.stderr
+                absent = absent and what == "torch"
                 return "no such torch" if absent else f"FAILED: {what}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     return "ok"
 
@@ -63,16 +66,21 @@ def main() -> None:
     parser.add_argument("torches", nargs="*", default=TORCHES)
     parser.add_argument("--ends", action="store_true", help="two pairs: all of the oldest, all of the newest")
     args = parser.parse_args()
-    [wheel] = ROOT.glob("dist/stca-*.whl")
+    wheels = list(ROOT.glob("dist/stca-*.whl"))
+    if len(wheels) != 1:
+        sys.exit(f"matrix.py: dist must hold one wheel (`make wheel`), got {len(wheels)}")
     pythons = [(version, found) for version in PYTHONS if (found := interpreter(version)) is not None]
     pairs = [(python, torch) for python in pythons for torch in args.torches]
-    failures = 0
+    if not pairs:
+        sys.exit(f"matrix.py: none of Python {', '.join(PYTHONS)} is here")
+    failures = tried = 0
     for (version, python), torch in (pairs[0], pairs[-1]) if args.ends else pairs:
         began = time.monotonic()
-        found = outcome(python, torch, wheel)
+        found = outcome(python, torch, wheels[0])
         failures += found.startswith("FAILED")
+        tried += found == "ok"
         print(f"Python {version}, torch {torch}: {found} ({time.monotonic() - began:.0f} s)", flush=True)
-    sys.exit(failures > 0)
+    sys.exit(failures > 0 or tried == 0)
 
 
 if __name__ == "__main__":

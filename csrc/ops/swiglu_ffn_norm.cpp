@@ -198,6 +198,15 @@ Tensor summed(const Inputs& in, const std::vector<Tensor>& partials, int64_t off
   return grad;
 }
 
+// They must be as the forward pass gave them.
+void check_statistics(const char* name, const Tensor& of, const SwigluFfnNormTensors& in) {
+  const int64_t rows = in.norm_weight.has_value() ? in.x.size(0) : 0;
+  const at::ScalarType dtype = accumulation_type(in.x);
+  STCA_CHECK(of.dim() == 1 && of.size(0) == rows && of.scalar_type() == dtype && of.device() == in.x.device(), kOp,
+             name, " must be [", rows, "] of ", dtype, " on ", in.x.device(), ", got ", of.sizes(), " of ",
+             of.scalar_type(), " on ", of.device());
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backward(
     const Tensor& dy, const Tensor& x, const Tensor& w_u, const Tensor& w_v, const Tensor& w_o,
     const optional<Tensor>& norm_weight, const optional<Tensor>& norm_bias, const Tensor& mean, const Tensor& rstd,
@@ -206,6 +215,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
   check_inputs(tensors);
   STCA_CHECK(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(), kOp, "dy must be like y, ", x.sizes(),
              " of ", x.scalar_type(), ", got ", dy.sizes(), " of ", dy.scalar_type());
+  check_same(kOp, "dy", dy, "x", x);
+  check_statistics("mean", mean, tensors);
+  check_statistics("rstd", rstd, tensors);
   const SwigluFfnNormKept kept = checked_kept(tensors, uv, h);
   if constexpr (kWithCuda) {
     if (runs_on_cuda(x)) return swiglu_ffn_norm_backward_on_cuda(tensors, dy, mean, rstd, x_grad, kept);

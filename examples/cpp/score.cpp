@@ -13,6 +13,7 @@
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +21,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -33,6 +35,10 @@ void load_operators(const char* path) {
   std::fprintf(stderr, "%s, %d threads\n", isa(), at::get_num_threads());
 }
 
+[[noreturn]] void fail(const char* path, const std::string& what) {
+  throw std::runtime_error(std::string(path) + ": " + what);
+}
+
 std::vector<at::Tensor> read_request(const char* path) {
   std::ifstream file(path);
   if (!file) throw std::runtime_error(std::string("cannot read ") + path);
@@ -40,9 +46,20 @@ std::vector<at::Tensor> read_request(const char* path) {
   for (std::string line; std::getline(file, line);) {
     std::istringstream numbers(line);
     std::vector<int64_t> values;
-    for (int64_t value; numbers >> value;) values.push_back(value);
-    if (!numbers.eof()) throw std::runtime_error(std::string(path) + ": a line holds more than integers: " + line);
+    for (std::string word; numbers >> word;) {
+      int64_t value;
+      const char* end = word.data() + word.size();
+      const auto [parsed, error] = std::from_chars(word.data(), end, value);
+      if (error != std::errc() || parsed != end) fail(path, "must hold integers, got " + word);
+      values.push_back(value);
+    }
     arguments.push_back(at::tensor(values, at::kLong));
+  }
+  // The compiled model takes T from one of its arguments, and looks at no other.
+  if (arguments.size() != 7) fail(path, "must have 7 lines, got " + std::to_string(arguments.size()));
+  for (const auto& [one, other] : {std::pair(0, 1), std::pair(2, 3), std::pair(2, 4), std::pair(5, 6)}) {
+    if (arguments[one].numel() == arguments[other].numel()) continue;
+    fail(path, "lines " + std::to_string(one + 1) + " and " + std::to_string(other + 1) + " must be equally long");
   }
   return arguments;
 }

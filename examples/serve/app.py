@@ -1,10 +1,12 @@
 """The service as an ASGI application."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serve.batcher import Batcher, BusyError
@@ -29,9 +31,14 @@ class Metrics:
         self.batch = Histogram(
             "stca_batch", "Requests of a batch", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry
         )
-        for name in ("users", "rows", "free_rows", "hits", "misses", "appended_rows", "evicted_users"):
+        for name in ("users", "rows", "free_rows", "appended_rows", "evicted_users"):
             gauge = Gauge(f"stca_cache_{name}", f"HistoryCache.statistics().{name}", registry=self.registry)
             gauge.set_function(partial(_statistic, scorer, name))
+        for name in ("hits", "misses"):
+            gauge = Gauge(
+                f"stca_cache_{name}", f"Users whose histories were there, or not: {name}", registry=self.registry
+            )
+            gauge.set_function(partial(getattr, scorer, name))
 
 
 def make_app(
@@ -41,7 +48,7 @@ def make_app(
     max_targets: int = 2000,
     max_wait: float = 0.002,
     max_jobs: int = 256,
-    body_bytes: int = 1 << 18,
+    body_bytes: int = 1 << 19,
     body_seconds: float = 5.0,
 ) -> FastAPI:
     """The service.
@@ -80,10 +87,20 @@ def make_app(
     @app.middleware("http")
     async def count(request: Request, answer) -> Response:  # type: ignore[no-untyped-def]
         route = request.url.path if request.url.path in PATHS else "other"
-        with metrics.seconds.labels(route).time():
-            response: Response = await answer(request)
-        metrics.answers.labels(route, response.status_code).inc()
-        return response
+        status = 500
+        try:
+            with metrics.seconds.labels(route).time():
+                response: Response = await answer(request)
+            status = response.status_code
+            return response
+        finally:
+            metrics.answers.labels(route, status).inc()
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> Response:
+        """Without the value, which JSON need not be able to hold."""
+        detail = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
+        return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> Response:

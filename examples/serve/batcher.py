@@ -119,7 +119,8 @@ class Batcher(Generic[Job, Result]):
                     batch[0][1].set_exception(error)
                 return
             for entry in batch:
-                await self._work_off([entry])
+                if not entry[1].done():
+                    await self._work_off([entry])
             return
         for (_, future, _), result in zip(batch, results, strict=True):
             if not future.done():

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
@@ -22,7 +22,7 @@ class LimitBodies:
                 while more and len(body) <= self.most:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return None
+                        return await Response(status_code=400)(scope, receive, send)
                     body, more = body + message.get("body", b""), message.get("more_body", False)
         except TimeoutError:
             refusal = JSONResponse(

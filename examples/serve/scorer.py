@@ -38,11 +38,15 @@ class Scorer:
     """
 
     def __init__(self, checkpoint: Path, store: Store, capacity_rows: int, length: int, **options: Any) -> None:
-        saved = torch.load(checkpoint, weights_only=True)
-        if not isinstance(saved, dict) or not {"model", "state", "time_parts"} <= saved.keys():
-            raise ValueError(f"{checkpoint}: must be a checkpoint of train_ranker.py --event-time")
-        weights = saved["state"]["best_model"] or saved["model"]
-        self.model = ranker_of(weights).eval().requires_grad_(False)
+        try:
+            saved = torch.load(checkpoint, weights_only=True)
+            if "event_time=True" not in saved["settings"]:
+                raise ValueError(saved["settings"])
+            weights = saved["state"]["best_model"] or saved["model"]
+            self.model = ranker_of(weights).eval().requires_grad_(False)
+        except Exception as error:  # as many kinds as there are files that are no such checkpoint
+            expected = "must be a checkpoint of STCA by train_ranker.py --event-time"
+            raise ValueError(f"{checkpoint}: {expected}: {error!r}") from error
         assert isinstance(self.model.stca, STCA)
         self.stack, self.parts, self.store, self.length = self.model.stca, saved["time_parts"], store, length
         encoder = hashlib.sha256()
@@ -50,6 +54,10 @@ class Scorer:
             encoder.update(name.encode() + weight.contiguous().numpy().tobytes())
         layers, dim = len(self.stack.layers), self.stack.dim
         self.cache = HistoryCache(layers, dim, capacity_rows, encoder=encoder.hexdigest(), **options)
+        self.hits = self.misses = 0  # users of a batch whose histories were there, or not
+        page_rows = options.get("page_rows", 256)
+        if capacity_rows < length + page_rows:
+            raise ValueError(f"capacity_rows must have room for a user's {length} rows and a page, got {capacity_rows}")
 
     @property
     def num_items(self) -> int:
@@ -66,14 +74,16 @@ class Scorer:
         users = list(dict.fromkeys(users))
         behind = [(user, self.cache.last_time(user) or 0) for user in users]
         found = self.store.read(behind, self.length)
+        for user, new in zip(users, found, strict=True):  # first, so that no user ever takes more than `length` rows
+            if len(new) and user in self.cache:
+                self.cache.keep(user, self.length - len(new))
+            self.misses += user not in self.cache
+            self.hits += user in self.cache
         place, item, label, when = torch.from_numpy(np.concatenate(found).T.copy())
         time_bucket = torch.bucketize(when, self.parts, right=True)
         rows = self.model.history_rows({"item_id": item, "label": label, "time_bucket": time_bucket})
         offsets = torch.tensor([0, *map(len, found)]).cumsum(0)
         self.cache.extend_from(self.stack.encode_history, users, rows, offsets, place)
-        for user, new in zip(users, found, strict=True):
-            if len(new):
-                self.cache.keep(user, self.length)
 
     def __call__(self, queries: Sequence[Query]) -> list[list[float]]:
         """The probability that each candidate's label is 1: [m] for every query."""

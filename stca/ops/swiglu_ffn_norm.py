@@ -88,6 +88,8 @@ def _keeps(recompute: Recompute, x: Tensor, w_u: Tensor, *others: Tensor | None)
         raise ValueError(f"swiglu_ffn_norm: recompute must be True, False or 'auto', got {recompute!r}")
     if recompute is True or not torch.is_grad_enabled():
         return False
+    if recompute == "auto" and torch.compiler.is_exporting():  # the number of rows is not known, and nothing is trained
+        return False
     if not any(getattr(each, "requires_grad", False) for each in (x, w_u, *others)):
         return False
     return recompute is False or x.shape[0] * (2 * w_u.shape[-1] + x.shape[-1]) * x.itemsize <= KEPT_BYTES

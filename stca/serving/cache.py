@@ -11,7 +11,7 @@ from stca.serving import snapshots
 from stca.serving.pages import Integers
 from stca.serving.pool import NO_TIME, Pool, User
 from stca.serving.rows import STORAGES
-from stca.serving.selection import Selection, Statistics, for_each
+from stca.serving.selection import Selection, Statistics, for_each, integers
 
 
 class HistoryCache:
@@ -62,10 +62,8 @@ class HistoryCache:
         device: torch.device | str = "cpu",
         encoder: str = "",
     ) -> None:
-        sizes = zip(
-            ("layers", "dim", "capacity_rows", "page_rows"), (layers, dim, capacity_rows, page_rows), strict=True
-        )
-        for name, size in sizes:
+        sizes = {"layers": layers, "dim": dim, "capacity_rows": capacity_rows, "page_rows": page_rows}
+        for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"HistoryCache: {name} must be at least 1, got {size}")
         storage = storage or dtype
@@ -141,7 +139,7 @@ class HistoryCache:
             raise ValueError(f"HistoryCache.select: last must be at least 0, got {lasts.min()}")
         slots: list[Integers] = [np.empty(0, dtype=np.int64)]
         with pool.lock:
-            histories = pool.look_up("HistoryCache.select", users)
+            histories = pool.look_up("HistoryCache.select", users, counts=True)
             for i, history in enumerate(histories):
                 own = pool.slots_of(history)
                 if untils is not None:
@@ -175,13 +173,16 @@ class HistoryCache:
         """Forgets users: those named, those whose last row is from before a time, and then those unused for longest.
 
         Args:
-            users: who is not there is passed over.
+            users: any iterable of them; who is not there is passed over.
             before: a time as of `append`.
             free_rows: users go until so many rows are free, or nobody is left.
 
         Returns:
             Their number.
         """
+        if isinstance(users, str):
+            raise TypeError(f"HistoryCache.evict: users must be several, got the text {users!r}")
+        users = list(users)  # what makes them may ask this cache
         with self._pool.writer, self._pool.lock:
             old = [u for u, history in self._pool.users.items() if before is not None and history.last_time < before]
             return self._pool.forget([*users, *old]) + self._pool.make_room(-(-free_rows // self._pool.page_rows))
@@ -213,11 +214,10 @@ class HistoryCache:
             snapshots.write(path, self._label(), self._pool)
 
     def load(self, path: Path | str) -> None:
-        """Takes in what `snapshot` wrote. Where room is short, those who had not been used for longest are left out.
+        """Takes in what `snapshot` wrote, of users who are not there yet. Where room is short, who was used last stays.
 
         Raises:
             ValueError: a file that is cut, is no snapshot, or is of other layers, widths, storage or encoder, by path.
-            MemoryError: as of `append`.
         """
         snapshots.read(path, self._label(), self._pool)
 
@@ -239,7 +239,7 @@ class HistoryCache:
                 f"{owner}: rows must be [n, D] = {list(shape)} of {self.layers} layers, got "
                 f"{[list(own.shape) for own in rows]}"
             )
-        when = None if times is None else np.asarray(times, dtype=np.int64)
+        when = None if times is None else integers(owner, "times", times)
         if when is not None and when.shape != shape[:1]:
             raise ValueError(f"{owner}: times must be [n] = [{shape[0]}], got {list(when.shape)}")
 

@@ -25,6 +25,11 @@ class Pages:
         self._waiting = np.zeros(count, dtype=bool)
         self._left: deque[Integers] = deque()  # by readers that let go, from any thread and without a lock
 
+    def held(self, pages: Integers) -> bool:
+        """Whether some of them would not become free at once."""
+        self._collect()
+        return bool((self._readers[pages] > 0).any())
+
     @property
     def free_count(self) -> int:
         """Pages that can be taken."""
@@ -43,6 +48,7 @@ class Pages:
 
     def hold(self, pages: Integers) -> None:
         """One more reader of each."""
+        self._collect()
         self._readers[pages] += 1
 
     def let_go(self, pages: Integers) -> None:

@@ -60,13 +60,13 @@ class Pool:
         self.lock, self.writer = threading.Lock(), threading.RLock()
         self.hits = self.misses = self.appended = self.evicted = 0
 
-    def look_up(self, owner: str, users: Sequence[User]) -> list[History]:
-        """Histories of users, who are now those used last."""
+    def look_up(self, owner: str, users: Sequence[User], counts: bool = False) -> list[History]:
+        """Histories of users, who are now those used last; `counts`: as hits and misses."""
         missing = [user for user in dict.fromkeys(users) if user not in self.users]
-        self.misses += len(missing)
+        self.misses += len(missing) if counts else 0
         if missing:
             raise MissingUsersError(owner, missing, len(users))
-        self.hits += len(users)
+        self.hits += len(users) if counts else 0
         for user in users:
             self.users.move_to_end(user)
         return [self.users[user] for user in users]
@@ -113,6 +113,8 @@ class Pool:
                     self.users[user] = history
                     self.users.move_to_end(user)
                 self.appended += len(places)
+                while len(self.users) > self.pages.count * self.page_rows:  # users without rows take memory too
+                    self.forget([next(iter(self.users))])
 
     def keep(self, user: User, history: History, last: int) -> None:
         """Leaves the most recent rows of a history."""
@@ -132,13 +134,19 @@ class Pool:
         return len(gone)
 
     def make_room(self, pages: int, spared: Iterable[User] = ()) -> int:
-        """Evicts those who have been unused for longest until so many pages are free, or nobody is left."""
+        """Evicts those who have been unused for longest until so many pages are free, or nobody is left who may go."""
         stay, gone = set(spared), 0
         for user in list(self.users):
             if self.pages.free_count >= pages:
                 break
             gone += 0 if user in stay else self.forget([user])
         return gone
+
+    def room_without(self, spared: Sequence[User]) -> int:
+        """Pages that are free when all but `spared`, and those who are being read, have gone."""
+        stay = set(spared)
+        others = [history.pages for user, history in self.users.items() if user not in stay]
+        return self.pages.free_count + sum(len(own) for own in others if not self.pages.held(own))
 
     def _grown(self, owner: str, users: Sequence[User], offsets: Integers, times: Integers) -> list[History]:
         """The users' histories as they will be, with pages for the new rows."""
@@ -147,22 +155,22 @@ class Pool:
             for user, history, begin, end in zip(users, before, offsets[:-1], offsets[1:], strict=True):
                 own = np.concatenate([[history.last_time], times[begin:end]])
                 if (own[1:] < own[:-1]).any():
+                    at = int((own[1:] < own[:-1]).argmax())
                     raise ValueError(
-                        f"{owner}: times must never fall, got {own[1:].min()} of user {user!r} after {own.max()}"
+                        f"{owner}: times must never fall, got {own[at + 1]} of user {user!r} after {own[at]}"
                     )
             lengths = [history.length + int(n) for history, n in zip(before, np.diff(offsets), strict=True)]
             pages = [
                 -(-(history.head + n) // self.page_rows) - len(history.pages)
                 for history, n in zip(before, lengths, strict=True)
             ]
-            kept = sum(len(history.pages) for history in before)
-            if kept + sum(pages) <= self.pages.count:
-                self.make_room(sum(pages), users)
-            if self.pages.free_count < sum(pages):
+            room = self.room_without(users)
+            if room < sum(pages):
                 raise MemoryError(
                     f"{owner}: {int(offsets[-1])} rows must find room in {sum(pages)} pages of {self.page_rows}, got "
-                    f"{self.pages.free_count} free of {self.pages.count}; others hold these users or are being read"
+                    f"{room} of {self.pages.count} that are free, or of other users whom nobody reads"
                 )
+            self.make_room(sum(pages), [*users, *(u for u, h in self.users.items() if self.pages.held(h.pages))])
             return [
                 History(
                     np.concatenate([history.pages, self.pages.take(more)]),

@@ -53,11 +53,19 @@ class Selection:
         self.release()
 
 
+def integers(owner: str, name: str, values: object) -> Integers:
+    """Whole numbers, from wherever they are."""
+    found = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    if found.size and found.dtype.kind not in "iu":
+        raise ValueError(f"{owner}: {name} must be whole numbers, got {found.dtype}")
+    return found.astype(np.int64)
+
+
 def for_each(name: str, value: int | Sequence[int] | None, users: Sequence[User]) -> Integers | None:
     """One value for each user, or None."""
     if value is None:
         return None
-    values = np.asarray(value, dtype=np.int64)
+    values = integers("HistoryCache.select", name, value)
     if values.ndim > 0 and values.shape != (len(users),):
         raise ValueError(f"HistoryCache.select: {name} must be one of {len(users)} users, got {list(values.shape)}")
     return np.broadcast_to(values, len(users))

@@ -1,6 +1,7 @@
 """Files of a cache's rows: safetensors, users in the order in which they were last used."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ def write(path: Path | str, label: dict[str, str], pool: Pool) -> None:
         "users": torch.frombuffer(bytearray(json.dumps([*users]).encode()), dtype=torch.uint8),
         "offsets": torch.tensor([0, *(len(own) for own in slots)]).cumsum(0),
         "times": torch.from_numpy(pool.times[places]),
+        "last_times": torch.tensor([history.last_time for history in users.values()], dtype=torch.int64),
     }
     index = torch.from_numpy(places).to(pool.device)
     for i, rows in enumerate(pool.rows):
@@ -32,7 +34,7 @@ def write(path: Path | str, label: dict[str, str], pool: Pool) -> None:
 
 
 def read(path: Path | str, label: dict[str, str], pool: Pool) -> None:
-    """Adds what a file holds to a pool."""
+    """Adds users whom a file holds, and the pool does not. Who is used last comes last, and so remains."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -48,12 +50,20 @@ def read(path: Path | str, label: dict[str, str], pool: Pool) -> None:
     layers = [[tensors[f"layer{i}.{part}"] for part in range(len(rows.parts))] for i, rows in enumerate(pool.rows)]
     with pool.writer:
         for u in range(len(users)):
+            if users[u] in pool.users:
+                continue
             own = slice(int(offsets[u]), int(offsets[u + 1]))
 
             def put(slots: Tensor, own: slice = own) -> None:
                 for rows, parts in zip(pool.rows, layers, strict=True):
                     rows.put(slots, [values[own] for values in parts])
 
-            pool.add(
-                "HistoryCache.load", [users[u]], np.array([0, own.stop - own.start]), tensors["times"][own].numpy(), put
-            )
+            count, times = np.array([0, own.stop - own.start]), tensors["times"][own].numpy()
+            try:
+                pool.add("HistoryCache.load", [users[u]], count, times, put)
+            except MemoryError:
+                continue  # more rows than this pool has room for
+            with pool.lock:
+                if users[u] in pool.users:
+                    last_time = int(tensors["last_times"][u])
+                    pool.users[users[u]] = replace(pool.users[users[u]], last_time=last_time)

@@ -112,6 +112,12 @@ def test_request_gather(offsets: str) -> None:
         the_next_call_reports(ops, "target_offsets")
 
 
+def test_request_gather_of_nothing() -> None:
+    with emulated_device() as ops:
+        assert ops.request_gather([torch.ones(3, 5)], torch.tensor(BAD["beyond the end"][0]), 0)[0].shape == (0, 5)
+        the_next_call_reports(ops, "target_offsets")
+
+
 LISTS = {
     "offsets": ([0, 100], [0], None, 100),
     "index": ([0, 5], [3], None, 5),

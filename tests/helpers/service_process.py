@@ -22,7 +22,8 @@ def write_checkpoint(path: Path) -> Path:
     torch.manual_seed(3)
     model = Ranker(ITEMS, USERS, dim=16, num_layers=2, num_heads=2)
     state = {"best_model": None}
-    torch.save({"model": model.state_dict(), "state": state, "time_parts": torch.arange(1, 64) * 1000}, path)
+    saved = {"model": model.state_dict(), "state": state, "time_parts": torch.arange(1, 64) * 1000}
+    torch.save(saved | {"settings": "event_time=True"}, path)
     return path
 
 

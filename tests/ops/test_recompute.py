@@ -159,3 +159,20 @@ def test_peak_memory_beside_eager() -> None:
         peaks[who] = int(run.stdout)
     assert peaks["again"] <= peaks["eager"] / 3, peaks
     assert peaks["kept"] <= peaks["eager"] * 2 / 3, peaks
+
+
+@pytest.mark.parametrize("name", ["mean", "rstd"])
+@pytest.mark.parametrize("wrong", [torch.empty(0), torch.ones(4, dtype=torch.float64), torch.ones(3), torch.ones(4, 1)])
+def test_statistics_of_another_shape(name: str, wrong: Tensor) -> None:
+    """The kernels would read beyond them."""
+    x, w, w_o = torch.ones(4, 8), torch.ones(8, 5), torch.ones(5, 8)
+    statistics = [wrong if each == name else torch.ones(4) for each in ("mean", "rstd")]
+    with pytest.raises(ValueError, match=rf"swiglu_ffn_norm: {name} must be \[4\] of Float on cpu, got "):
+        torch.ops.stca.swiglu_ffn_norm_backward(x, x, w, w, w_o, torch.ones(8), None, *statistics)
+
+
+def test_auto_exports_with_any_number_of_rows() -> None:
+    model, x = stca.nn.SwiGLUFFN(8, norm=True, recompute="auto"), torch.randn(6, 8)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+    y = torch.randn(11, 8)
+    assert torch.equal(exported.module()(y), model(y))

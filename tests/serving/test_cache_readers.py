@@ -91,3 +91,34 @@ def test_storage(storage: torch.dtype) -> None:
     assert ((found - rows).abs() <= bound * (1 + 1e-5))[whole].all()
     assert not torch.isfinite(found[~whole]).all(dim=1).any()
     assert (found[3] == 0).all()
+
+
+def test_evicted_users_may_be_found_by_asking_the_cache() -> None:
+    cache = HistoryCache(1, 1, 8, page_rows=1)
+    for user in range(4):
+        cache.append(user, [torch.zeros(1, 1)], [user])
+    assert cache.evict(user for user in range(4) if (cache.last_time(user) or 0) < 2) == 2
+    assert [user in cache for user in range(4)] == [False, False, True, True]
+
+
+def test_who_finds_no_room_evicts_nobody() -> None:
+    cache = HistoryCache(1, 1, 10, page_rows=1)
+    for user in range(5):
+        cache.append(user, [torch.zeros(1, 1)])
+    with (
+        cache.select([0, 1, 2, 3, 4]),
+        pytest.raises(MemoryError, match="6 rows must find room in 6 pages of 1, got 5 of 10"),
+    ):
+        cache.append("new", [torch.zeros(6, 1)])
+    assert cache.statistics().users == 5
+
+
+def test_users_without_rows_and_readers_alone_take_bounded_memory() -> None:
+    cache = HistoryCache(1, 1, 8, page_rows=1)
+    for user in range(100):
+        cache.append(user, [torch.zeros(0, 1)])
+    assert cache.statistics().users == 8
+    for _ in range(100):
+        with cache.select([99]):
+            pass
+    assert len(cache._pool.pages._left) <= 1

@@ -186,6 +186,13 @@ def test_wrong_arguments() -> None:
             lambda: cache.append("ann", _rows(0, 1), [1]),
         ),
         (ValueError, r"append: times must be \[n\] = \[1\]", lambda: cache.append("ann", _rows(0, 1), [1, 2])),
+        (
+            ValueError,
+            "append: times must be whole numbers, got float",
+            lambda: cache.append("ann", _rows(0, 1), torch.tensor([2.5])),
+        ),
+        (ValueError, "select: until must be whole numbers, got float", lambda: cache.select(["ann"], until=[1.9])),  # type: ignore[list-item]
+        (TypeError, "evict: users must be several, got the text 'ann'", lambda: cache.evict("ann")),
         (MemoryError, "append: 21 rows must find room in 6 pages of 4", lambda: cache.append(2, _rows(0, 21))),
         (ValueError, "last must be at least 0", lambda: cache.select(["ann"], last=-1)),
         (ValueError, "until must be one of 1 users", lambda: cache.select(["ann"], until=[1, 2])),

@@ -115,6 +115,39 @@ def test_a_bad_body_is_told_its_fields(client: TestClient, path: str, body: Any,
         assert f'"{field}"' in answer.text or f"{field} must" in answer.text
 
 
+@pytest.mark.parametrize("body", ['{"user": NaN}', "[Infinity]", '{"user": 1, "event_id": "\\ud800", "\\ud800": 1}'])
+@pytest.mark.parametrize("path", ["/score", "/events"])
+def test_a_value_that_json_does_not_know(client: TestClient, path: str, body: str) -> None:
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+
+
+def test_one_user_never_fills_the_cache(tmp_path: Path) -> None:
+    """Each time as many events come as the ranker looks at: their rows and the older ones have no room together."""
+    store, checkpoint = SQLiteStore(tmp_path / "events.sqlite"), write_checkpoint(tmp_path / "ranker.pt")
+    scorer = Scorer(checkpoint, store, 64, 40, page_rows=16)
+    with TestClient(make_app(scorer, store)) as client:
+        for begin in range(0, 200, 40):
+            assert client.post("/events", json=_events(3, begin, begin + 40)).status_code == 200
+            answer = client.post("/score", json={"user": 3, "candidates": [5, 9], "time": 10**6, **PATIENT})
+            expected = _expected(scorer, _events(3, begin, begin + 40), [5, 9], 10**6)
+            torch.testing.assert_close(torch.tensor(answer.json()["scores"]), torch.tensor(expected))
+
+
+def test_what_the_service_does_not_start_with(tmp_path: Path) -> None:
+    store, checkpoint = SQLiteStore(tmp_path / "events.sqlite"), write_checkpoint(tmp_path / "ranker.pt")
+    with pytest.raises(ValueError, match="capacity_rows must have room for a user's 40 rows and a page, got 40"):
+        Scorer(checkpoint, store, 40, 40, page_rows=16)
+    by_age = tmp_path / "by_age.pt"
+    torch.save(torch.load(checkpoint) | {"settings": "event_time=False"}, by_age)
+    (tmp_path / "text").write_text("no checkpoint")
+    for path in (by_age, tmp_path / "text", tmp_path / "missing"):
+        with pytest.raises(
+            ValueError, match=f"{path.name}: must be a checkpoint of STCA by train_ranker.py --event-time"
+        ):
+            Scorer(path, store, 1024, 40)
+
+
 def test_bad_binary_bodies(client: TestClient) -> None:
     headers = {"content-type": BINARY}
     whole = save({"user": torch.tensor([1]), "candidates": torch.tensor([1, 2])})

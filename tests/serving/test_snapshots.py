@@ -38,9 +38,24 @@ def test_what_comes_back(tmp_path: Path, storage: torch.dtype | None) -> None:
         before, after = _rows(cache, user, until), _rows(again, user, until)
         assert all(map(torch.equal, before, after))
     assert again.last_time("3") == 89
+    statistics = again.statistics()
+    again.load(tmp_path / "cache")  # who is there has what the file holds, or more
+    assert again.statistics() == statistics
     small = _cache(storage, capacity=64)  # for who was used last
     small.load(tmp_path / "cache")
     assert ["3" in small, "b\ud800" in small] == [True, False]
+
+
+def test_who_has_no_rows_left_and_who_has_too_many(tmp_path: Path) -> None:
+    """Nothing that was forgotten on purpose is to come again, and one who finds no room keeps no other out."""
+    cache, again = HistoryCache(1, 1, 40, page_rows=1), HistoryCache(1, 1, 8, page_rows=1)
+    for user, count in (("kept", 3), ("large", 20), ("small", 2)):
+        cache.append(user, [torch.zeros(count, 1)], range(count))
+    cache.keep("kept", 0)
+    cache.snapshot(tmp_path / "cache")
+    again.load(tmp_path / "cache")
+    assert ["kept" in again, "large" in again, "small" in again] == [True, False, True]
+    assert [again.last_time("kept"), again.last_time("small")] == [2, 1]
 
 
 def test_files_that_are_refused(tmp_path: Path) -> None:

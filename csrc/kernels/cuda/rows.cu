@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kThreads) copy_rows_kernel(const Word* __restr
   for (int64_t i = int64_t(blockIdx.x) * kThreads + thread; i < source.count; i += int64_t(gridDim.x) * kThreads) {
     source.check(i);
   }
+  if (int64_t(blockIdx.x) * kCopied >= total) return;
   const int64_t begin = int64_t(blockIdx.x) * kCopied, first = begin / words, before = begin - first * words;
   const int count = int(min(int64_t(kCopied), total - begin));
   const auto row_of = [&](int i) {
@@ -79,7 +80,9 @@ const char* launch_copy(const char* op, const void* from, Source source, int64_t
     using Word = decltype(word);
     const int64_t words = row_bytes / int64_t(sizeof(Word));
     const int64_t most_rows = words == 0 ? 0 : min(int64_t(kCopied), kCopied / words + 2);  // of a block
-    const Grid grid{divide_up(rows * words, kCopied), kThreads, int(most_rows) * int(sizeof(int64_t))};
+    // Offsets are checked where there is nothing to copy too.
+    const Grid grid{max(int64_t(source.count > 0), divide_up(rows * words, kCopied)), kThreads,
+                    int(most_rows) * int(sizeof(int64_t))};
     return launch(op, &copy_rows_kernel<Word, Source>, grid, static_cast<Stream>(stream),
                   static_cast<const Word*>(from), source, words, rows * words, static_cast<Word*>(to));
   };
