@@ -79,8 +79,16 @@ def test_cpp_scores_as_python_does(tmp_path: Path) -> None:
     assert stca.cpu_isa() in scored.stderr
     assert "200 targets, 10000 events: median " in scored.stderr
 
-    (tmp_path / "bad.txt").write_text("1 2 x\n")
-    refused = _run(*score, tmp_path / "bad.txt")
-    assert refused.returncode == 1
-    assert "a line holds more than integers: 1 2 x" in refused.stderr
+    for lines, message in (
+        ("1 2 x\n", "must hold integers, got x"),
+        ("3 99999999999999999999", "must hold integers, got 99999999999999999999"),
+        ("1 2 -", "must hold integers, got -"),
+        ("1\n2\n", "must have 7 lines, got 2"),
+        ("1 2\n1\n3\n0\n5\n0 2\n0 1\n", "lines 1 and 2 must be equally long"),
+        ("1\n1\n3\n0\n5 6\n0 1\n0 1\n", "lines 3 and 5 must be equally long"),
+    ):
+        (tmp_path / "bad.txt").write_text(lines)
+        refused = _run(*score, tmp_path / "bad.txt")
+        assert refused.returncode == 1
+        assert f"bad.txt: {message}" in refused.stderr
     assert "cannot read" in _run(*score, tmp_path / "none.txt").stderr
