@@ -62,12 +62,11 @@ def test_the_same_bits_on_every_run(case: TargetAttentionCase, device: str) -> N
 def test_few_query_rows_take_a_kernel_of_their_own(
     requests: list[tuple[int, int]], width: int, dtype: torch.dtype, few: bool, shared: bool, device: str
 ) -> None:
-    if device != "emulator":
-        pytest.skip("which kernels run is seen in the emulator")
+    """Its results are right wherever it runs; which kernels run is seen in the emulator."""
     case = TargetAttentionCase("few", requests, 4, 2, width, None if shared else width)
     inputs = case.build(dtype)
-    assert_all_as_accurate(emulated_target_attention(inputs), target_attention_references(inputs))
-    assert few == any("fwd_few" in name for name in launched_kernels())
+    assert_all_as_accurate(target_attention_on(device, inputs), target_attention_references(inputs))
+    assert device != "emulator" or few == any("fwd_few" in name for name in launched_kernels())
 
 
 @pytest.mark.exhaustive
