@@ -10,21 +10,25 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
 
 ROOT = Path(__file__).resolve().parent
 VERSION = "0.1.0"
 
 
 def torch_folders() -> list[Path]:
-    """Of each torch to build for: those of STCA_TORCH_DIRS, by tools/build_wheel.py, else the installed one."""
+    """Of each torch to build for: those of STCA_TORCH_DIRS, by tools/build_wheel.py, else the installed one, if any."""
     if named := os.environ.get("STCA_TORCH_DIRS"):
         return [Path(folder) for folder in named.split(os.pathsep)]
     spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        sys.exit(
-            "stca builds against the torch it will run with: install torch, then `pip install --no-build-isolation .`"
-        )
-    return [Path(spec.origin).parent]
+    return [] if spec is None or spec.origin is None else [Path(spec.origin).parent]
+
+
+def needed_torch_folders() -> list[Path]:
+    """The same, or a line that says what to do."""
+    return torch_folders() or sys.exit(
+        "stca builds against the torch it will run with: install torch, then `pip install --no-build-isolation .`"
+    )
 
 
 def torch_minor(folder: Path) -> str:
@@ -34,15 +38,21 @@ def torch_minor(folder: Path) -> str:
     return found[1]
 
 
-TORCHES = torch_folders()
+class Metadata(dist_info):
+    """What pip asks for first: without a torch to build with it stops here, before it fetches one to run with."""
+
+    def run(self) -> None:
+        """Stops, or writes."""
+        needed_torch_folders()
+        super().run()
 
 
 class CMakeBuild(build_ext):
     """Builds the library for each torch by CMake, in a folder that is kept for the next build with the same options."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """A library like any other, without Python's version in its name."""
-        return f"{fullname.replace('.', '/')}-{torch_minor(TORCHES[0])}.so"
+        """A library like any other, without Python's version in its name; a source distribution knows no torch."""
+        return "-".join([fullname.replace(".", "/"), *map(torch_minor, torch_folders()[:1])]) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         """Configures, builds and installs beside the package's Python files; the kernels are compiled once."""
@@ -57,7 +67,7 @@ class CMakeBuild(build_ext):
         env = {**os.environ, "PATH": os.pathsep.join([*first, os.environ["PATH"]])}
         for stale in target.glob("libstca_ops-*.so"):  # setuptools keeps what it built for another torch
             stale.unlink()
-        for torch in TORCHES:
+        for torch in needed_torch_folders():
             configure = [
                 "cmake",
                 "-G",
@@ -86,5 +96,5 @@ class AnyPython(bdist_wheel):
 setup(
     version=VERSION,
     ext_modules=[Extension("stca.libstca_ops", sources=[])],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPython},
+    cmdclass={"dist_info": Metadata, "build_ext": CMakeBuild, "bdist_wheel": AnyPython},
 )
