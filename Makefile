@@ -5,6 +5,7 @@
 # make serve  the demo's ranker behind HTTP on 127.0.0.1:8000, its users' histories kept encoded
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
 # make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES
+# make wheel-twice  the wheel built in two folders, byte by byte the same
 # make matrix the wheel in fresh environments, every Python here with every torch: 5 GB and a minute each
 # make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
@@ -35,7 +36,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo serve test slow peers bench wheel matrix lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
+.PHONY: demo serve test slow peers bench wheel wheel-twice matrix lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -71,6 +72,11 @@ wheel: $(BIN)/python
 	$(BIN)/python tools/install.py build
 	$(BIN)/python tools/install.py wheel
 	$(BIN)/python tools/build_wheel.py $(TORCHES)
+
+wheel-twice: $(BIN)/python
+	$(BIN)/python tools/install.py build
+	$(BIN)/python tools/install.py wheel
+	$(BIN)/python tools/wheel_twice.py $(TORCHES)
 
 matrix: wheel
 	$(BIN)/python tools/matrix.py $(MATRIX) $(TORCHES)

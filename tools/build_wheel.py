@@ -1,7 +1,8 @@
 """Builds dist/stca-*.whl, one file for every Python and every torch below: `make wheel`.
 
 The kernels are compiled once, csrc/ops for each torch; stca/native.py takes the library that fits. Of a torch's wheel
-only headers and the libraries to link with are kept, in build/torch.
+only headers and the libraries to link with are kept, in build/torch. A commit gives the same bytes in any folder, by
+the same compiler: tools/wheel_twice.py.
 """
 
 import os
@@ -40,8 +41,15 @@ def torch_to_build_with(version: str) -> Path:
     return folder / "torch"
 
 
+def time_of_commit() -> str:
+    """Seconds since 1970: the time of every file in the wheel."""
+    return subprocess.check_output(["git", "log", "-1", "--format=%ct"], cwd=ROOT, text=True).strip()
+
+
 def main() -> None:
     """Builds, takes torch's libraries for given, names the oldest glibc that will do, and weighs the file."""
+    os.umask(0o022)
+    os.environ.setdefault("SOURCE_DATE_EPOCH", time_of_commit())
     folders = [str(torch_to_build_with(version)) for version in sys.argv[1:] or TORCHES]
     for stale in (*ROOT.glob("build/lib*"), *ROOT.glob("build/bdist*"), *ROOT.glob("build/wheel")):
         shutil.rmtree(stale)
