@@ -1,9 +1,10 @@
 """Tries dist/stca-*.whl in fresh environments: every Python that is here with every torch that has one for it.
 
-    make matrix                                             all pairs; 5 GB and a minute each
+    make matrix                                             all pairs; 5 GB at a time
     make matrix TORCHES='2.11.0 2.15.0' MATRIX=--ends       oldest with oldest, newest with newest
 
 In each: the import from another folder, README's example, and `python -m stca.check`. Exits with 1 where one fails.
+uv installs, since most of a torch is the same for every Python and it unpacks that once.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 from build_wheel import ROOT, TORCHES
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+CACHE = ROOT / "build" / "uv"
 
 
 def interpreter(version: str) -> str | None:
@@ -41,21 +43,19 @@ def outcome(python: str, torch: str, wheel: Path) -> str:
     """ "ok" or what went wrong, of one environment, which is gone afterwards."""
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
         inside = f"{folder}/venv/bin/python"
-        torch_only = ["--only-binary=:all:", f"torch=={torch}", "numpy"]
+        install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", inside]
         for what, command in (
-            ("venv", [python, "-m", "venv", f"{folder}/venv"]),
-            ("torch", [inside, "-m", "pip", "install", "--quiet", "--no-compile", *torch_only]),
-            ("install", [inside, "-m", "pip", "install", "--quiet", str(wheel)]),
+            ("venv", [python, "-m", "venv", "--without-pip", f"{folder}/venv"]),
+            ("torch", [*install, "--only-binary=:all:", f"torch=={torch}", "numpy"]),
+            ("install", [*install, str(wheel)]),
             ("example", [inside, "-c", readme_example()]),
             ("check", [inside, "-m", "stca.check"]),
         ):
-            # The versions are exact: a constraint of this machine's could only refuse them.
-            env = {**os.environ, "PIP_CONSTRAINT": "/dev/null"}
+            env = {**os.environ, "UV_CACHE_DIR": str(CACHE), "UV_LINK_MODE": "hardlink"}
             env.pop("PYTHONPATH", None)
             done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
             if done.returncode != 0:
-                absent = "No matching distribution" in done.stderr and "(from versions: none)" not in done.stderr
-                absent = absent and what == "torch"
+                absent = what == "torch" and "No solution found" in done.stderr
                 return "no such torch" if absent else f"FAILED: {what}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     return "ok"
 
@@ -70,16 +70,21 @@ def main() -> None:
     if len(wheels) != 1:
         sys.exit(f"matrix.py: dist must hold one wheel (`make wheel`), got {len(wheels)}")
     pythons = [(version, found) for version in PYTHONS if (found := interpreter(version)) is not None]
-    pairs = [(python, torch) for python in pythons for torch in args.torches]
+    pairs = [(python, torch) for torch in args.torches for python in pythons]
     if not pairs:
         sys.exit(f"matrix.py: none of Python {', '.join(PYTHONS)} is here")
     failures = tried = 0
+    unpacked = None
     for (version, python), torch in (pairs[0], pairs[-1]) if args.ends else pairs:
+        if torch != unpacked:
+            shutil.rmtree(CACHE, ignore_errors=True)
+            unpacked = torch
         began = time.monotonic()
         found = outcome(python, torch, wheels[0])
         failures += found.startswith("FAILED")
         tried += found == "ok"
         print(f"Python {version}, torch {torch}: {found} ({time.monotonic() - began:.0f} s)", flush=True)
+    shutil.rmtree(CACHE, ignore_errors=True)
     sys.exit(failures > 0 or tried == 0)
 
 
