@@ -7,6 +7,7 @@
 # make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES
 # make wheel-twice  the wheel built in two folders, byte by byte the same
 # make matrix the wheel in fresh environments, every Python here with every torch: 5 GB and a minute each
+# make arm64  the build for Arm64, cross-compiled, and tests of the operators in an emulator: 5 GB
 # make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, compute-sanitizer, benchmarks
@@ -36,7 +37,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo serve test slow peers bench wheel wheel-twice matrix lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
+.PHONY: demo serve test slow peers bench wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -80,6 +81,12 @@ wheel-twice: $(BIN)/python
 
 matrix: wheel
 	$(BIN)/python tools/matrix.py $(MATRIX) $(TORCHES)
+
+arm64: $(BIN)/python
+	$(BIN)/python tools/install.py build
+	$(BIN)/python tools/install.py wheel
+	command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64 || apt-get install --yes g++-aarch64-linux-gnu qemu-user
+	$(BIN)/python tools/arm64.py $(ARM64_TESTS)
 
 # .pre-commit-config.yaml runs the same.
 lint: $(LINTERS)
