@@ -29,16 +29,8 @@ def _objects(tree: Path) -> list[bytes]:
             source.write("extern const char* const kFile;\nconst char* const kFile = __FILE__;\n")
     build = tree / "build"
     options = [f"-DSTCA_TORCH_DIR={torch.__path__[0]}", "-DSTCA_CUDA=OFF", "-DCMAKE_CXX_FLAGS=-g"]
-    configure = [
-        _tool("cmake"),
-        "-G",
-        "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
-        "-S",
-        str(tree),
-        "-B",
-        str(build),
-    ]
+    options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
+    configure = [_tool("cmake"), "-S", str(tree), "-B", str(build)]
     subprocess.run([*configure, *options], check=True, capture_output=True)
     subprocess.run([_tool("ninja"), "-C", build, *OBJECTS], check=True, capture_output=True)
     return [(build / name).read_bytes() for name in OBJECTS]
