@@ -153,7 +153,7 @@ def layer(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool) ->
     weights = [(torch.randn(D, D) * D**-0.5).to(dtype) for _ in range(4)]
     offsets = requests.target_offsets, requests.history_offsets
 
-    def module(order: stca.nn.attention.Order) -> Callable[..., Tensor]:
+    def module(order: stca.nn.order.Order) -> Callable[..., Tensor]:
         attention = stca.nn.TargetAttention(D, H, order=order, dtype=dtype)
         names = ("w_q", "w_k", "w_v", "w_o")
 

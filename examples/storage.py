@@ -1,12 +1,14 @@
-"""What the storage of a served history costs: AUC of the ranker whose encoded rows lie as bfloat16, float16 or int8.
+"""What the storage of a served history costs: AUC of the ranker whose encoded rows, or keys and values, lie as
+bfloat16, float16 or int8.
 
     python examples/storage.py --log events.csv      a log of any form that train_ranker.py takes
 
 Trains STCA as `train_ranker.py --event-time` does, or goes on with its checkpoint, and prints AUC on the last tenth of
-time for each storage of `stca.serving.HistoryCache`, with the difference from float32.
+time for each form and storage of `stca.serving.HistoryCache`, with the difference from rows of float32.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -17,18 +19,20 @@ from ranker.scaling_report import table
 from ranker.train import Config, Training, evaluate
 from torch import Tensor, nn
 
-from stca.nn import STCA
+from stca.nn import STCA, TargetAttention
+from stca.nn.attention import Keep
 from stca.serving import HistoryCache
 
+FORMS: tuple[Keep, ...] = "rows", "keys_values"
 STORAGES = torch.float32, torch.bfloat16, torch.float16, torch.int8
 
 
 class Stored(nn.Module):
-    """STCA, whose encoded rows go through a cache before anything attends to them."""
+    """STCA, whose encoded history goes through a cache before anything attends to it."""
 
-    def __init__(self, stack: STCA, storage: torch.dtype) -> None:
+    def __init__(self, stack: STCA, keep: Keep, storage: torch.dtype) -> None:
         super().__init__()
-        self.stack, self.storage = stack, storage
+        self.stack, self.keep, self.storage = stack, keep, storage
 
     def forward(
         self,
@@ -41,12 +45,19 @@ class Stored(nn.Module):
         history_index: Tensor | None,
     ) -> Tensor:
         """As STCA's."""
-        cache = HistoryCache(len(self.stack.layers), self.stack.dim, max(1, len(history)), storage=self.storage)
-        cache.append("all", self.stack.encode_history(history))
+        sizes, heads = (len(self.stack.layers), self.stack.dim, max(1, len(history))), heads_of(self.stack)
+        cache = HistoryCache(*sizes, keep=self.keep, num_heads=heads, storage=self.storage)
+        cache.append("all", self.stack.encode_history(history, keep=self.keep))
         with cache.select(["all"]) as rows:
             encoded = [own[: len(history)] for own in rows.encoded]  # a first user's pages follow one another
             offsets = target_offsets, history_offsets
             return self.stack.attend(targets, encoded, *offsets, visible=visible, history_index=history_index)
+
+
+def heads_of(stack: STCA) -> int:
+    """H."""
+    [heads] = {module.num_heads for module in stack.modules() if isinstance(module, TargetAttention)}
+    return heads
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,12 +89,12 @@ def main(arguments: list[str] | None = None) -> None:
     Training(model, requests, split, config, args.out / f"{args.log.name}-STCA.pt").run("STCA")
     stack, found = model.stca, dict[str, dict[str, float]]()
     assert isinstance(stack, STCA)
-    for storage in STORAGES:
-        model.stca, name = Stored(stack, storage), str(storage).removeprefix("torch.")
+    for keep, storage in product(FORMS, STORAGES):
+        model.stca, name = Stored(stack, keep, storage), f"{keep} {str(storage).removeprefix('torch.')}"
         found[name] = evaluate(model, requests, split.test, args.length, config, name)
-    exact = found["float32"]["auc"]
+    exact = found["rows float32"]["auc"]
     rows = [[name, f"{result['auc']:.5f}", f"{result['auc'] - exact:+.5f}"] for name, result in found.items()]
-    print("\n".join(table(["storage", "AUC", "difference"], rows)))
+    print("\n".join(table(["kept", "AUC", "difference"], rows)))
     write_json(found, args.out / f"{args.log.name}.json")
 
 

@@ -1,6 +1,6 @@
 """Multi-head attention of targets to their request's history, in the cheaper of two exact orders."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -9,37 +9,12 @@ from torch import Tensor, nn
 from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
 from stca.nn.layout import PackedRequests, may_read, pack_requests
-from stca.nn.module import Module
+from stca.nn.module import Module, check_tensor
 from stca.nn.multihead import taken_from
+from stca.nn.order import CPU_COSTS, CUDA_COSTS, ROWS_OF_A_GROUP, Order, compiled_choice
 from stca.nn.product import einsum, matmul, project_history
 
-Order = Literal["auto", "reordered", "projected"]
-
-
-class _Costs(NamedTuple):
-    """Time of a FLOP of attention, in each order, over that of a FLOP of the products that project keys and values."""
-
-    reordered: float
-    projected: float
-
-
-# CPU: what makes fewest wrong choices in the cases of benchmarks/results (see "order" in benchmarks/NOTES.md). CUDA: a
-# prediction, for the orders have not been compared on a GPU: mma.sync runs at about half of cuBLAS's rate in either.
-_CPU_COSTS, _CUDA_COSTS = _Costs(1.2, 2.0), _Costs(2.0, 2.0)
-_ROWS_OF_A_GROUP = 10_000  # of a history, for the choice of order where no rank knows its length
-
-
-def _compiled_choice(R: int, cheaper: bool) -> bool:
-    """Whether a program that is being compiled takes the reordered form; `cheaper` becomes one of its guards.
-
-    Not where R is the size of a nested tensor: of the two names that dynamo has for it, the offsets' length minus 1 and
-    the nested tensor's own, a set's order says which stays, and the latter ends in an AssertionError when guards are
-    made. It is known to be at least 2, since 0 and 1 are constants; of the length of other offsets just that is known.
-    Nor where `cheaper` depends on data, as the length of selected histories does.
-    """
-    from torch.fx.experimental.symbolic_shapes import guard_or_true, has_static_value, statically_known_true
-
-    return (not has_static_value(R) and statically_known_true(R >= 2)) or guard_or_true(cheaper)
+Keep = Literal["rows", "keys_values"]
 
 
 class TargetAttention(Module):
@@ -53,6 +28,9 @@ class TargetAttention(Module):
     "reordered" never does: :math:`u_j = (x_t W_{Q,j}) W_{K,j}^\top` attends to the raw rows and what it gathers is
     projected, which is cheaper for few targets, about m < D / (H - 1). Rows that no target sees may hold anything and
     are in no gradient.
+
+    Without targets a call gives the keys and values of a flat history, [N, 2, H, D / H], which can be kept and stand
+    for its rows in later calls: those attend to them as they are, whatever the order.
 
     The bits are the same on every run of the same call with as many threads. Other numbers of threads, targets or
     requests sum in another order, which in float32 changes results by some 1e-7; what other requests hold does not.
@@ -69,7 +47,8 @@ class TargetAttention(Module):
             and the same on every rank. What travels is of the size of the queries, whatever the history's length.
 
     Shapes:
-        targets [T, D] and history [N, D] with offsets, or padded, or nested (see `STCA`) -> like targets.
+        targets [T, D] and history [N, D] or [N, 2, H, D / H] with offsets, or padded, or nested (see `STCA`) -> like
+        targets.
         A target that sees no row gets exactly 0.
 
     Raises:
@@ -138,15 +117,15 @@ class TargetAttention(Module):
             return "reordered"
         D, H, pairs = self.dim, self.num_heads, N * T / max(R, 1)
         project, attend = 4 * (N if P is None else min(N, P)) * D * D, 4 * D * pairs
-        reordered, projected = _CUDA_COSTS if self.w_q.is_cuda else _CPU_COSTS
+        reordered, projected = CUDA_COSTS if self.w_q.is_cuda else CPU_COSTS
         cheaper = reordered * H * attend + 4 * T * D * D <= project + projected * attend
         if torch.compiler.is_compiling():
-            cheaper = _compiled_choice(R, cheaper)
+            cheaper = compiled_choice(R, cheaper)
         return "reordered" if cheaper else "projected"
 
     def forward(
         self,
-        targets: Tensor,
+        targets: Tensor | None,
         history: Tensor,
         target_offsets: Tensor | None = None,
         history_offsets: Tensor | None = None,
@@ -162,10 +141,24 @@ class TargetAttention(Module):
         With `return_lse` also the logarithms of the softmax denominators, H in place of D, -inf where nothing is seen.
         """
         others = target_offsets, history_offsets, visible, history_index, target_lengths, history_lengths
+        if targets is None and all(each is None for each in others):
+            check_tensor("TargetAttention", "history", history)
+            if history.is_nested or history.dim() != 2 or history.shape[1] != self.dim:
+                form = "nested" if history.is_nested else list(history.shape)
+                raise ValueError(f"TargetAttention: history must be [N, D] with D = {self.dim}, got {form}")
+            return torch.stack(self._project(history), dim=1)
         packed = pack_requests("TargetAttention", self.dim, targets, history, *others)
         out, lse = self._attend(packed)
         out = packed.unpack(out, 0.0)
         return (out, packed.unpack(lse, -torch.inf)) if return_lse else out
+
+    def _project(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, [N, H, D / H] each."""
+        weights: tuple[Tensor, ...] = self.w_k, self.w_v
+        if self.history_group is not None:
+            weights = sum_gradients(self.history_group, *weights)
+        k, v = (each.view(-1, self.num_heads, self.dim // self.num_heads) for each in project_history(rows, *weights))
+        return k, v
 
     def _attend(self, requests: PackedRequests) -> tuple[Tensor, Tensor]:
         x, rows, target_offsets, history_offsets, visible, index, _ = requests
@@ -176,22 +169,17 @@ class TargetAttention(Module):
         q = q.view(T, H, dh)
         N = P if index is None else index.shape[0]
         if group is not None:
-            N = P = _ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
-        reordered = self.chosen_order(T, N, R, P) == "reordered"
-        if not reordered and index is not None and may_read(index) and len(rows) > N:
+            N = P = ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
+        kept = rows.dim() == 4
+        reordered = not kept and self.chosen_order(T, N, R, P) == "reordered"
+        if not kept and not reordered and index is not None and may_read(index) and len(rows) > N:
             # Of many more rows than are asked for, as in a server's cache, those of the requests alone are projected.
             rows, index = rows.index_select(0, index), None
         if reordered:
             q = einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
-            if group is not None:
-                (q,) = sum_gradients(group, q)
-            k, v = rows[:, None], None
-        else:
-            w_k: Tensor = self.w_k
-            w_v: Tensor = self.w_v
-            if group is not None:
-                q, w_k, w_v = sum_gradients(group, q, w_k, w_v)
-            k, v = (each.view(-1, H, dh) for each in project_history(rows, w_k, w_v))
+        if group is not None:
+            (q,) = sum_gradients(group, q)
+        k, v = (rows[:, None], None) if reordered else rows.unbind(1) if kept else self._project(rows)
         options = {"visible": visible, "history_index": index}
         out, lse = ops.target_attention(
             q, k, v, target_offsets, history_offsets, **options, scale=dh**-0.5, return_lse=True

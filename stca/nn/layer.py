@@ -7,9 +7,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from stca.nn.attention import Order, TargetAttention
+from stca.nn.attention import Keep, TargetAttention
 from stca.nn.ffn import SwiGLUFFN
 from stca.nn.module import Module
+from stca.nn.order import Order
 from stca.nn.product import matmul
 from stca.ops.swiglu_ffn_norm import Recompute
 
@@ -82,6 +83,7 @@ class STCALayer(Module):
         history: Tensor,
         *,
         encoded: bool = False,
+        keep: Keep = "rows",
         checkpoint: bool = False,
         **requests: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -91,12 +93,13 @@ class STCALayer(Module):
             inputs: [o_1, ..., o_(i-1), x_t], [T, i * D]. None: only encode the history.
             history: [N, D], raw rows.
             encoded: the history is what this layer made of it already.
+            keep: without inputs, the form of what is given.
             checkpoint: do not keep the encoded history for the backward pass, encode it again.
             requests: offsets, `visible` and `history_index` of flat rows, as of `TargetAttention`.
 
         Returns:
-            o_i [T, D] and lse [T, H]; without inputs the encoded history [N, D]. A row of it depends on its own raw row
-            alone, so it can be kept for later requests.
+            o_i [T, D] and lse [T, H]; without inputs the encoded history, rows [N, D] or keys and values
+            [N, 2, H, D / H]. A row of it depends on its own raw row alone, so it can be kept for later requests.
         """
         group = self.attention.history_group
         if not encoded and checkpoint:
@@ -104,7 +107,7 @@ class STCALayer(Module):
         elif not encoded:
             history = self.history_ffn(history, group)
         if inputs is None:
-            return history
+            return history if keep == "rows" else self.attention(None, history)
         query = self.query_ffn(inputs if self.w_c is None else matmul(inputs, self.w_c))
         found: tuple[Tensor, Tensor] = self.attention(query, history, **requests, return_lse=True)
         return found

@@ -26,7 +26,7 @@ class PackedRequests(NamedTuple):
     """The rows of all requests back to back, and how to bring a result per target into the form of the targets."""
 
     targets: Tensor  # [T, D]
-    history: Tensor  # [N, D], or [P, D] with an index
+    history: Tensor  # [N, D], or keys and values [N, 2, H, D / H]; P rows with an index
     target_offsets: Tensor  # [R + 1]
     history_offsets: Tensor  # [R + 1]
     visible: Tensor | None  # [T, 2]
@@ -61,7 +61,7 @@ def pack_requests(
         owner: name of the module, for messages.
         dim: D.
         targets: flat [T, D], padded [B, m, D], or nested [B, j, D] with layout=torch.jagged.
-        history: in the same form: [N, D], [B, L, D] or nested.
+        history: in the same form: [N, D], [B, L, D] or nested; with flat targets also keys and values [N, 2, H, D / H].
         target_offsets: [R + 1], with flat rows only.
         history_offsets: [R + 1], with flat rows only.
         visible: [T, 2], or [B, m, 2] with padded targets, or nested like nested targets: rows [begin, end) of its own
@@ -89,7 +89,9 @@ def pack_requests(
             check_tensor(owner, _ARGUMENTS[at], argument)
     assert targets is not None
     assert history is not None
-    if targets.is_nested != history.is_nested or targets.dim() != history.dim() or targets.dim() not in (2, 3):
+    kept = targets.dim() == 2 and history.dim() == 4
+    alike = targets.is_nested == history.is_nested and (kept or targets.dim() == history.dim())
+    if not alike or targets.dim() not in (2, 3):
         raise ValueError(
             f"{owner}: targets and history must both be flat [rows, D], padded [B, rows, D] or nested, got "
             f"{_form(targets)} and {_form(history)}"
@@ -106,7 +108,10 @@ def pack_requests(
     for name, rows in (("targets", targets), ("history", history)):
         if rows.is_nested:
             _check_jagged(owner, name, rows)
-        if rows.shape[-1] != dim:
+        if rows is history and kept:
+            if rows.shape[1] != 2 or rows.shape[2] * rows.shape[3] != dim:
+                raise ValueError(f"{owner}: kept keys and values must be [N, 2, H, {dim} / H], got {list(rows.shape)}")
+        elif rows.shape[-1] != dim:
             raise ValueError(f"{owner}: {name} must have rows of width D = {dim}, got {list(rows.shape)}")
     if padded:
         return _pack_padded(owner, targets, history, visible, target_lengths, history_lengths)

@@ -8,11 +8,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stca.nn.attention import Order
+from stca.nn.attention import Keep
 from stca.nn.ffn import SwiGLUFFN
 from stca.nn.layer import STCALayer
 from stca.nn.layout import pack_requests
 from stca.nn.module import Module, check_tensor
+from stca.nn.order import Order
 from stca.nn.product import matmul
 from stca.ops.swiglu_ffn_norm import Recompute
 
@@ -120,6 +121,7 @@ class STCA(Module):
         history_lengths: Tensor | None = None,
         history_index: Tensor | None = None,
         encoded: Sequence[Tensor] | None = None,
+        keep: Keep = "rows",
     ) -> Tensor | list[Tensor]:
         """z for every target, in one of three forms.
 
@@ -137,6 +139,7 @@ class STCA(Module):
             history_index: int [N], flat form only: the history holds P distinct rows [P, D], and row n of the
                 requests' histories is row `history_index[n]`. Each distinct row is encoded once.
             encoded: flat form only: what `encode_history` gave, in place of the history. See `attend`.
+            keep: without targets only, see `encode_history`.
 
         Returns:
             z in the targets' form.
@@ -149,7 +152,7 @@ class STCA(Module):
         """
         others = target_offsets, history_offsets, visible, history_index, target_lengths, history_lengths
         if targets is None and encoded is None and all(each is None for each in others):
-            return self._encode(history)
+            return self._encode(history, keep)
         check_tensor("STCA", "targets", targets)
         kept = None if encoded is None else self._checked(encoded)
         if kept is not None and history is not None:
@@ -170,9 +173,21 @@ class STCA(Module):
             fused = fused + matmul(F.softplus(torch.cat(lses, dim=1)).to(fused.dtype), self.w_l)
         return packed.unpack(self.output_ffn(fused), 0.0)
 
-    def encode_history(self, history: Tensor) -> list[Tensor]:
-        """Every layer's encoding of history rows [N, D]: what a server keeps per user and extends by new rows."""
-        encoded: list[Tensor] = self(None, history)  # a call, so that hooks and FSDP see it
+    def encode_history(self, history: Tensor, keep: Keep = "rows") -> list[Tensor]:
+        """Every layer's encoding of history rows [N, D]: what a server keeps per user and extends by new rows.
+
+        Args:
+            history: [N, D], raw rows.
+            keep: "rows" gives the encoded rows [N, D], with whose results `forward`'s agree to the bit in float32.
+                "keys_values" gives the keys and values [N, 2, H, D / H] that the layer's attention makes of them: twice
+                the memory, and a request then costs neither their products nor attention at H times their width. Sums
+                may round otherwise than in `forward`, since a BLAS sums the same row otherwise among other numbers of
+                rows. Where H = 1 rows are the better choice.
+
+        Raises:
+            ValueError: another width than D, or an unknown `keep`.
+        """
+        encoded: list[Tensor] = self(None, history, keep=keep)  # a call, so that hooks and FSDP see it
         return encoded
 
     def attend(
@@ -201,12 +216,14 @@ class STCA(Module):
         )
         return z
 
-    def _encode(self, history: Any) -> list[Tensor]:
+    def _encode(self, history: Any, keep: Keep) -> list[Tensor]:
+        if keep not in ("rows", "keys_values"):
+            raise ValueError(f"STCA.encode_history: keep must be 'rows' or 'keys_values', got {keep!r}")
         check_tensor("STCA.encode_history", "history", history)
         if history.is_nested or history.dim() < 1 or history.shape[-1] != self.dim:
             form = "nested" if history.is_nested else list(history.shape)
             raise ValueError(f"STCA.encode_history: history must be [N, D] with D = {self.dim}, got {form}")
-        return [layer(None, history) for layer in self.layers]
+        return [layer(None, history, keep=keep) for layer in self.layers]
 
     def _checked(self, encoded: Sequence[Tensor]) -> list[Tensor]:
         if not isinstance(encoded, Sequence | Tensor):

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stca.nn.attention import Keep
 from stca.serving import snapshots
 from stca.serving.pages import Integers
 from stca.serving.pool import NO_TIME, Pool, User
 from stca.serving.rows import STORAGES
-from stca.serving.selection import Selection, Statistics, for_each, integers
+from stca.serving.selection import Selection, Statistics, for_each
 
 
 class HistoryCache:
@@ -21,22 +22,25 @@ class HistoryCache:
     thread writes at a time, others wait; readers wait for no encoding, and see each user's history whole, as it was
     before or after an append. Rows that a `Selection` refers to are not overwritten before it is released.
 
-    Memory is taken once: capacity_rows * layers * D elements of `storage`. Where pages are used up, those who have not
-    been used for longest are evicted.
+    Memory is taken once: capacity_rows * layers * D elements of `storage`, or twice as many where keys and values are
+    kept. Where pages are used up, those who have not been used for longest are evicted.
 
     Args:
         layers: M, encodings of every row.
         dim: D.
         capacity_rows: of all users, rounded up to whole pages. Each user's first and last page are filled in part.
         dtype: of rows as they come and as `STCA.attend` takes them.
-        storage: of rows in the pool: `dtype` (None), another float dtype, or torch.int8 with a scale for each row.
-            Where it is not `dtype`, `select` copies and converts what it selects.
+        storage: of rows in the pool: `dtype` (None), another float dtype, or torch.int8 with a scale for each row, of
+            keys and values for each head. Where it is not `dtype`, `select` copies and converts what it selects.
+        keep: what a row is, as of `STCA.encode_history`: "rows", encoded and of width D, for one head, or where memory
+            counts; "keys_values", for 2 heads and more, to which rows cost H times the FLOPs at each request.
+        num_heads: H, for keys and values.
         page_rows: of a page. Attention on the CPU reads runs of 32 rows in place, 64 of bfloat16.
         device: of the pools; on a GPU writers and readers use one stream.
         encoder: names the weights that made the rows: snapshots of another encoder are refused.
 
     Raises:
-        ValueError: sizes below 1, or a dtype that is none of those.
+        ValueError: sizes below 1, heads that do not divide D, or what is none of those.
 
     Example:
         >>> model = stca.nn.STCA(dim=16, num_layers=2, num_heads=4).requires_grad_(False)
@@ -58,35 +62,43 @@ class HistoryCache:
         *,
         dtype: torch.dtype = torch.float32,
         storage: torch.dtype | None = None,
+        keep: Keep = "rows",
+        num_heads: int = 1,
         page_rows: int = 256,
         device: torch.device | str = "cpu",
         encoder: str = "",
     ) -> None:
-        sizes = {"layers": layers, "dim": dim, "capacity_rows": capacity_rows, "page_rows": page_rows}
+        sizes = {"layers": layers, "dim": dim, "capacity_rows": capacity_rows, "num_heads": num_heads}
+        sizes["page_rows"] = page_rows
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"HistoryCache: {name} must be at least 1, got {size}")
         storage = storage or dtype
         if dtype not in STORAGES[:-1] or storage not in STORAGES:
             raise ValueError(f"HistoryCache: dtype and storage must be of {STORAGES}, got {dtype} and {storage}")
+        if keep not in ("rows", "keys_values"):
+            raise ValueError(f"HistoryCache: keep must be 'rows' or 'keys_values', got {keep!r}")
+        if dim % num_heads != 0:
+            raise ValueError(f"HistoryCache: num_heads must divide dim = {dim}, got {num_heads}")
         self.layers, self.dim, self.dtype, self.storage, self.encoder = layers, dim, dtype, storage, encoder
-        self._pool = Pool(layers, dim, capacity_rows, dtype, storage, page_rows, torch.device(device))
+        self.row_shape = (dim,) if keep == "rows" else (2, num_heads, dim // num_heads)
+        self._pool = Pool(layers, self.row_shape, capacity_rows, dtype, storage, page_rows, torch.device(device))
 
     def append(self, user: User, rows: Sequence[Tensor], times: Sequence[int] | Tensor | None = None) -> None:
         """Puts encoded rows behind those of a user, who need not be there yet; n may be 0.
 
         Args:
             user: an integer or a text.
-            rows: [n, D] of every layer, what `STCA.encode_history` gave.
+            rows: [n, D] of every layer, or [n, 2, H, D / H], what `STCA.encode_history` gave.
             times: [n], when each row happened, never falling, for `until`; in any unit. None: before all times.
 
         Raises:
             TypeError: a user that is neither.
-            ValueError: other rows than [n, D] for each layer, or times that fall.
+            ValueError: rows of another shape or number of layers, or times that fall.
             MemoryError: more rows than there is room for, though everybody else but whom a `Selection` holds may go.
         """
         count = len(rows[0]) if len(rows) else 0
-        self._add("append", [user], rows, np.array([0, count]), times)
+        self._pool.append("HistoryCache.append", [user], rows, np.array([0, count]), times)
 
     def extend_from(
         self,
@@ -99,7 +111,7 @@ class HistoryCache:
         """Encodes the new raw rows of several users in one batch and appends them, of all users or of none.
 
         Args:
-            encode: `STCA.encode_history`.
+            encode: `STCA.encode_history`, with `keep="keys_values"` in a `partial` where those are kept.
             users: [U], each once.
             history: [N, D], the new rows.
             offsets: [U + 1], user u owns rows offsets[u]:offsets[u+1].
@@ -114,7 +126,7 @@ class HistoryCache:
                 f"HistoryCache.extend_from: offsets must be [U + 1] for {len(users)} users, from 0 to N = "
                 f"{len(history)}, never falling, got {ends.tolist()}"
             )
-        self._add("extend_from", users, encode(history), ends, times)
+        self._pool.append("HistoryCache.extend_from", users, encode(history), ends, times)
 
     def select(
         self,
@@ -222,29 +234,5 @@ class HistoryCache:
         snapshots.read(path, self._label(), self._pool)
 
     def _label(self) -> dict[str, str]:
-        names = "layers", "dim", "storage", "encoder"
+        names = "layers", "row_shape", "storage", "encoder"
         return {"format": "stca.serving.HistoryCache", **{name: str(getattr(self, name)) for name in names}}
-
-    def _add(
-        self,
-        method: str,
-        users: Sequence[User],
-        rows: Sequence[Tensor],
-        offsets: Integers,
-        times: Sequence[int] | Tensor | None,
-    ) -> None:
-        owner, shape = f"HistoryCache.{method}", (int(offsets[-1]), self.dim)
-        if len(rows) != self.layers or any(own.shape != shape for own in rows):
-            raise ValueError(
-                f"{owner}: rows must be [n, D] = {list(shape)} of {self.layers} layers, got "
-                f"{[list(own.shape) for own in rows]}"
-            )
-        when = None if times is None else integers(owner, "times", times)
-        if when is not None and when.shape != shape[:1]:
-            raise ValueError(f"{owner}: times must be [n] = [{shape[0]}], got {list(when.shape)}")
-
-        def write(slots: Tensor) -> None:
-            for pool, own in zip(self._pool.rows, rows, strict=True):
-                pool.write(slots, own)
-
-        self._pool.add(owner, users, offsets, when, write)

@@ -6,8 +6,17 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 Integers = NDArray[np.int64]
+
+
+def integers(owner: str, name: str, values: object) -> Integers:
+    """Whole numbers, from wherever they are."""
+    found = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    if found.size and found.dtype.kind not in "iu":
+        raise ValueError(f"{owner}: {name} must be whole numbers, got {found.dtype}")
+    return found.astype(np.int64)
 
 
 class Pages:
@@ -18,9 +27,8 @@ class Pages:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._free = list(
-            range(count)
-        )  # a heap: the lowest first, so that pages of one user tend to follow one another
+        # A heap: the lowest first, so that pages of one user tend to follow one another.
+        self._free = list(range(count))
         self._readers = np.zeros(count, dtype=np.int32)
         self._waiting = np.zeros(count, dtype=bool)
         self._left: deque[Integers] = deque()  # by readers that let go, from any thread and without a lock

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stca.serving.pages import Integers, Pages
+from stca.serving.pages import Integers, Pages, integers
 from stca.serving.rows import Rows
 
 User = int | str
@@ -44,17 +44,17 @@ class Pool:
     def __init__(
         self,
         layers: int,
-        dim: int,
+        shape: tuple[int, ...],
         capacity_rows: int,
         dtype: torch.dtype,
         storage: torch.dtype,
         page_rows: int,
         device: torch.device,
     ) -> None:
-        self.page_rows, self.device = page_rows, device
+        self.shape, self.page_rows, self.device = shape, page_rows, device
         self.pages = Pages(-(-capacity_rows // page_rows))
         slots = self.pages.count * page_rows
-        self.rows = [Rows(slots, dim, dtype, storage, device) for _ in range(layers)]
+        self.rows = [Rows(slots, shape, dtype, storage, device) for _ in range(layers)]
         self.times = np.zeros(slots, dtype=np.int64)
         self.users: OrderedDict[User, History] = OrderedDict()  # those used last at the end
         self.lock, self.writer = threading.Lock(), threading.RLock()
@@ -77,22 +77,46 @@ class Pool:
         slots: Integers = history.pages[places // self.page_rows] * self.page_rows + places % self.page_rows
         return slots
 
+    def append(
+        self,
+        owner: str,
+        users: Sequence[User],
+        rows: Sequence[Tensor],
+        offsets: Integers,
+        times: Sequence[int] | Tensor | None,
+    ) -> None:
+        """Appends rows offsets[u]:offsets[u+1], [n, *shape] of every layer, to user u. All, or nothing."""
+        shape = int(offsets[-1]), *self.shape
+        form = "[n, D]" if len(shape) == 2 else "[n, 2, H, D / H]"
+        if len(rows) != len(self.rows) or any(own.shape != shape for own in rows):
+            raise ValueError(
+                f"{owner}: rows must be {form} = {list(shape)} of {len(self.rows)} layers, got "
+                f"{[list(own.shape) for own in rows]}"
+            )
+        when = np.full(shape[0], NO_TIME) if times is None else integers(owner, "times", times)
+        if when.shape != shape[:1]:
+            raise ValueError(f"{owner}: times must be [n] = [{shape[0]}], got {list(when.shape)}")
+
+        def write(slots: Tensor) -> None:
+            for pool, own in zip(self.rows, rows, strict=True):
+                pool.write(slots, own)
+
+        self.add(owner, users, offsets, when, write)
+
     def add(
         self,
         owner: str,
         users: Sequence[User],
         offsets: Integers,
-        times: Integers | None,
+        times: Integers,
         write: Callable[[Tensor], None],
     ) -> None:
-        """Appends rows offsets[u]:offsets[u+1] to user u; `write` puts all of them into slots. All, or nothing."""
+        """`append`, of rows that `write` puts into slots."""
         for user in users:
             if type(user) not in (int, str):
                 raise TypeError(f"{owner}: a user must be an int or a str, got {type(user).__name__} {user!r}")
         if len(set(users)) < len(users):
             raise ValueError(f"{owner}: users must differ, got {len(users)} users of whom {len(set(users))} differ")
-        if times is None:
-            times = np.full(offsets[-1], NO_TIME)
         with self.writer:
             grown = self._grown(owner, users, offsets, times)
             try:

@@ -1,4 +1,4 @@
-"""How one layer's encoded rows lie in memory: as they are, rounded to 16 bits, or as int8 with a scale for each row."""
+"""How one layer's encoded rows lie in memory: as they are, rounded to 16 bits, or as int8 with scales."""
 
 import torch
 from torch import Tensor
@@ -7,25 +7,33 @@ STORAGES = torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.in
 
 
 class Rows:
-    """A pool [capacity, D] of rows that come and go as `dtype` and lie there as `storage`.
+    """A pool [capacity, *shape] of rows that come and go as `dtype` and lie there as `storage`.
 
-    int8 holds :math:`\\mathrm{round}(x / s)` with :math:`s = \\max_d |x_d| / 127` of each row, which is off by at most
-    s / 2. A row with an infinity or NaN comes back as NaN.
+    A row is one vector [D], or a key and a value of each head, [2, H, D / H]. A vector lies beside that of the next
+    row, so that what a head reads of many rows lies in one piece.
+
+    int8 holds :math:`\\mathrm{round}(x / s)` with :math:`s = \\max_d |x_d| / 127` of each vector, which is off by at
+    most s / 2. A vector with an infinity or NaN comes back as NaN.
     """
 
-    def __init__(self, capacity: int, dim: int, dtype: torch.dtype, storage: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, capacity: int, shape: tuple[int, ...], dtype: torch.dtype, storage: torch.dtype, device: torch.device
+    ) -> None:
         self.dtype = dtype
-        self.pool = torch.zeros(capacity, dim, dtype=storage, device=device)
-        scaled = storage == torch.int8
-        self.scale = torch.zeros(capacity, 1, dtype=torch.float32, device=device) if scaled else None
+
+        def pool(width: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(*shape[:-1], capacity, width, dtype=dtype, device=device).movedim(-2, 0)
+
+        self.pool = pool(shape[-1], storage)
+        self.scale = pool(1, torch.float32) if storage == torch.int8 else None
 
     def write(self, slots: Tensor, rows: Tensor) -> None:
-        """Puts rows [n, D] into slots [n]."""
+        """Puts rows [n, *shape] into slots [n]."""
         for part, values in zip(self.parts, self._stored(rows.detach()), strict=True):
             part.index_copy_(0, slots, values)
 
     def read(self, slots: Tensor) -> Tensor:
-        """Rows [n, D] of the slots, a copy."""
+        """Rows [n, *shape] of the slots, a copy."""
         rows = self.pool.index_select(0, slots).to(self.dtype)
         return rows if self.scale is None else rows.mul_(self.scale.index_select(0, slots))
 
@@ -47,5 +55,5 @@ class Rows:
         if self.scale is None:
             return [rows.to(self.pool.dtype)]
         wide = rows.float()
-        scale = wide.abs().amax(dim=1, keepdim=True) / 127
+        scale = wide.abs().amax(dim=-1, keepdim=True) / 127
         return [(wide / scale.where(scale > 0, 1.0)).round().clamp(-127, 127).to(torch.int8), scale]

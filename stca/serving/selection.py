@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from stca.serving.pages import Integers
+from stca.serving.pages import Integers, integers
 from stca.serving.pool import User
 
 
@@ -35,7 +35,8 @@ class Selection:
     """Histories of chosen users as `STCA.attend` takes them. What it refers to stays until `release`, or its own end.
 
     Attributes:
-        encoded: of every layer the whole pool [P, D], where the cache stores what it gives, else rows [N, D].
+        encoded: of every layer the whole pool, [P, D] or [P, 2, H, D / H], where the cache stores what it gives, else
+            the N rows.
         history_index: [N] rows of the pool; None where `encoded` holds the rows themselves.
         history_offsets: [U + 1], user by user.
     """
@@ -51,14 +52,6 @@ class Selection:
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-
-def integers(owner: str, name: str, values: object) -> Integers:
-    """Whole numbers, from wherever they are."""
-    found = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
-    if found.size and found.dtype.kind not in "iu":
-        raise ValueError(f"{owner}: {name} must be whole numbers, got {found.dtype}")
-    return found.astype(np.int64)
 
 
 def for_each(name: str, value: int | Sequence[int] | None, users: Sequence[User]) -> Integers | None:

@@ -16,8 +16,11 @@ def test_the_whole_program(tmp_path: Path, capsys: pytest.CaptureFixture[str], t
     csv.write_csv(generate_log(num_users=2, requests_per_user=60, num_items=1100), log)
     storage.main(["--log", str(log), "--out", str(tmp_path), "--length", "128", "--dim", "16"])
     found = json.loads((tmp_path / "events.csv.json").read_text())
-    assert list(found) == ["float32", "bfloat16", "float16", "int8"]
-    assert "| int8 | " in capsys.readouterr().out
-    for name, bound in (("bfloat16", 0.02), ("float16", 0.005), ("int8", 0.02)):
-        assert abs(found[name]["auc"] - found["float32"]["auc"]) <= bound
-        assert found[name] != found["float32"]
+    forms = "rows", "keys_values"
+    assert list(found) == [f"{form} {name}" for form in forms for name in ("float32", "bfloat16", "float16", "int8")]
+    assert "| keys_values int8 | " in capsys.readouterr().out
+    exact = found["rows float32"]
+    for name, bound in (("float32", 1e-6), ("bfloat16", 0.02), ("float16", 0.005), ("int8", 0.02)):
+        for form in forms:
+            assert abs(found[f"{form} {name}"]["auc"] - exact["auc"]) <= bound
+            assert name == "float32" or found[f"{form} {name}"] != exact

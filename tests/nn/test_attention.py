@@ -6,7 +6,7 @@ from cases import offsets
 from torch import Tensor, nn
 
 from stca.nn import SwiGLUFFN, TargetAttention
-from stca.nn.attention import Order
+from stca.nn.order import Order
 
 TARGETS, ROWS = offsets([3, 0, 2, 4]), offsets([5, 4, 0, 40])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stca.nn import TargetAttention
-from stca.nn.attention import Order
+from stca.nn.order import Order
 
 
 @pytest.mark.parametrize("order", ["auto", "reordered", "projected"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import stca
 from stca.nn import product
-from stca.nn.attention import Order
+from stca.nn.order import Order
 from stca.nn.product import einsum, matmul, project_history
 
 NARROW = (torch.bfloat16, torch.float16)

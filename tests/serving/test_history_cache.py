@@ -1,6 +1,9 @@
 """HistoryCache against a dictionary of lists, and STCA on its rows against STCA on the whole history."""
 
+import math
+from functools import partial
 from itertools import pairwise
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,37 +16,51 @@ from poison import poisoned
 from torch import Tensor
 
 import stca
+from stca.nn.attention import Keep
 from stca.serving import HistoryCache, MissingUsersError
 
-DIM, LAYERS = 3, 2
+DIM, HEADS, LAYERS = 4, 2, 2
+SHAPES: dict[Keep, tuple[int, ...]] = {"rows": (DIM,), "keys_values": (2, HEADS, DIM // HEADS)}
 USERS = st.sampled_from([0, 1, "1", "ann", ""])
 
 
-def _rows(begin: int, end: int) -> list[Tensor]:
-    """Rows that differ from all others, in both layers."""
-    n = torch.arange(begin, end, dtype=torch.float32)[:, None]
-    return [n + layer / 4 + torch.zeros(DIM) for layer in range(LAYERS)]
+def _encoded(numbers: Tensor, keep: Keep = "rows") -> list[Tensor]:
+    """Rows of numbers [n], whose elements differ from all others, in both layers."""
+    shape = SHAPES[keep]
+    within = torch.arange(math.prod(shape)).view(shape) / 64
+    return [numbers.float().view(-1, *(1 for _ in shape)) + layer / 4 + within for layer in range(LAYERS)]
+
+
+def _rows(begin: int, end: int, keep: Keep = "rows") -> list[Tensor]:
+    return _encoded(torch.arange(begin, end), keep)
 
 
 def _found(cache: HistoryCache, **how: Any) -> list[list[float]]:
-    """First elements of what is selected, by user; both layers hold the same rows."""
+    """First elements of what is selected, by user, each of which says what the rest of its row is in both layers."""
     with cache.select(**how) as selection:
         assert selection.history_index is not None
         first, second = (pool[selection.history_index] for pool in selection.encoded)
-        assert torch.equal(first + 0.25, second)
+        numbers = first.flatten(1)[:, 0]
+        expected = _encoded(numbers, "rows" if first.dim() == 2 else "keys_values")
+        assert torch.equal(first, expected[0])
+        assert torch.equal(second, expected[1])
         ends = selection.history_offsets.tolist()
-    return [first[a:b, 0].tolist() for a, b in pairwise(ends)]
+    return [numbers[a:b].tolist() for a, b in pairwise(ends)]
 
 
 class Histories(RuleBasedStateMachine):
     """Rows are numbered as they come, and a row's time is half its number."""
 
-    @initialize(page_rows=st.integers(1, 5), pages=st.integers(1, 8))
-    def start(self, page_rows: int, pages: int) -> None:
-        self.page_rows, self.pages = page_rows, pages
-        self.cache = poisoned(HistoryCache(LAYERS, DIM, page_rows * pages, page_rows=page_rows))
+    @initialize(page_rows=st.integers(1, 5), pages=st.integers(1, 8), keep=st.sampled_from(list(SHAPES)))
+    def start(self, page_rows: int, pages: int, keep: Keep) -> None:
+        self.page_rows, self.pages, self.keeps = page_rows, pages, keep
+        self.cache = self._new_cache()
         self.expected: dict[int | str, list[int]] = {}
         self.next, self.held = 0, []  # type: ignore[var-annotated]
+
+    def _new_cache(self) -> HistoryCache:
+        rows, page_rows = self.page_rows * self.pages, self.page_rows
+        return poisoned(HistoryCache(LAYERS, DIM, rows, keep=self.keeps, num_heads=HEADS, page_rows=page_rows))
 
     def _drop_evicted(self) -> None:
         self.expected = {user: rows for user, rows in self.expected.items() if user in self.cache}
@@ -54,7 +71,7 @@ class Histories(RuleBasedStateMachine):
         self.next += count
         before = self.cache.statistics().evicted_users
         try:
-            self.cache.append(user, _rows(new.start, new.stop), [n // 2 for n in new])
+            self.cache.append(user, _rows(new.start, new.stop, self.keeps), [n // 2 for n in new])
         except MemoryError:
             own = len(self.expected.get(user, [])) + count
             assert self.held or own > self.page_rows * (self.pages - 1)
@@ -70,17 +87,23 @@ class Histories(RuleBasedStateMachine):
         first, self.next = self.next, self.next + int(ends[-1])
         times = [(first + n) // 2 for n in range(int(ends[-1]))]
 
-        def encode(raw: Tensor) -> list[Tensor]:
-            return [raw + layer / 4 + torch.zeros(DIM) for layer in range(LAYERS)]
-
         try:
-            self.cache.extend_from(encode, users, history, torch.from_numpy(ends), times)
+            self.cache.extend_from(partial(_encoded, keep=self.keeps), users, history, torch.from_numpy(ends), times)
         except MemoryError:
             pass
         else:
             for user, a, b in zip(users, ends[:-1], ends[1:], strict=True):
                 self.expected.setdefault(user, []).extend(range(first + int(a), first + int(b)))
         self._drop_evicted()
+
+    @precondition(lambda self: not self.held)
+    @rule()
+    def snapshot_and_load(self) -> None:
+        with TemporaryDirectory() as folder:
+            self.cache.snapshot(f"{folder}/cache")
+            self.cache = self._new_cache()
+            self.cache.load(f"{folder}/cache")
+        assert set(self.expected) == {user for user in self.expected if user in self.cache}
 
     @rule(user=USERS, last=st.integers(0, 6))
     def keep(self, user: int | str, last: int) -> None:
@@ -137,7 +160,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def what_is_held_stays(self) -> None:
         for selection, rows in getattr(self, "held", []):
-            assert selection.encoded[0][selection.history_index][:, 0].tolist() == rows
+            assert selection.encoded[0][selection.history_index].flatten(1)[:, 0].tolist() == rows
 
     @invariant()
     def counts(self) -> None:
@@ -179,7 +202,7 @@ def test_wrong_arguments() -> None:
         (ValueError, "capacity_rows must be at least 1, got 0", lambda: HistoryCache(1, 1, 0)),
         (ValueError, "dtype and storage must be of .*int64", lambda: HistoryCache(1, 1, 1, storage=torch.int64)),
         (TypeError, "append: a user must be an int or a str, got bool True", lambda: cache.append(True, _rows(0, 1))),
-        (ValueError, r"append: rows must be .*\[2, 3\] of 2 layers", lambda: cache.append(1, _rows(0, 2)[:1])),
+        (ValueError, r"append: rows must be \[n, D\] = \[2, 4\] of 2 layers", lambda: cache.append(1, _rows(0, 2)[:1])),
         (
             ValueError,
             "append: times must never fall, got 1 .*'ann' after 2",

@@ -70,7 +70,8 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^{path}: must be a snapshot of .*, got one of \{{\}}"):
         _cache().load(path)
     path.write_bytes(whole)
-    for other in (_cache(torch.int8), _cache(encoder="two"), HistoryCache(2, 9, 400, encoder="one")):
+    pairs = HistoryCache(2, 8, 400, keep="keys_values", encoder="one")
+    for other in (_cache(torch.int8), _cache(encoder="two"), HistoryCache(2, 9, 400, encoder="one"), pairs):
         with pytest.raises(ValueError, match=f"^{path}: must be a snapshot of .*'encoder': 'one'"):
             other.load(path)
         assert other.statistics().users == 0
