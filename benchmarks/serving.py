@@ -26,9 +26,11 @@ from torch import Tensor
 
 from stca.files import whole_file
 from stca.nn import STCA, STCALayer, TargetAttention
+from stca.nn.attention import Keep
 from stca.serving import HistoryCache
 
 SIZES = {"D 256, H 8, M 4": (256, 8, 4), "D 64, H 1, M 2": (64, 1, 2)}
+FORMS: tuple[Keep, ...] = "rows", "keys_values"
 USERS = 4
 
 
@@ -104,10 +106,11 @@ def measure(name: str, m: int, events: int, rounds: int, requests: int) -> dict[
     D, H, M = SIZES[name]
     torch.manual_seed(0)
     model = STCA(D, M, H).eval().requires_grad_(False)
-    cache = HistoryCache(M, D, USERS * (events + 1024))
+    encode: dict[Keep, Any] = {keep: partial(model.encode_history, keep=keep) for keep in FORMS}
+    caches = {keep: HistoryCache(M, D, USERS * (events + 1024), keep=keep, num_heads=H) for keep in FORMS}
     histories = [torch.randn(events, D) for _ in range(USERS)]
-    for user, history in enumerate(histories):
-        cache.extend_from(model.encode_history, [user], history, torch.tensor([0, events]))
+    for (keep, cache), user in product(caches.items(), range(USERS)):
+        cache.extend_from(encode[keep], [user], histories[user], torch.tensor([0, events]))
     kept = [model.encode_history(history) for history in histories]
     keys = [
         [
@@ -119,13 +122,13 @@ def measure(name: str, m: int, events: int, rounds: int, requests: int) -> dict[
     targets = torch.randn(m, D)
     offsets = torch.tensor([0, m]), torch.tensor([0, events])
 
-    def cached(user: int) -> Tensor:
-        with cache.select([user], last=events) as chosen:
+    def cached(keep: Keep, user: int) -> Tensor:
+        with caches[keep].select([user], last=events) as chosen:
             index = chosen.history_index
             return model.attend(targets, chosen.encoded, offsets[0], chosen.history_offsets, history_index=index)
 
     calls: dict[str, Callable[[int], Tensor]] = {
-        "cached": cached,
+        **{f"cached {keep}": partial(cached, keep) for keep in FORMS},
         "encoded at every request": lambda user: model(targets, histories[user], *offsets),
         "sdpa on cached K and V": lambda user: plain(model, targets, by_sdpa, keys[user]),
         "eager reordered on cached rows": lambda user: plain(
@@ -138,17 +141,20 @@ def measure(name: str, m: int, events: int, rounds: int, requests: int) -> dict[
     turns = cycle(range(USERS))
     ms = interleaved_ms({way: partial(_next, call, turns) for way, call in calls.items()}, rounds)
     new, one = torch.randn(1, D), torch.tensor([0, 1])
-    appended = interleaved_ms({"append": lambda: cache.extend_from(model.encode_history, [0], new, one)}, 200)
-    alone = interleaved_ms({"cached": lambda: cached(next(turns))}, rounds)["cached"]
+    appended = interleaved_ms(
+        {keep: partial(caches[keep].extend_from, encode[keep], [0], new, one) for keep in FORMS}, 200
+    )
+    best = min(FORMS, key=lambda keep: ms[f"cached {keep}"])
+    alone = interleaved_ms({"cached": lambda: cached(best, next(turns))}, rounds)["cached"]
     row = events * M * D * 4
-    sizes = {"rows": row, "K and V": 2 * row, "rows as int8": events * M * (D + 4)}
-    load = waited(cached, alone, requests)
+    sizes = {"rows": row, "keys_values": 2 * row, "rows as int8": events * M * (D + 4)}
+    load = waited(partial(cached, best), alone, requests)
     return {
         "case": f"{name}, m {m}",
         "ms": ms,
-        "append_ms": appended["append"],
+        "append_ms": appended,
         "bytes_per_user": sizes,
-        "at_60_percent": load,
+        "at_60_percent": {"kept": best, **load},
     }
 
 

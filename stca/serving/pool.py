@@ -73,9 +73,11 @@ class Pool:
 
     def slots_of(self, history: History, begin: int = 0, end: int | None = None) -> Integers:
         """Places in the pool of a history's rows [begin, end)."""
-        places = np.arange(history.head + begin, history.head + (history.length if end is None else end))
-        slots: Integers = history.pages[places // self.page_rows] * self.page_rows + places % self.page_rows
-        return slots
+        begin, end = history.head + begin, history.head + (history.length if end is None else end)
+        first = begin // self.page_rows
+        pages = history.pages[first : -(-end // self.page_rows), None] * self.page_rows
+        slots: Integers = (pages + np.arange(self.page_rows)).ravel()
+        return slots[begin - first * self.page_rows : end - first * self.page_rows]
 
     def append(
         self,
@@ -157,20 +159,26 @@ class Pool:
         self.evicted += len(gone)
         return len(gone)
 
-    def make_room(self, pages: int, spared: Iterable[User] = ()) -> int:
-        """Evicts those who have been unused for longest until so many pages are free, or nobody is left who may go."""
-        stay, gone = set(spared), 0
-        for user in list(self.users):
-            if self.pages.free_count >= pages:
-                break
-            gone += 0 if user in stay else self.forget([user])
+    def make_room(self, pages: int) -> int:
+        """Evicts those who have been unused for longest until so many pages are free, or nobody is left."""
+        gone = 0
+        while self.users and self.pages.free_count < pages:
+            gone += self.forget([next(iter(self.users))])
         return gone
 
-    def room_without(self, spared: Sequence[User]) -> int:
-        """Pages that are free when all but `spared`, and those who are being read, have gone."""
-        stay = set(spared)
-        others = [history.pages for user, history in self.users.items() if user not in stay]
-        return self.pages.free_count + sum(len(own) for own in others if not self.pages.held(own))
+    def room_without(self, pages: int, spared: Iterable[User]) -> tuple[int, list[User]]:
+        """Who would go for so many pages, of those unused for longest, and the pages that are free then.
+
+        Neither `spared` nor who is being read may go. It looks no further than it must: users may be very many.
+        """
+        room, stay, gone = self.pages.free_count, set(spared), list[User]()
+        for user, history in self.users.items():
+            if room >= pages:
+                break
+            if user not in stay and not self.pages.held(history.pages):
+                gone.append(user)
+                room += len(history.pages)
+        return room, gone
 
     def _grown(self, owner: str, users: Sequence[User], offsets: Integers, times: Integers) -> list[History]:
         """The users' histories as they will be, with pages for the new rows."""
@@ -188,13 +196,13 @@ class Pool:
                 -(-(history.head + n) // self.page_rows) - len(history.pages)
                 for history, n in zip(before, lengths, strict=True)
             ]
-            room = self.room_without(users)
+            room, gone = self.room_without(sum(pages), users)
             if room < sum(pages):
                 raise MemoryError(
                     f"{owner}: {int(offsets[-1])} rows must find room in {sum(pages)} pages of {self.page_rows}, got "
                     f"{room} of {self.pages.count} that are free, or of other users whom nobody reads"
                 )
-            self.make_room(sum(pages), [*users, *(u for u, h in self.users.items() if self.pages.held(h.pages))])
+            self.forget(gone)
             return [
                 History(
                     np.concatenate([history.pages, self.pages.take(more)]),

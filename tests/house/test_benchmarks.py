@@ -76,9 +76,11 @@ def test_serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(sys, "argv", f"serving.py --quick --events 50 --json {tmp_path / 'serving.json'}".split())
     serving.main()
     for row in json.loads((tmp_path / "serving.json").read_text()):
-        assert len(row["ms"]) == 4
-        assert all(ms > 0 for ms in (*row["ms"].values(), row["append_ms"], *row["at_60_percent"].values()))
-        assert row["bytes_per_user"]["K and V"] == 2 * row["bytes_per_user"]["rows"]
+        assert len(row["ms"]) == 5
+        assert row["append_ms"].keys() == {"rows", "keys_values"}
+        load = row["at_60_percent"]["p50_ms"], row["at_60_percent"]["p99_ms"]
+        assert all(ms > 0 for ms in (*row["ms"].values(), *row["append_ms"].values(), *load))
+        assert row["bytes_per_user"]["keys_values"] == 2 * row["bytes_per_user"]["rows"]
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -1,12 +1,15 @@
 """Readers beside a writer see whole histories of the user they asked for; storage is within its bounds."""
 
 import threading
+from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
 from poison import poisoned
 
 from stca.serving import HistoryCache, MissingUsersError
+from stca.serving.pool import History
 
 TOGETHER, USERS = 5, 6
 
@@ -122,3 +125,26 @@ def test_users_without_rows_and_readers_alone_take_bounded_memory() -> None:
         with cache.select([99]):
             pass
     assert len(cache._pool.pages._left) <= 1
+
+
+def test_who_finds_room_looks_at_nobody_else() -> None:
+    """An append costs the same among ten users and ten millions; where room is short, who was used last is not met."""
+
+    class Watched(OrderedDict[int | str, History]):
+        met = 0
+
+        def items(self) -> Any:
+            for each in super().items():
+                self.met += 1
+                yield each
+
+    cache = HistoryCache(1, 1, 100, page_rows=1)
+    for user in range(100):
+        cache.append(user, [torch.zeros(0 if user == 99 else 1, 1)])
+    cache._pool.users = users = Watched(cache._pool.users)
+    cache.append(99, [torch.zeros(1, 1)])
+    assert users.met == 0
+    with cache.select([0]):
+        cache.append(99, [torch.zeros(2, 1)])
+    assert users.met <= 4
+    assert [user in cache for user in (0, 1, 2, 3, 99)] == [True, False, False, True, True]
