@@ -45,8 +45,8 @@ def make_app(
     scorer: Scorer,
     store: Store,
     *,
-    max_targets: int = 2000,
-    max_wait: float = 0.002,
+    max_pairs: int = 1_000_000,
+    max_wait: float = 0.0,
     max_jobs: int = 256,
     body_bytes: int = 1 << 19,
     body_seconds: float = 5.0,
@@ -56,7 +56,8 @@ def make_app(
     Args:
         scorer: with the ranker and the cache.
         store: of events.
-        max_targets: of a batch.
+        max_pairs: of a batch, as `Scorer.pairs` counts them. What takes long gains nothing by a batch: its first
+            request would wait for the last.
         max_wait: seconds that a request waits for others.
         max_jobs: requests that wait; more get 429.
         body_bytes: of a request, at most.
@@ -65,8 +66,8 @@ def make_app(
     metrics = Metrics(scorer)
     scores: Batcher[Query, list[float]] = Batcher(
         scorer,
-        lambda query: len(query.candidates),
-        max_targets,
+        scorer.pairs,
+        max_pairs,
         max_wait,
         max_jobs,
         lambda jobs, _: metrics.batch.observe(jobs),

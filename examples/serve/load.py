@@ -70,7 +70,8 @@ async def drive(client: httpx.AsyncClient, args: argparse.Namespace) -> Answers:
 async def run(args: argparse.Namespace) -> Answers:
     """Drives, and prints."""
     limits = httpx.Limits(max_connections=args.connections)
-    async with httpx.AsyncClient(base_url=args.url, timeout=30, limits=limits) as client:
+    timeout = httpx.Timeout(30, pool=None)  # what waits for a connection is late, and no error
+    async with httpx.AsyncClient(base_url=args.url, timeout=timeout, limits=limits) as client:
         begin = time.perf_counter()
         before = await _cache(client)
         answers = await drive(client, args)

@@ -69,6 +69,13 @@ class Scorer:
         """Users that the ranker knows."""
         return self.model.user.num_embeddings
 
+    def pairs(self, query: Query) -> int:
+        """What a query will take: candidates times events, as many as may be of a user who has to be encoded first.
+
+        A candidate's other costs are those of some 2,000 events.
+        """
+        return len(query.candidates) * (2000 + (self.cache.length(query.user) or self.length))
+
     def catch_up(self, users: Sequence[int]) -> None:
         """Encodes what the store holds of these users, and the cache does not yet."""
         users = list(dict.fromkeys(users))

@@ -205,6 +205,11 @@ class HistoryCache:
             history = self._pool.users.get(user)
         return None if history is None or history.last_time == NO_TIME else history.last_time
 
+    def length(self, user: User) -> int:
+        """Rows of a user; 0 of one who is not there."""
+        history = self._pool.users.get(user)
+        return 0 if history is None else history.length
+
     def __contains__(self, user: User) -> bool:
         return user in self._pool.users
 

@@ -168,56 +168,75 @@ def test_a_body_that_is_too_large(tmp_path: Path) -> None:
         assert client.post("/score", json={"user": 1, "candidates": [1], **PATIENT}).status_code == 200
 
 
-def test_one_that_fails_never_fails_its_batch(service: Service, client: TestClient, monkeypatch: Any) -> None:
-    """All wait behind a first request, so that they are of one batch, and one of them has no scores."""
-    begun, go, sizes = threading.Event(), threading.Event(), list[int]()
-    real = service.scorer.__call__
+class _Held:
+    """A scorer whose first batch waits until the others have come, and that has no scores for user 13."""
 
-    def scored(queries: Sequence[Query]) -> list[list[float]]:
-        sizes.append(len(queries))
-        if not begun.is_set():
-            begun.set()
-            go.wait(60)
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer, self.sizes = scorer, list[int]()
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scorer, name)
+
+    def __call__(self, queries: Sequence[Query]) -> list[list[float]]:
+        self.sizes.append(len(queries))
+        self.begun.set()
+        self.go.wait(60)
         if any(query.user == 13 for query in queries):
             raise RuntimeError("no scores for user 13")
-        return real(queries)
+        return self._scorer(queries)
 
-    app = make_app(_Callable(service.scorer, scored), service.store, max_jobs=6)  # type: ignore[arg-type]
+
+def _client(service: Service, held: _Held, **limits: Any) -> httpx.AsyncClient:
+    app = make_app(held, service.store, **limits)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://service")
+
+
+def _ask(client: httpx.AsyncClient, user: int, m: int = 2, deadline: float = 60_000) -> asyncio.Task[httpx.Response]:
+    body = {"user": user, "candidates": [1] * m, "deadline_ms": deadline}
+    return asyncio.create_task(client.post("/score", json=body))
+
+
+def test_one_that_fails_never_fails_its_batch(service: Service) -> None:
+    """All wait behind a first request, so that they are of one batch, and one of them has no scores."""
+    held = _Held(service.scorer)
 
     async def all_of_them() -> tuple[list[int], str]:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-
-            def ask(user: int, deadline: float = 60_000) -> asyncio.Task[httpx.Response]:
-                body = {"user": user, "candidates": [1, 2], "deadline_ms": deadline}
-                return asyncio.create_task(client.post("/score", json=body))
-
-            first = ask(0)
-            await asyncio.to_thread(begun.wait, 60)
-            asked = [ask(1), ask(13), ask(2), ask(3)]
-            late = ask(4, deadline=1)
+        async with _client(service, held, max_jobs=6) as client:
+            first = _ask(client, 0)
+            await asyncio.to_thread(held.begun.wait, 60)
+            asked = [_ask(client, user) for user in (1, 13, 2, 3)]
+            late = _ask(client, 4, deadline=1)
             await asyncio.wait([late])
-            more = [ask(5), ask(6)]
+            more = [_ask(client, 5), _ask(client, 6)]
             await asyncio.sleep(0.2)
-            refused = await ask(7)
-            go.set()
+            refused = await _ask(client, 7)
+            held.go.set()
             answers = [*await asyncio.gather(first, *asked, late, *more), refused]
             return [each.status_code for each in answers], refused.headers.get("retry-after", "")
 
     statuses, retry = asyncio.run(all_of_them())
     assert statuses == [200, 200, 500, 200, 200, 504, 200, 200, 429]
     assert int(retry) >= 1
-    assert sizes == [1, 6, 1, 1, 1, 1, 1, 1]
+    assert held.sizes == [1, 6, 1, 1, 1, 1, 1, 1]
 
 
-class _Callable:
-    """A scorer that is called otherwise."""
+def test_what_takes_long_is_a_batch_of_its_own(service: Service) -> None:
+    """Short lists share a batch; a long list does not, nor a short one of a long history that would make it long."""
+    for user in range(5):
+        service.scorer.cache.append(user, [torch.zeros(40 if user == 3 else 1, 16)] * 2)
+    held = _Held(service.scorer)
 
-    def __init__(self, scorer: Scorer, call: Any) -> None:
-        self._scorer, self._call = scorer, call
+    async def all_of_them() -> list[int]:
+        async with _client(service, held, max_pairs=4 * 2001) as client:
+            asked = [_ask(client, 0, 1)]
+            await asyncio.to_thread(held.begun.wait, 60)
+            for user, m in ((1, 2), (2, 2), (4, 9), (1, 1), (2, 1), (3, 2)):
+                asked.append(_ask(client, user, m))
+                await asyncio.sleep(0.05)
+            held.go.set()
+            return [(await each).status_code for each in asked]
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scorer, name)
-
-    def __call__(self, queries: Sequence[Query]) -> Any:
-        return self._call(queries)
+    assert asyncio.run(all_of_them()) == [200] * 7
+    assert held.sizes == [1, 2, 1, 2, 1]

@@ -110,7 +110,8 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
 def test_overload_and_slow_clients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Some answers come and the rest is refused at once; who sends a byte a second is not waited for."""
     arguments = "--checkpoint", write_checkpoint(tmp_path / "ranker.pt"), "--store", tmp_path / "events"
-    with running(*arguments, "--max-jobs", 4, "--max-targets", 50) as (client, _):
+    # Where a batch waits for others, more than four requests wait at once however slow this machine is to send them.
+    with running(*arguments, "--max-jobs", 4, "--max-wait-ms", 200) as (client, _):
         slow = [socket.create_connection((client.base_url.host, client.base_url.port)) for _ in range(20)]
         for each in slow:
             each.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
