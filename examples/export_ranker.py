@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from train import Ranker
 
 # Arguments of a call, each int64: [T], [T], [N], [N], [N] (seconds), [R + 1], [R + 1].
+DIMENSIONS = "T", "T", "N", "N", "N", "R", "R"
 ARGUMENTS = ("item_id", "user_id", "event_item_id", "event_label", "event_age", "target_offsets", "history_offsets")
 
 
@@ -55,6 +56,25 @@ def export(ranker: Ranker) -> torch.export.ExportedProgram:
         return torch.export.export(Scorer(ranker).eval(), random_request([3, 4], [20, 11]), dynamic_shapes=shapes)
 
 
+def package(program: torch.export.ExportedProgram, dimensions: str, request: tuple[Tensor, ...], out: Path) -> None:
+    """Writes the program as a package, a request of its arguments, and the logits that it gives for them.
+
+    Args:
+        program: of flat arguments.
+        dimensions: a name for the first dimension of each argument; those of one name are equally long.
+        request: arguments.
+        out: the package; the others are .request.pt and .logits.txt beside it.
+    """
+    settings = {"aot_inductor.metadata": {"dimensions": dimensions}}
+    torch._inductor.aoti_compile_and_package(program, package_path=str(out), inductor_configs=settings)
+    torch.save(list(request), out.with_suffix(".request.pt"))
+    score = torch._inductor.aoti_load_package(str(out))
+    with torch.no_grad():
+        logits = score(*request)
+    out.with_suffix(".logits.txt").write_text("".join(f"{x.hex()}\n" for x in logits.tolist()))
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MB; {logits.numel()} targets, logits {logits[:3].tolist()} ...")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,15 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     ranker = Ranker()
     ranker.load_state_dict(torch.load(args.checkpoint, map_location="cpu", weights_only=True)["model"])
-    request = random_request([200], [10_000])
-    torch._inductor.aoti_compile_and_package(export(ranker), package_path=str(out))
-    lines = [" ".join(map(str, tensor.tolist())) for tensor in request]
-    out.with_suffix(".request.txt").write_text("\n".join(lines) + "\n")
-    score = torch._inductor.aoti_load_package(str(out))
-    with torch.no_grad():
-        logits = score(*request)
-    out.with_suffix(".logits.txt").write_text("".join(f"{x.hex()}\n" for x in logits.tolist()))
-    print(f"{out}: {out.stat().st_size / 2**20:.1f} MB; {logits.numel()} targets, logits {logits[:3].tolist()} ...")
+    package(export(ranker), " ".join(DIMENSIONS), random_request([200], [10_000]), out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from ranker.scaling_report import table
 from ranker.train import Config, Training, evaluate
 from torch import Tensor, nn
 
-from stca.nn import STCA, TargetAttention
+from stca.nn import STCA
 from stca.nn.attention import Keep
 from stca.serving import HistoryCache
 
@@ -45,19 +45,13 @@ class Stored(nn.Module):
         history_index: Tensor | None,
     ) -> Tensor:
         """As STCA's."""
-        sizes, heads = (len(self.stack.layers), self.stack.dim, max(1, len(history))), heads_of(self.stack)
-        cache = HistoryCache(*sizes, keep=self.keep, num_heads=heads, storage=self.storage)
+        sizes, H = (len(self.stack.layers), self.stack.dim, max(1, len(history))), self.stack.num_heads
+        cache = HistoryCache(*sizes, keep=self.keep, num_heads=H, storage=self.storage)
         cache.append("all", self.stack.encode_history(history, keep=self.keep))
         with cache.select(["all"]) as rows:
             encoded = [own[: len(history)] for own in rows.encoded]  # a first user's pages follow one another
             offsets = target_offsets, history_offsets
             return self.stack.attend(targets, encoded, *offsets, visible=visible, history_index=history_index)
-
-
-def heads_of(stack: STCA) -> int:
-    """H."""
-    [heads] = {module.num_heads for module in stack.modules() if isinstance(module, TargetAttention)}
-    return heads
 
 
 def main(arguments: list[str] | None = None) -> None:

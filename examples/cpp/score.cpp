@@ -1,27 +1,27 @@
-// Scores a request without Python, by the package that examples/export_ranker.py makes of a trained ranker:
+// Scores a request without Python, by the package that examples/export_ranker.py or export_served.py makes of a ranker:
 //
 //   score LIBRARY PACKAGE REQUEST [CALLS]
-//   score libstca_ops-2.13.so ranker.pt2 ranker.request.txt 20
+//   score libstca_ops-2.13.so ranker.pt2 ranker.request.pt 20
 //
-// LIBRARY is the operators' (`python -c "import stca; print(stca.native.LIBRARY)"`). REQUEST has a line of integers for
-// each argument of the model. Prints the logits to the last bit, one a line; to stderr, how long CALLS calls took.
+// LIBRARY is the operators' (`python -c "import stca; print(stca.native.LIBRARY)"`). REQUEST is what torch.save made of
+// a list of the model's arguments. Prints the logits to the last bit, one a line; to stderr, how long CALLS calls took.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/csrc/jit/serialization/pickle.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
+#include <map>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace {
@@ -40,34 +40,42 @@ void load_operators(const char* path) {
 }
 
 std::vector<at::Tensor> read_request(const char* path) {
-  std::ifstream file(path);
+  std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error(std::string("cannot read ") + path);
-  std::vector<at::Tensor> arguments;
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream numbers(line);
-    std::vector<int64_t> values;
-    for (std::string word; numbers >> word;) {
-      int64_t value;
-      const char* end = word.data() + word.size();
-      const auto [parsed, error] = std::from_chars(word.data(), end, value);
-      if (error != std::errc() || parsed != end) fail(path, "must hold integers, got " + word);
-      values.push_back(value);
-    }
-    arguments.push_back(at::tensor(values, at::kLong));
+  const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  try {
+    std::vector<at::Tensor> arguments;
+    const c10::IValue saved = torch::jit::pickle_load(bytes);
+    for (const c10::IValue& each : saved.toListRef()) arguments.push_back(each.toTensor());
+    return arguments;
+  } catch (const std::exception&) {
+    fail(path, "must be a list of tensors, by torch.save");
   }
-  // The compiled model takes T from one of its arguments, and looks at no other.
-  if (arguments.size() != 7) fail(path, "must have 7 lines, got " + std::to_string(arguments.size()));
-  for (const auto& [one, other] : {std::pair(0, 1), std::pair(2, 3), std::pair(2, 4), std::pair(5, 6)}) {
-    if (arguments[one].numel() == arguments[other].numel()) continue;
-    fail(path, "lines " + std::to_string(one + 1) + " and " + std::to_string(other + 1) + " must be equally long");
+}
+
+// The compiled model takes each size from one of its arguments, and looks at no other. The package says which go
+// together: a word for each argument, the name of its first dimension.
+void check(const char* path, const std::vector<at::Tensor>& arguments, const std::string& dimensions) {
+  std::istringstream words(dimensions);
+  const std::vector<std::string> names{std::istream_iterator<std::string>(words), {}};
+  const size_t count = arguments.size();
+  if (count != names.size()) {
+    fail(path, "must have " + std::to_string(names.size()) + " tensors, got " + std::to_string(count));
   }
-  return arguments;
+  std::map<std::string, size_t> first;
+  for (size_t i = 0; i < count; ++i) {
+    if (arguments[i].dim() == 0) fail(path, "tensor " + std::to_string(i + 1) + " must have a dimension");
+    const size_t other = first.try_emplace(names[i], i).first->second;
+    if (arguments[i].size(0) == arguments[other].size(0)) continue;
+    fail(path, "tensors " + std::to_string(other + 1) + " and " + std::to_string(i + 1) + " must be equally long");
+  }
 }
 
 void score(const char* library, const char* package, const char* request, int calls) {
   load_operators(library);
   const std::vector<at::Tensor> arguments = read_request(request);
   torch::inductor::AOTIModelPackageLoader model(package);
+  check(request, arguments, model.get_metadata()["dimensions"]);
   const c10::InferenceMode no_gradients;
   at::Tensor logits;
   std::vector<double> milliseconds;
@@ -80,9 +88,8 @@ void score(const char* library, const char* package, const char* request, int ca
   }
   for (int64_t t = 0; t < logits.numel(); ++t) std::printf("%a\n", double(logits.const_data_ptr<float>()[t]));
   std::sort(milliseconds.begin(), milliseconds.end());
-  std::fprintf(stderr, "%lld targets, %lld events: median %.2f ms of %d calls\n",
-               static_cast<long long>(logits.numel()), static_cast<long long>(arguments.at(2).numel()),
-               milliseconds[calls / 2], calls);
+  std::fprintf(stderr, "%lld targets: p50 %.2f ms, p99 %.2f ms of %d calls\n", static_cast<long long>(logits.numel()),
+               milliseconds[calls / 2], milliseconds[calls * 99 / 100], calls);
 }
 
 }  // namespace

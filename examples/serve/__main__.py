@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--capacity-rows", type=int, default=1_000_000, help="encoded rows of all users in memory")
     parser.add_argument("--length", type=int, default=10_000, help="events of a user that targets see, at most")
+    parser.add_argument("--keep", choices=["rows", "keys_values"], default="rows", help="the latter for several heads")
     parser.add_argument("--storage", choices=["float32", "bfloat16", "float16", "int8"], default="float32")
     parser.add_argument("--max-pairs", type=int, default=1_000_000, help="of a batch: candidates times events")
     parser.add_argument(
@@ -38,14 +39,15 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=1024, help="at a time; more get 503")
     args = parser.parse_args()
     store = open_store(args.store)
-    scorer = Scorer(args.checkpoint, store, args.capacity_rows, args.length, storage=getattr(torch, args.storage))
+    options = {"keep": args.keep, "storage": getattr(torch, args.storage)}
+    scorer = Scorer(args.checkpoint, store, args.capacity_rows, args.length, **options)
     limits = {"max_pairs": args.max_pairs, "max_wait": args.max_wait_ms / 1000, "max_jobs": args.max_jobs}
     app = make_app(scorer, store, **limits)
     gc.collect()
     gc.freeze()  # what is here now stays: a collection that went through it would hold everybody up for 0.1 s
     # Idle connections stay longer than clients keep them, so that none is closed while a request is on its way.
-    options = {"limit_concurrency": args.connections, "timeout_keep_alive": 30, "log_level": "warning"}
-    uvicorn.run(app, host=args.host, port=args.port, **options)
+    connections = {"limit_concurrency": args.connections, "timeout_keep_alive": 30, "log_level": "warning"}
+    uvicorn.run(app, host=args.host, port=args.port, **connections)
 
 
 if __name__ == "__main__":

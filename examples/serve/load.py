@@ -46,18 +46,23 @@ async def drive(client: httpx.AsyncClient, args: argparse.Namespace) -> Answers:
     generator, answers = np.random.default_rng(args.seed), Answers()
     moments = arrivals(args.rate, args.seconds, args.requests, args.burst, args.seed)
     users = (generator.zipf(args.zipf, len(moments)) - 1) % args.users
+    free = asyncio.Semaphore(args.connections)  # httpx goes through all that wait for a connection at each that is free
     begin = time.perf_counter()
+
+    async def asked(user: int, items: list[int]) -> httpx.Response:
+        if items[0] % 5 == 0:
+            event = {"user": user, "event_id": uuid.uuid4().hex, "item": items[0], "time": int(time.time())}
+            answers.statuses[f"events {(await client.post('/events', json={'events': [event]})).status_code}"] += 1
+        return await client.post("/score", json={"user": user, "candidates": items})
 
     async def one(moment: float, user: int, items: list[int]) -> None:
         await asyncio.sleep(max(0.0, begin + moment - time.perf_counter()))
-        try:
-            if items[0] % 5 == 0:
-                event = {"user": user, "event_id": uuid.uuid4().hex, "item": items[0], "time": int(time.time())}
-                answers.statuses[f"events {(await client.post('/events', json={'events': [event]})).status_code}"] += 1
-            answer = await client.post("/score", json={"user": user, "candidates": items})
-        except httpx.HTTPError as error:
-            answers.statuses[type(error).__name__] += 1
-            return
+        async with free:
+            try:
+                answer = await asked(user, items)
+            except httpx.HTTPError as error:
+                answers.statuses[type(error).__name__] += 1
+                return
         answers.statuses[f"score {answer.status_code}"] += 1
         if answer.status_code == 200:
             answers.seconds.append(time.perf_counter() - begin - moment)
@@ -70,8 +75,7 @@ async def drive(client: httpx.AsyncClient, args: argparse.Namespace) -> Answers:
 async def run(args: argparse.Namespace) -> Answers:
     """Drives, and prints."""
     limits = httpx.Limits(max_connections=args.connections)
-    timeout = httpx.Timeout(30, pool=None)  # what waits for a connection is late, and no error
-    async with httpx.AsyncClient(base_url=args.url, timeout=timeout, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=args.url, timeout=30, limits=limits) as client:
         begin = time.perf_counter()
         before = await _cache(client)
         answers = await drive(client, args)

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from serve.store import Store
 from stca.nn import STCA
+from stca.nn.attention import Keep
 from stca.serving import HistoryCache
 
 
@@ -37,7 +39,9 @@ class Scorer:
     behind it is read, encoded and appended, so that a restart, an eviction or another server costs one encoding.
     """
 
-    def __init__(self, checkpoint: Path, store: Store, capacity_rows: int, length: int, **options: Any) -> None:
+    def __init__(
+        self, checkpoint: Path, store: Store, capacity_rows: int, length: int, keep: Keep = "rows", **options: Any
+    ) -> None:
         try:
             saved = torch.load(checkpoint, weights_only=True)
             if "event_time=True" not in saved["settings"]:
@@ -53,7 +57,9 @@ class Scorer:
         for name, weight in sorted(weights.items()):
             encoder.update(name.encode() + weight.contiguous().numpy().tobytes())
         layers, dim = len(self.stack.layers), self.stack.dim
-        self.cache = HistoryCache(layers, dim, capacity_rows, encoder=encoder.hexdigest(), **options)
+        options |= {"keep": keep, "num_heads": self.stack.num_heads, "encoder": encoder.hexdigest()}
+        self.cache = HistoryCache(layers, dim, capacity_rows, **options)
+        self.encode = partial(self.stack.encode_history, keep=keep)
         self.hits = self.misses = 0  # users of a batch whose histories were there, or not
         page_rows = options.get("page_rows", 256)
         if capacity_rows < length + page_rows:
@@ -90,7 +96,7 @@ class Scorer:
         time_bucket = torch.bucketize(when, self.parts, right=True)
         rows = self.model.history_rows({"item_id": item, "label": label, "time_bucket": time_bucket})
         offsets = torch.tensor([0, *map(len, found)]).cumsum(0)
-        self.cache.extend_from(self.stack.encode_history, users, rows, offsets, place)
+        self.cache.extend_from(self.encode, users, rows, offsets, place)
 
     def __call__(self, queries: Sequence[Query]) -> list[list[float]]:
         """The probability that each candidate's label is 1: [m] for every query."""

@@ -76,7 +76,7 @@ class STCA(Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"STCA: num_layers must be at least 1, got {num_layers}")
-        self.dim = dim
+        self.dim, self.num_heads = dim, num_heads
         self.checkpoint = checkpoint
         self.layers = nn.ModuleList(
             STCALayer(

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import export_served
 import pytest
 import torch
 from export_ranker import ARGUMENTS, Scorer, export, random_request
+from export_served import Served
+from ranker.model import Ranker as ServedRanker
+from service_process import write_checkpoint
 from torch import Tensor
 from train import Ranker
 
@@ -49,46 +53,82 @@ def test_a_loaded_graph_takes_any_sizes(
     assert torch.equal(logits, Scorer(ranker)(*request))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("m", "events"), [(5, 60), (1, 1), (0, 3), (3, 0)])
+def test_a_graph_over_a_cache_takes_any_sizes(m: int, events: int, served: tuple[Served, torch.nn.Module]) -> None:
+    module, graph = served
+    request = export_served.random_request(module.ranker, m, events)
+    logits: Tensor = graph(*request)
+    assert logits.shape == (m,)
+    assert torch.equal(logits, module(*request))
+
+
+@pytest.fixture(scope="module")
+def served() -> tuple[Served, torch.nn.Module]:
+    """A served ranker over its cache's pool, and its graph."""
+    torch.manual_seed(0)
+    ranker = ServedRanker(50, 20, dim=16).eval().requires_grad_(False)
+    return Served(ranker), export_served.export(ranker).module()
+
+
 def _run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "2", **environment}
+    paths = os.pathsep.join(filter(None, (str(ROOT / "examples"), os.environ.get("PYTHONPATH"))))
+    env = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": paths, **environment}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def score(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of examples/cpp."""
+    build, prefix = tmp_path_factory.mktemp("build"), f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
+    configured = _run(CMAKE, "-S", "examples/cpp", "-B", build, prefix)
+    assert configured.returncode == 0, configured.stderr
+    built = _run(CMAKE, "--build", build)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return build / "score"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_cpp_scores_as_python_does(tmp_path: Path) -> None:
-    """The package gives the same bits in C++ as in Python."""
+@pytest.mark.parametrize("program", ["export_ranker.py", "export_served.py"])
+def test_cpp_scores_as_python_does(tmp_path: Path, score: Path, program: str) -> None:
+    """The package gives the same bits in C++ as in Python, of raw events and of a cache's pool."""
+    path, targets = tmp_path / "checkpoint.pt", 200 if program == "export_ranker.py" else 300
     torch.manual_seed(0)
-    torch.save({"model": Ranker().state_dict()}, tmp_path / "checkpoint.pt")
-    checkpoint = ["--checkpoint", str(tmp_path / "checkpoint.pt")]
-    made = _run(sys.executable, "examples/export_ranker.py", *checkpoint, STCA_CPU_ISA=stca.cpu_isa())
+    if program == "export_ranker.py":
+        torch.save({"model": Ranker().state_dict()}, path)
+    else:
+        write_checkpoint(path)
+    out = tmp_path / "ranker.pt2"
+    arguments = program, "--checkpoint", str(path), "--out", str(out)
+    made = _run(sys.executable, f"examples/{arguments[0]}", *arguments[1:], STCA_CPU_ISA=stca.cpu_isa())
     assert made.returncode == 0, made.stderr
-    assert "200 targets" in made.stdout
+    assert f"{targets} targets" in made.stdout
 
-    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
-    configured = _run(CMAKE, "-S", "examples/cpp", "-B", tmp_path / "build", prefix)
-    assert configured.returncode == 0, configured.stderr
-    built = _run(CMAKE, "--build", tmp_path / "build")
-    assert built.returncode == 0, built.stdout + built.stderr
-
-    score = [tmp_path / "build" / "score", stca.native.LIBRARY, tmp_path / "ranker.pt2"]
-    scored = _run(*score, tmp_path / "ranker.request.txt", "3", STCA_CPU_ISA=stca.cpu_isa())
+    command = [score, stca.native.LIBRARY, out]
+    scored = _run(*command, tmp_path / "ranker.request.pt", "3", STCA_CPU_ISA=stca.cpu_isa())
     assert scored.returncode == 0, scored.stderr
     in_cpp = [float.fromhex(line) for line in scored.stdout.split()]
     assert in_cpp == [float.fromhex(line) for line in (tmp_path / "ranker.logits.txt").read_text().split()]
     assert stca.cpu_isa() in scored.stderr
-    assert "200 targets, 10000 events: median " in scored.stderr
+    assert f"{targets} targets: p50 " in scored.stderr
 
-    for lines, message in (
-        ("1 2 x\n", "must hold integers, got x"),
-        ("3 99999999999999999999", "must hold integers, got 99999999999999999999"),
-        ("1 2 -", "must hold integers, got -"),
-        ("1\n2\n", "must have 7 lines, got 2"),
-        ("1 2\n1\n3\n0\n5\n0 2\n0 1\n", "lines 1 and 2 must be equally long"),
-        ("1\n1\n3\n0\n5 6\n0 1\n0 1\n", "lines 3 and 5 must be equally long"),
-    ):
-        (tmp_path / "bad.txt").write_text(lines)
-        refused = _run(*score, tmp_path / "bad.txt")
+    request = torch.load(tmp_path / "ranker.request.pt")
+    count = len(request)
+    wrong: list[tuple[object, str]] = [
+        (request[:-1], f"must have {count} tensors, got {count - 1}"),
+        ([request[0], request[1][:-1], *request[2:]], "tensors 1 and 2 must be equally long"),
+        ([*request[:-1], request[-1][:-1]], f"and {count} must be equally long"),
+        ([torch.tensor(1), *request[1:]], "tensor 1 must have a dimension"),
+        (request[0], "must be a list of tensors, by torch.save"),
+        ([1, 2], "must be a list of tensors, by torch.save"),
+    ]
+    for arguments_of_it, message in wrong:
+        torch.save(arguments_of_it, tmp_path / "bad.pt")
+        refused = _run(*command, tmp_path / "bad.pt")
         assert refused.returncode == 1
-        assert f"bad.txt: {message}" in refused.stderr
-    assert "cannot read" in _run(*score, tmp_path / "none.txt").stderr
+        assert "bad.pt: " in refused.stderr
+        assert message in refused.stderr
+    (tmp_path / "text.pt").write_text("1 2 3")
+    assert "text.pt: must be a list of tensors, by torch.save" in _run(*command, tmp_path / "text.pt").stderr
+    assert "cannot read" in _run(*command, tmp_path / "none.pt").stderr

@@ -168,6 +168,7 @@ class Histories(RuleBasedStateMachine):
             statistics = self.cache.statistics()
             assert statistics.users == len(self.expected)
             assert statistics.rows == sum(map(len, self.expected.values()))
+            assert [self.cache.length(user) for user in self.expected] == [*map(len, self.expected.values())]
 
 
 TestHistories = Histories.TestCase

@@ -17,21 +17,23 @@ from serve.scorer import Query, Scorer
 from serve.store import SQLiteStore
 from service_process import ITEMS, USERS, write_checkpoint
 
+from stca.nn.attention import Keep
+
 PATIENT = {"deadline_ms": 60_000}
 
 
 class Service:
     """The application with what it is made of."""
 
-    def __init__(self, folder: Path, **limits: Any) -> None:
+    def __init__(self, folder: Path, keep: Keep = "rows", **limits: Any) -> None:
         self.store = SQLiteStore(folder / "events.sqlite")
-        self.scorer = Scorer(write_checkpoint(folder / "ranker.pt"), self.store, 1024, 40, page_rows=16)
+        self.scorer = Scorer(write_checkpoint(folder / "ranker.pt"), self.store, 1024, 40, keep, page_rows=16)
         self.app = make_app(self.scorer, self.store, **limits)
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Service:
-    return Service(tmp_path)
+@pytest.fixture(params=["rows"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Service:
+    return Service(tmp_path, request.param)
 
 
 @pytest.fixture
@@ -69,6 +71,7 @@ def _expected(scorer: Scorer, events: dict[str, Any], candidates: list[int], mom
     return found
 
 
+@pytest.mark.parametrize("service", ["rows", "keys_values"], indirect=True)
 def test_scores_are_those_of_the_ranker(service: Service, client: TestClient) -> None:
     candidates = list(range(9))
     for end in (3, 30, 31, 90):  # the last 40 of them count; each event comes again and again
