@@ -3,11 +3,12 @@
 
 TORCH_LIBRARY(stca, m) {
   // q [T, H, Dk], k [P, Hk, Dk], v [P, Hk, Dv] (None: v is k), offsets [R + 1], visible [T, 2], history_index [N]
-  // -> out [T, H, Dv], lse [T, H], max_and_sum [T, H, 2] (for the backward pass); backward: one is to follow
+  // -> out [T, H, Dv], lse [T, H], max_and_sum [T, H, 2] (for the backward pass); backward: one is to follow.
+  // k_scale, v_scale [P, Hk]: k, v are int8 then, and row n of head j stands for scale[n, j] times what it holds
   m.def(
       "target_attention(Tensor q, Tensor k, Tensor? v, Tensor target_offsets, Tensor history_offsets, "
-      "Tensor? visible, Tensor? history_index, float? scale, bool backward=False) -> (Tensor out, Tensor lse, "
-      "Tensor max_and_sum)");
+      "Tensor? visible, Tensor? history_index, float? scale, bool backward=False, Tensor? k_scale=None, "
+      "Tensor? v_scale=None) -> (Tensor out, Tensor lse, Tensor max_and_sum)");
   // dout [T, H, Dv], dlse [T, H] (None: zero) -> dq, dk, dv like q, k, v; dv is [0] when v is None
   m.def(
       "target_attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor? v, Tensor target_offsets, "

@@ -24,14 +24,20 @@ def target_attention(
     history_index: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Oracle of `stca.ops.target_attention`: one softmax per target, over the rows that it sees."""
     _, H, Dk = q.shape
+    accumulation = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if k_scale is not None:
+        k = k.to(accumulation) * k_scale[:, :, None]
+    if v is not None and v_scale is not None:
+        v = v.to(accumulation) * v_scale[:, :, None]
     if history_index is not None:
         k, v = k[history_index], None if v is None else v[history_index]
     group = H // k.shape[1]
     scale = Dk**-0.5 if scale is None else scale
-    accumulation = torch.float64 if q.dtype == torch.float64 else torch.float32
     keys = k.to(accumulation).repeat_interleave(group, dim=1)  # [N, H, Dk]
     values = keys if v is None else v.to(accumulation).repeat_interleave(group, dim=1)  # [N, H, Dv]
     outs, lses = [], []

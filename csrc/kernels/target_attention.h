@@ -16,7 +16,13 @@
 
 namespace stca {
 
-// Strides count elements; the last dimension of every tensor is contiguous.
+// Scales of int8 rows, row n of head j of which stands for scale[n, j] times what it holds.
+struct RowScales {
+  const float* data;  // [P, Hk]; nullptr: rows are of the call's type
+  int64_t row_stride, head_stride;
+};
+
+// Strides count elements; the last dimension of every tensor of rows is contiguous.
 struct TargetAttentionParams {
   Dtype dtype;
   int64_t num_requests;  // R
@@ -29,9 +35,10 @@ struct TargetAttentionParams {
   double scale;
   bool shared;  // v is k: one tile of history serves both products, one gradient comes back
 
-  const void* q;  // [T, H, Dk]
-  const void* k;  // [P, Hk, Dk]; P = N without an index
-  const void* v;  // [P, Hk, Dv]
+  const void* q;               // [T, H, Dk]
+  const void* k;               // [P, Hk, Dk]; P = N without an index
+  const void* v;               // [P, Hk, Dv]
+  RowScales k_scale, v_scale;  // on the CPU, forward only; v's are nowhere where v is k
   int64_t q_target_stride, q_head_stride;
   int64_t k_row_stride, k_head_stride;
   int64_t v_row_stride, v_head_stride;

@@ -2,6 +2,7 @@
 #include "target_attention_launch.h"
 
 #include <cmath>
+#include <string>
 #include <tuple>
 
 #include "register.h"
@@ -61,26 +62,49 @@ Tensor checked_history_index(const Tensor& history_index, const Tensor& q, const
   return checked;
 }
 
+// Checks k or v, which is int8 where it has a scale for each row and head.
+RowScales checked_scale(const char* name, const Tensor& rows, const optional<Tensor>& scale, const Tensor& q) {
+  const std::string scale_name = std::string(name) + "_scale";
+  if (!scale.has_value()) {
+    STCA_CHECK(rows.scalar_type() != at::kChar, kOp, scale_name, " must be given where ", name, " is int8, got None");
+    check_same(kOp, name, rows, "q", q);
+    return {};
+  }
+  STCA_CHECK(!runs_on_cuda(q), kOp, name, " must have the dtype of q on CUDA, ", q.scalar_type(), ", got ",
+             rows.scalar_type(), " with ", scale_name);
+  STCA_CHECK(rows.scalar_type() == at::kChar, kOp, name, " must be int8 where ", scale_name, " is given, got ",
+             rows.scalar_type());
+  STCA_CHECK(scale->scalar_type() == at::kFloat && scale->sizes() == rows.sizes().slice(0, 2), kOp, scale_name,
+             " must be float32 [N, Hk] = ", rows.sizes().slice(0, 2), ", as ", name, " is, got ", scale->scalar_type(),
+             " ", scale->sizes());
+  STCA_CHECK(rows.device() == q.device() && scale->device() == q.device(), kOp, name, " and ", scale_name,
+             " must be on the device of q, ", q.device(), ", got ", rows.device(), " and ", scale->device());
+  return {scale->const_data_ptr<float>(), scale->stride(0), scale->stride(1)};
+}
+
 Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& v, const Tensor& target_offsets,
                       const Tensor& history_offsets, const optional<Tensor>& visible,
-                      const optional<Tensor>& history_index, optional<double> scale) {
+                      const optional<Tensor>& history_index, optional<double> scale,
+                      const optional<Tensor>& k_scale = {}, const optional<Tensor>& v_scale = {}) {
   Inputs in;
   TargetAttentionParams& p = in.params;
   p.dtype = checked_dtype(kOp, "q", q);
   check_dims(kOp, "q", q, "[T, H, Dk]", 3);
   check_dims(kOp, "k", k, "[N, Hk, Dk]", 3);
-  check_same(kOp, "k", k, "q", q);
+  p.k_scale = checked_scale("k", k, k_scale, q);
   STCA_CHECK(k.size(2) == q.size(2), kOp, "k must be [N, Hk, Dk] with q's Dk = ", q.size(2), ", got ", k.sizes());
   STCA_CHECK(q.size(2) > 0, kOp, "q must have a head width Dk of at least 1, got ", q.sizes());
   STCA_CHECK(k.size(1) > 0 && q.size(1) > 0 && q.size(1) % k.size(1) == 0, kOp,
              "the heads Hk of k must divide the heads H of q, got Hk = ", k.size(1), " and H = ", q.size(1));
   if (v.has_value()) {
     check_dims(kOp, "v", *v, "[N, Hk, Dv]", 3);
-    check_same(kOp, "v", *v, "q", q);
+    p.v_scale = checked_scale("v", *v, v_scale, q);
     STCA_CHECK(v->size(0) == k.size(0) && v->size(1) == k.size(1), kOp,
                "v must be [N, Hk, Dv] with k's N = ", k.size(0), " and Hk = ", k.size(1), ", got ", v->sizes());
     STCA_CHECK(v->size(2) > 0, kOp, "v must have a head width Dv of at least 1, got ", v->sizes());
   }
+  STCA_CHECK(v.has_value() || !v_scale.has_value(), kOp, "v_scale must be None where v is None, got ",
+             v_scale->sizes());
   in.q = with_contiguous_rows(q);
   in.k = with_contiguous_rows(k);
   in.v = v.has_value() ? with_contiguous_rows(*v) : in.k;
@@ -123,8 +147,11 @@ std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tenso
                                                     const Tensor& target_offsets, const Tensor& history_offsets,
                                                     const optional<Tensor>& visible,
                                                     const optional<Tensor>& history_index, optional<double> scale,
-                                                    bool backward) {
-  Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
+                                                    bool backward, const optional<Tensor>& k_scale,
+                                                    const optional<Tensor>& v_scale) {
+  Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale, k_scale, v_scale);
+  STCA_CHECK(!backward || !(k_scale.has_value() || v_scale.has_value()), kOp,
+             "no input must require a gradient where k or v is int8, got one that does");
   TargetAttentionParams& p = in.params;
   const Tensor out = at::empty({p.num_targets, p.heads, p.value_dim}, q.options());
   const Tensor lse = at::empty({p.num_targets, p.heads}, q.options().dtype(accumulation_type(q)));

@@ -21,6 +21,8 @@ def target_attention(
     history_index: Tensor | None = ...,
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
+    k_scale: Tensor | None = ...,
+    v_scale: Tensor | None = ...,
 ) -> Tensor: ...
 @overload
 def target_attention(
@@ -34,6 +36,8 @@ def target_attention(
     history_index: Tensor | None = ...,
     scale: float | None = ...,
     return_lse: Literal[True],
+    k_scale: Tensor | None = ...,
+    v_scale: Tensor | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def target_attention(
     q: Tensor,
@@ -46,6 +50,8 @@ def target_attention(
     history_index: Tensor | None = None,
     scale: float | None = None,
     return_lse: bool = False,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Exact softmax attention of every target to the history of its own request, without padding or copies.
 
@@ -73,9 +79,9 @@ def target_attention(
     Args:
         q: [T, H, Dk], float64, float32, bfloat16 or float16. Sums are accumulated in float32 (float64 for float64);
             where the CPU or GPU multiplies 16 bits itself, softmax weights are rounded to them for the next product.
-        k: [N, Hk, Dk], q's dtype; Hk divides H.
-        v: [N, Hk, Dv], q's dtype. None means V = K: the history is read once, and k's gradient is the sum of both
-            roles.
+        k: [N, Hk, Dk], q's dtype, or int8 with `k_scale`; Hk divides H.
+        v: [N, Hk, Dv], q's dtype, or int8 with `v_scale`. None means V = K: the history is read once, and k's gradient
+            is the sum of both roles.
         target_offsets: [R + 1], int32 or int64, from 0 to T, never decreasing.
         history_offsets: [R + 1], int32 or int64, from 0 to N, never decreasing.
         visible: [T, 2], int32 or int64: target t sees only rows [begin, end) of its request's history, counted from
@@ -86,14 +92,20 @@ def target_attention(
             in their order, accumulated in float32 too and rounded once. None: row n itself, P = N.
         scale: factor of the scores; 1 / sqrt(Dk) when None.
         return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
+        k_scale: [N, Hk], float32 ([P, Hk] with `history_index`): k is int8, and row n of head j stands for
+            `k_scale[n, j] * k[n, j]`. The product is made as a tile is read, in float32 (float64 for float64), and
+            rounded to bfloat16 where q is and the CPU multiplies that itself; the result has the bits of rows that
+            hold such products. On the CPU only, and without a backward pass. None: k has q's dtype.
+        v_scale: [N, Hk], float32, the same for v.
 
     Returns:
         out [T, H, Dv] in q's dtype; with `return_lse` also lse [T, H], float32 (float64 for float64).
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, offsets that do not start at 0, decrease or do not end
-            at T or N, a visible range outside its request's history, an index that is no row of k, or widths that take
-            more shared memory than the GPU has, for the gradients too where one is required.
+            at T or N, a visible range outside its request's history, an index that is no row of k, int8 without a scale
+            or on CUDA or where an input requires a gradient, or widths that take more shared memory than the GPU has,
+            for the gradients too where one is required.
 
     Under `torch.autocast` q, k and v are first converted to the autocast dtype, unless they are float64.
 
@@ -112,8 +124,10 @@ def target_attention(
         raise ValueError("target_attention: scale must be a float or None, got a Tensor (it would get no gradient)")
     refuse_tangents("target_attention", q=q, k=k, v=v)
     q, k, v = autocast(q), autocast(k), autocast(v)
-    backward = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in (q, k, v))
-    out, lse, _ = _op(q, k, v, target_offsets, history_offsets, visible, history_index, scale, backward)
+    inputs = q, k, v, k_scale, v_scale
+    backward = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in inputs)
+    tensors = q, k, v, target_offsets, history_offsets, visible, history_index
+    out, lse, _ = _op(*tensors, scale, backward, k_scale, v_scale)
     return (out, lse) if return_lse else out
 
 
@@ -149,7 +163,7 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.scale, _ = inputs
+    *tensors, ctx.scale, _ = inputs[:9]
     out, _, max_and_sum = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(max_and_sum)
@@ -159,13 +173,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     *inputs, out, max_and_sum = ctx.saved_tensors
     if dout is None and dlse is None:
-        return (None,) * 9
+        return (None,) * 11
     if dout is None:
         dout = torch.zeros_like(out)
     history_grads = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     dq, dk, dv = _backward_op(dout, dlse, *inputs, out, max_and_sum, ctx.scale, history_grads)
     own_dv = history_grads and inputs[2] is not None
-    return dq, dk if history_grads else None, dv if own_dv else None, *(None,) * 6
+    return dq, dk if history_grads else None, dv if own_dv else None, *(None,) * 8
 
 
 _op = differentiable("target_attention", _setup_context, _backward)

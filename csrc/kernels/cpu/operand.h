@@ -198,6 +198,26 @@ inline void load_row(const T* from, int64_t width, tile_t<T>* to) {
   for (int64_t k = width; k < whole_operands<tile_t<T>>(width); ++k) to[k] = {};
 }
 
+// The same of a row of int8 that stands for `scale` times what it holds.
+template <class S>
+inline void load_scaled_row(const int8_t* from, float scale, int64_t width, S* to) {
+  using A = accumulator_t<S>;
+  int64_t k = 0;
+#if defined(__AVX512BF16__)
+  if constexpr (kTerms<S> == 2) {
+    for (; k + kHalves <= width; k += kHalves) {
+      const Halves x = round_to_halves(load_wide(from + k) * scale, load_wide(from + k + kLanes<float>) * scale);
+      __builtin_memcpy(to + k, &x, sizeof x);
+    }
+  }
+#endif
+  if constexpr (sizeof(S) == sizeof(float)) {
+    for (; k + kLanes<float> <= width; k += kLanes<float>) store(to + k, load_wide(from + k) * scale);
+  }
+  for (; k < width; ++k) to[k] = narrow<S>(A(from[k]) * A(scale));
+  for (; k < whole_operands<S>(width); ++k) to[k] = {};
+}
+
 // Sums x [n, width] in the form that a tile's rows have, `stride` elements of S apart, in whole vectors: x itself, or x
 // rounded into `to`, which takes half of x's memory and may be x.
 template <class S>

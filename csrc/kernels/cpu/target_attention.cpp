@@ -5,7 +5,6 @@
 // head are stacked, so reordered attention (Hk = 1) is one product of m * H rows; they are the columns of the scores,
 // so that the softmax runs down the columns, a vector of query rows at a time. Few items are split over the
 // history; their partial results (out unnormalised, maximum, sum) are combined in order.
-#include "dots.h"
 #include "target_attention_tile.h"
 
 namespace stca {
@@ -196,7 +195,8 @@ Run<T> run_of(const TargetAttentionParams& p, const TargetAttentionItem& item, i
   // With few query rows all heads take some history rows, then the next ones: memory is read whole and in order.
   run.heads = run.dots || run.count <= min(kLanes<A>, kMaxAccumulatedRows) ? p.kv_heads : 1;
   // Behind an index parts are the blocks in which rows are summed: results have the bits of rows that lie in order.
-  run.part = run.heads > 1 || tile.k.index != nullptr ? kFineSumBlock * kTerms<S> : run.height;
+  const bool in_blocks = run.heads > 1 || tile.k.index != nullptr || tile.k.scale.data != nullptr;
+  run.part = in_blocks ? kFineSumBlock * kTerms<S> : run.height;
   run.prefetch_rows = copies_tiles<T>(p) ? 0 : kPrefetchRows;
   return run;
 }
@@ -215,6 +215,13 @@ void compute_scores(const TargetAttentionParams& p, const Run<T>& run, int64_t f
   using E = operand_t<S>;
   const int64_t depth = operands<S>(p.key_dim), width = whole_operands<S>(p.key_dim), count = run.count;
   for_each_part(run, first_head, [&](int64_t j, int64_t n, int64_t rows) {
+    if constexpr (kReadsInt8<T>) {
+      if (run.tile.k.scale.data != nullptr) {
+        const ScaledPart part = load_scaled_part(run.tile.k, run.row_begin + n, rows, j, width);
+        return multiply_dots<E>(count, by_rows(work.queries.rows + j * count * width, width), rows, part.rows, depth,
+                                run.scores_of(j, work) + n, run.stride, part.prefetch_rows);
+      }
+    }
     const Part<S> part = load_part(run.tile.k, run.row_begin + n, rows, j, width, run.prefetch_rows);
     const Strided<E> keys = by_rows(part.data, part.stride);
     if (run.dots) {
@@ -262,9 +269,16 @@ void accumulate_values(const TargetAttentionParams& p, const Run<T>& run, int64_
     const E* first = reinterpret_cast<const E*>(run.scores_of(j, work)) + n / kTerms<S> * (run.dots ? 1 : run.stride);
     const Strided<E> weights =
         run.dots ? Strided<E>{first, run.stride / kTerms<S>, 1} : Strided<E>{first, 1, run.stride};
+    accumulator_t<T>* out = state.out + run.first_of(j) * p.value_dim;
+    if constexpr (kReadsInt8<T>) {
+      if (run.tile.v.scale.data != nullptr) {
+        const ScaledPart part = load_scaled_part(run.tile.v, run.row_begin + n, rows, j, p.value_dim);
+        return accumulate_few_rows<S>(run.count, p.value_dim, rows, weights, part.rows, out, p.value_dim,
+                                      part.prefetch_rows);
+      }
+    }
     const Part<S> part = load_part(run.tile.v, run.row_begin + n, rows, j, p.value_dim, run.prefetch_rows);
     const Rows<S> values{part.data, part.stride};
-    accumulator_t<T>* out = state.out + run.first_of(j) * p.value_dim;
     if (run.count <= kMaxAccumulatedRows) {
       accumulate_few_rows<S>(run.count, p.value_dim, rows, weights, values, out, p.value_dim, part.prefetch_rows);
     } else {
@@ -282,12 +296,13 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
   Workspace<T> work = workspace_of<T>(p, tiling, targets, scratch);
   RowState<A> state(partial != nullptr ? static_cast<A*>(partial) : work.state, rows, p.value_dim);
   state.reset(rows, p.value_dim);
-  const auto load = targets * (p.heads / p.kv_heads) <= kMaxAccumulatedRows ? follow_tiles<T> : load_tiles<T>;
+  const int64_t most = targets * (p.heads / p.kv_heads);  // query rows of a run
   for (int64_t begin = item.row_begin; begin < item.row_end; begin += tiling.tile_rows) {
     const RowRange tile_rows{begin, min(begin + tiling.tile_rows, item.row_end)};
     const RowRange seen_by_any = seen_rows(p, item, item.target_begin, item.target_end, tile_rows);
     if (seen_by_any.begin >= seen_by_any.end) continue;
-    const Tiles<tile_t<T>> tile = load(p, tile_rows, work.buffers);
+    const Tiles<tile_t<T>> tile = most <= kMaxAccumulatedRows ? follow_tiles<T>(p, tile_rows, work.buffers, most)
+                                                              : load_tiles<T>(p, tile_rows, work.buffers);
     for_each_run(p, item, item.target_begin, item.target_end, tile_rows, [&](int64_t a, int64_t b, RowRange seen) {
       load_queries<T>(p, a, b, work.queries);
       const Run<T> run = run_of<T>(p, item, a, b, seen, tile);

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../target_attention.h"
-#include "matmul.h"
+#include "dots.h"
 #include "scratch.h"
 
 namespace stca {
@@ -17,17 +17,19 @@ struct RowRange {
 };
 
 // History rows [begin, end): row n of head j is at data + (n - begin) * row_stride + j * head_stride, or, with an
-// index, at data + index[n - begin] * row_stride + j * head_stride.
+// index, at data + index[n - begin] * row_stride + j * head_stride. With scales, [rows, Hk], data is int8.
 template <class S>
 struct Tile {
-  const S* data;
+  const void* data;
   int64_t begin, row_stride, head_stride;
   const int64_t* index = nullptr;
   int64_t end = 0;      // with an index: of the rows that it has
   S* buffer = nullptr;  // with an index: room for a block of rows that do not follow one another
-  const S* at(int64_t row, int64_t head) const {
-    const int64_t n = index == nullptr ? row - begin : index[row - begin];
-    return data + n * row_stride + head * head_stride;
+  RowScales scale{};
+  int64_t number(int64_t row) const { return index == nullptr ? row - begin : index[row - begin]; }
+  template <class X = S>
+  const X* at(int64_t row, int64_t head) const {
+    return static_cast<const X*>(data) + number(row) * row_stride + head * head_stride;
   }
 };
 
@@ -43,28 +45,59 @@ inline bool in_a_row(const int64_t* index, int64_t count) {
 template <class T>
 bool copies_rows(const TargetAttentionParams& p) {
   auto whole = [](int64_t elements) { return elements % kTerms<tile_t<T>> == 0; };
-  return sizeof(T) != sizeof(tile_t<T>) || !whole(p.k_row_stride) || !whole(p.k_head_stride) || !whole(p.key_dim) ||
-         !whole(p.v_row_stride) || !whole(p.v_head_stride) || !whole(p.value_dim);
+  return sizeof(T) != sizeof(tile_t<T>) || p.k_scale.data != nullptr || p.v_scale.data != nullptr ||
+         !whole(p.k_row_stride) || !whole(p.k_head_stride) || !whole(p.key_dim) || !whole(p.v_row_stride) ||
+         !whole(p.v_head_stride) || !whole(p.value_dim);
 }
 template <class T>
 bool copies_tiles(const TargetAttentionParams& p) {
   return p.history_index != nullptr || copies_rows<T>(p);
 }
 
+inline const float* scale_of(RowScales scale, int64_t row, int64_t head) {
+  return scale.data + row * scale.row_stride + head * scale.head_stride;
+}
+
+// Where history row n lies in k and v.
+inline int64_t place_of(const TargetAttentionParams& p, int64_t n) {
+  return p.history_index == nullptr ? n : p.history_index[n];
+}
+
+// Rows of int8 as they are multiplied. While one is converted, the one kPrefetchRows after it is fetched, which is in
+// the next tile often, so that memory works during this tile's products too.
+template <class S>
+void load_scaled_rows(const TargetAttentionParams& p, const int8_t* rows, RowScales scale, int64_t row_stride,
+                      int64_t head_stride, int64_t width, int64_t begin, int64_t end, S* to) {
+  for (int64_t n = begin; n < end; ++n) {
+    const int64_t row = place_of(p, n), ahead = place_of(p, min(n + kPrefetchRows, p.num_rows - 1));
+    for (int64_t j = 0; j < p.kv_heads; ++j, to += whole_operands<S>(width)) {
+      const int8_t* next = rows + ahead * row_stride + j * head_stride;
+      for (int64_t k = 0; k < width; k += 64) __builtin_prefetch(next + k, 0, 2);
+      load_scaled_row(rows + row * row_stride + j * head_stride, *scale_of(scale, row, j), width, to);
+    }
+  }
+}
+
 template <class T>
-Tile<tile_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, int64_t row_stride, int64_t head_stride,
-                          int64_t width, int64_t begin, int64_t end, tile_t<T>* buffer) {
+Tile<tile_t<T>> load_tile(const TargetAttentionParams& p, const void* tensor, RowScales scale, int64_t row_stride,
+                          int64_t head_stride, int64_t width, int64_t begin, int64_t end, tile_t<T>* buffer) {
   const T* rows = static_cast<const T*>(tensor);
   if constexpr (sizeof(T) == sizeof(tile_t<T>)) {
     if (!copies_tiles<T>(p)) return {rows + begin * row_stride, begin, row_stride, head_stride};
   }
   const int64_t padded_width = whole_operands<tile_t<T>>(width);
+  const Tile<tile_t<T>> copy{buffer, begin, p.kv_heads * padded_width, padded_width};
+  if (scale.data != nullptr) {
+    const int8_t* scaled = static_cast<const int8_t*>(tensor);
+    load_scaled_rows(p, scaled, scale, row_stride, head_stride, width, begin, end, buffer);
+    return copy;
+  }
   tile_t<T>* to = buffer;
   for (int64_t n = begin; n < end; ++n) {
-    const T* row = rows + (p.history_index == nullptr ? n : p.history_index[n]) * row_stride;
+    const T* row = rows + place_of(p, n) * row_stride;
     for (int64_t j = 0; j < p.kv_heads; ++j, to += padded_width) load_row<T>(row + j * head_stride, width, to);
   }
-  return {buffer, begin, p.kv_heads * padded_width, padded_width};
+  return copy;
 }
 
 // Rows of one head, `stride` elements apart; while one is read, the one `prefetch_rows` of them ahead is fetched.
@@ -86,6 +119,29 @@ Part<S> load_part(const Tile<S>& tile, int64_t row, int64_t count, int64_t head,
     __builtin_memcpy(tile.buffer + n * width, tile.at(row + n, head), width * sizeof(S));
   }
   return {tile.buffer, width, 0};
+}
+
+// The same of rows of int8: copied with their scales.
+struct ScaledPart {
+  ScaledRows rows;
+  int64_t prefetch_rows;
+};
+template <class S>
+ScaledPart load_scaled_part(const Tile<S>& tile, int64_t row, int64_t count, int64_t head, int64_t width) {
+  const int64_t* index = tile.index == nullptr ? nullptr : tile.index + row - tile.begin;
+  if (index == nullptr || in_a_row(index, count)) {
+    const int64_t next = index == nullptr ? kPrefetchRows : row + count < tile.end ? index[count] - index[0] : 0;
+    return {{tile.template at<int8_t>(row, head), tile.row_stride, scale_of(tile.scale, tile.number(row), head),
+             tile.scale.row_stride},
+            next};
+  }
+  float* scales = reinterpret_cast<float*>(tile.buffer);
+  int8_t* rows = reinterpret_cast<int8_t*>(scales + count);
+  for (int64_t n = 0; n < count; ++n) {
+    scales[n] = *scale_of(tile.scale, index[n], head);
+    __builtin_memcpy(rows + n * width, tile.template at<int8_t>(row + n, head), width);
+  }
+  return {{rows, width, scales, 1}, 0};
 }
 
 // A tile's rows of k and v, one view twice where v is k.
@@ -112,22 +168,38 @@ TileBuffers<tile_t<T>> tile_buffers(const TargetAttentionParams& p, int64_t rows
 
 template <class T>
 Tiles<tile_t<T>> load_tiles(const TargetAttentionParams& p, RowRange rows, const TileBuffers<tile_t<T>>& buffers) {
-  const auto k = load_tile<T>(p, p.k, p.k_row_stride, p.k_head_stride, p.key_dim, rows.begin, rows.end, buffers.k);
+  const int64_t begin = rows.begin, end = rows.end;
+  const auto k = load_tile<T>(p, p.k, p.k_scale, p.k_row_stride, p.k_head_stride, p.key_dim, begin, end, buffers.k);
   if (p.shared) return {k, k};
-  return {k, load_tile<T>(p, p.v, p.v_row_stride, p.v_head_stride, p.value_dim, rows.begin, rows.end, buffers.v)};
+  return {k, load_tile<T>(p, p.v, p.v_scale, p.v_row_stride, p.v_head_stride, p.value_dim, begin, end, buffers.v)};
+}
+
+// Whether rows of int8 are converted in registers, for each product anew: `count` query rows are so few that to write a
+// tile and to read it again would take longer. The least width lets a tile's buffer hold int8 rows and their scales.
+template <class T>
+constexpr bool kReadsInt8 = sizeof(tile_t<T>) == sizeof(float);
+template <class T>
+bool reads_as_int8(const TargetAttentionParams& p, int64_t count) {
+  using S = tile_t<T>;
+  const bool scaled = p.k_scale.data != nullptr && (p.shared || p.v_scale.data != nullptr);
+  const bool wide = min(p.key_dim, p.value_dim) >= 16;
+  return kReadsInt8<T> && scaled && wide && prefer_dot_products<operand_t<S>>(count, operands<S>(p.key_dim));
 }
 
 // The tiles of a pass with few query rows: an index is followed where rows lie, since to copy them would cost about as
-// much as the products. load_part() gives their rows.
+// much as the products. load_part() gives their rows, or, where they are read as int8, load_scaled_part().
 template <class T>
-Tiles<tile_t<T>> follow_tiles(const TargetAttentionParams& p, RowRange rows, const TileBuffers<tile_t<T>>& buffers) {
+Tiles<tile_t<T>> follow_tiles(const TargetAttentionParams& p, RowRange rows, const TileBuffers<tile_t<T>>& buffers,
+                              int64_t count) {
   using S = tile_t<T>;
-  if (p.history_index == nullptr || copies_rows<T>(p)) return load_tiles<T>(p, rows, buffers);
-  const int64_t* index = p.history_index + rows.begin;
-  const Tile<S> k{
-      static_cast<const S*>(p.k), rows.begin, p.k_row_stride, p.k_head_stride, index, p.num_rows, buffers.k};
+  if (!reads_as_int8<T>(p, count) && (p.history_index == nullptr || copies_rows<T>(p)))
+    return load_tiles<T>(p, rows, buffers);
+  // Without an index rows are numbered from the tensor's first one on.
+  const int64_t* index = p.history_index == nullptr ? nullptr : p.history_index + rows.begin;
+  const int64_t begin = index == nullptr ? 0 : rows.begin;
+  const Tile<S> k{p.k, begin, p.k_row_stride, p.k_head_stride, index, p.num_rows, buffers.k, p.k_scale};
   if (p.shared) return {k, k};
-  return {k, {static_cast<const S*>(p.v), rows.begin, p.v_row_stride, p.v_head_stride, index, p.num_rows, buffers.v}};
+  return {k, {p.v, begin, p.v_row_stride, p.v_head_stride, index, p.num_rows, buffers.v, p.v_scale}};
 }
 
 // Rows (target, head) of a [T, H, width] tensor whose heads share history head j, stacked: out [targets * G, width in

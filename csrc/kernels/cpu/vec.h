@@ -242,6 +242,20 @@ inline Bits32Vec load_bits(const void* from) {
 #endif
 }
 
+inline FloatVec load_wide(const int8_t* from) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return (FloatVec)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, bytes));
+#elif defined(__AVX2__)
+  return (FloatVec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
+#else
+  typedef int8_t Bytes __attribute__((vector_size(kLanes<float>)));
+  Bytes bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(__builtin_convertvector(bytes, Int32Vec), FloatVec);
+#endif
+}
+
 inline FloatVec load_wide(const bfloat16* from) { return (FloatVec)(load_bits(from) << 16); }
 
 inline FloatVec load_wide(const float16* from) {
