@@ -11,6 +11,8 @@
 # make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, compute-sanitizer, benchmarks
+# make tune   all variants of the CUDA kernels, compiled where nvcc is; then, on a machine with a Hopper GPU and a torch:
+# make gpu-tune  which of them run, and where one kernel takes over from another, by time
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,7 +39,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo serve test slow peers bench wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts cuda-build gpu clean
+.PHONY: demo serve test slow peers bench wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts cuda-build gpu tune gpu-tune clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -112,10 +114,12 @@ ptx: $(INSTALLED) $(CUDACXX)
 ptx-check: ptx build/triton/triton
 	PYTHONPATH=build/triton $(BIN)/python -m pytest tests/ptx/check_triton.py
 
-# The kernels alone, without torch and Python: for every instruction set and every CUDA architecture.
+# The kernels alone, without torch and Python: for every instruction set and every CUDA architecture. What ptxas says of
+# Hopper's own is read as they are compiled (csrc/kernels/cuda/sm90/compile.sh), their machine code afterwards.
 kernels: $(INSTALLED) $(CUDACXX)
 	CUDACXX=$(abspath $(CUDACXX)) $(CMAKE) -S csrc/kernels -B build/kernels -DSTCA_CUDA=ON
 	$(BIN)/cmake --build build/kernels
+	$(BIN)/python tools/sm90_code.py build/kernels/libstca_cuda.a
 
 # What nvcc made of the attention kernels: registers, instructions of their loops, and the time that follows at the earliest.
 counts: kernels
@@ -131,6 +135,15 @@ cuda-build: $(CUDA_VENV)/cuda/bin/nvcc
 # With the Python that holds torch: nothing is installed, no network is needed.
 gpu:
 	$(PYTHON) tools/on_gpu.py
+
+# All in build/tune/libstca_tune.so, which needs nothing but a driver.
+tune: $(INSTALLED) $(CUDACXX)
+	CUDACXX=$(abspath $(CUDACXX)) $(CMAKE) -S csrc/kernels -B build/tune -DSTCA_CUDA=ON -DSTCA_TUNE=ON -DSTCA_CUDA_ARCHS=90a-real
+	$(BIN)/cmake --build build/tune
+
+# With the Python that holds torch, and what `make tune` has built: nothing is installed, no network is needed.
+gpu-tune:
+	$(PYTHON) tools/gpu_tune.py
 
 clean:
 	rm -rf build dist *.egg-info stca/*.so $(INSTALLED)

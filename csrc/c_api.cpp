@@ -28,8 +28,18 @@ STCA_API const char* stca_build_info() {
   return text.c_str();
 }
 
-// Whether calls take Hopper's own kernels where they are built.
-STCA_API bool stca_sm90_kernels_asked_for() { return stca::sm90_kernels_asked_for(); }
+// Families of Hopper's own kernels that calls take where they are built, separated by spaces.
+STCA_API const char* stca_sm90_kernels() {
+  static thread_local std::string names;
+  names.clear();
+#define STCA_APPEND_FAMILY(name, confirmed)                       \
+  if (stca::sm90_families() >> int(stca::Sm90Family::name) & 1) { \
+    names += names.empty() ? #name : " " #name;                   \
+  }
+  STCA_FOR_EACH_SM90_FAMILY(STCA_APPEND_FAMILY)
+#undef STCA_APPEND_FAMILY
+  return names.c_str();
+}
 
 // The instruction set that the CPU kernels use.
 STCA_API const char* stca_cpu_isa() { return stca::cpu_isa_name(stca::cpu_isa()); }

@@ -34,8 +34,9 @@ try:
 except OSError as error:
     raise ImportError(f"stca: {LIBRARY.name} does not load into torch {torch.__version__}: {error}") from None
 _native = ctypes.CDLL(str(LIBRARY))
-_native.stca_build_info.restype = _native.stca_cpu_isa.restype = ctypes.c_char_p
-_native.stca_set_cpu_isa.restype = _native.stca_sm90_kernels_asked_for.restype = ctypes.c_bool
+for _function in (_native.stca_build_info, _native.stca_cpu_isa, _native.stca_sm90_kernels):
+    _function.restype = ctypes.c_char_p
+_native.stca_set_cpu_isa.restype = ctypes.c_bool
 
 
 def build_info() -> dict[str, Any]:
@@ -45,7 +46,9 @@ def build_info() -> dict[str, Any]:
         dict with the versions of stca, of the torch and of the compiler it was built with; `cpu_isas` compiled and
         `cpu_isas_supported` by this CPU; `cpu_isa`, the one in use (`STCA_CPU_ISA` in the environment, or
         `set_cpu_isa(name)`, chooses a lesser one); `cuda_archs`, empty in a build without CUDA kernels;
-        `sm90_kernels`, whether Hopper's own kernels are "not built", "off", or "on" (`STCA_SM90=1` in the environment).
+        `sm90_kernels`, the families of Hopper's own kernels that calls take there: those that a GPU has confirmed
+        (benchmarks/results/sm90.json), all with `STCA_SM90=1` in the environment, none with `STCA_SM90=0` or in a
+        build without "90a" among `cuda_archs`.
 
     Example:
         >>> info = stca.build_info()
@@ -56,13 +59,13 @@ def build_info() -> dict[str, Any]:
     facts = dict(line.split(" ", 1) for line in text.splitlines())
     lists = {name: facts.pop(name).split() for name in ("cpu_isas", "cpu_isas_supported", "cuda_archs")}
     archs = [arch.removesuffix("-real") for arch in lists.pop("cuda_archs")]
-    asked_for = "on" if _native.stca_sm90_kernels_asked_for() else "off"
+    families: list[str] = _native.stca_sm90_kernels().decode().split()
     return {
         **facts,
         **lists,
         "cpu_isa": cpu_isa(),
         "cuda_archs": archs,
-        "sm90_kernels": asked_for if "90a" in archs else "not built",
+        "sm90_kernels": families if "90a" in archs else [],
     }
 
 

@@ -4,6 +4,7 @@ Takes under nine minutes on 16 cores. Every step runs, whatever the ones before 
 could not run. Files go to build/gpu, or to the folder that OUT names.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
+from tune_table import measured_on
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = Path(os.environ.get("OUT", ROOT / "build" / "gpu")).resolve()
@@ -23,6 +27,14 @@ TESTS = [
     "tests/cuda/test_gpu.py",
     *sorted(f"tests/cuda/{path.name}" for path in ROOT.glob("tests/cuda/test_*_cuda.py")),
 ]
+# Families of Hopper's kernels, by the benchmark's operators; and how much longer a case may take with them than without
+# them, which is what the clock may err by.
+CASES = {
+    "target_attention reordered": "target_attention",
+    "target_attention projected": "target_attention_projected",
+    "swiglu_ffn_norm": "swiglu_ffn_norm",
+}
+BEHIND = 1.02
 # Small shapes of every kernel, for tools that slow them down a hundred times.
 FEW = (
     "gpu and bfloat16 and (width-13 or width-7-9 or block-edges-visible or one-long-projected"
@@ -87,6 +99,37 @@ def sanitize(tool: str, seconds: float) -> str:
     return outcome
 
 
+def confirmed(own: list[dict[str, Any]], common: list[dict[str, Any]]) -> list[str]:
+    """Families whose kernels are ahead of the common ones: in no case of 16 bits behind, and in all together faster.
+
+    Args:
+        own: Rows of benchmarks/gpu.py with Hopper's kernels.
+        common: Rows of it without them.
+    """
+
+    def times(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], float]:
+        return {(*(row[name] for name in ("op", "case", "dtype", "direction")),): row["stca_ms"] for row in rows}
+
+    before = times(common)
+    ratios: dict[str, list[float]] = {family: [] for family in CASES.values()}
+    for case, ms in times(own).items():
+        if case in before and case[0] in CASES and case[2] != "float32":
+            ratios[CASES[case[0]]].append(ms / before[case])
+    return [name for name, all_of in ratios.items() if all_of and max(all_of) <= BEHIND and fmean(all_of) < 1]
+
+
+def write_confirmed(correct: bool) -> str:
+    """Writes sm90.json, which tools/tune_table.py makes the default: no family where tests with them have failed."""
+    try:
+        own, common = (json.loads((OUT / name).read_text()) for name in ("gpu-sm90.json", "gpu.json"))
+    except OSError as error:
+        return f"NOT RUN: {error}"
+    families = confirmed(own, common) if correct else []
+    (OUT / "sm90.json").write_text(json.dumps(measured_on() | {"confirmed": families}, indent=1) + "\n")
+    print(f"confirmed: {', '.join(families) or 'none'}; tools/tune_table.py {OUT} makes that the default")
+    return "ok"
+
+
 def main() -> None:
     """All steps in turn, then what became of them."""
     if not torch.cuda.is_available():
@@ -99,20 +142,22 @@ def main() -> None:
 
     outcomes = {"build": build(300)}
     if outcomes["build"] == "ok":
-        outcomes["tests"] = pytest(min(200, left()), "tests.log", "-k", "gpu", "--durations=5")
+        outcomes["tests"] = pytest(min(200, left()), "tests.log", "-k", "gpu", "--durations=5", STCA_SM90="0")
         hopper = torch.cuda.get_device_capability()[0] == 9
-        if hopper:  # its own kernels, which are to become the default when this is "ok"
+        if hopper:  # its own kernels: families that this and the times speak for are to become the default
             chosen = ("-k", "gpu and (attention or stack or feed or swiglu)")
             outcomes["tests, sm90"] = pytest(min(100, left()), "tests-sm90.log", *chosen, STCA_SM90="1")
         for tool in ("memcheck", "racecheck"):
             outcomes[tool] = sanitize(tool, min(40, left()))
         if hopper:
             only = "(reordered|projected).*bfloat|STCA|Target|swiglu"
-            own = ["benchmarks/gpu.py", "--json", str(OUT / "gpu-sm90.json"), "--only", only]
-            own += ["--seconds", f"{max(min(60, left() - 30), 1):.0f}"]
-            outcomes["benchmarks, sm90"] = run([sys.executable, *own], left(), "benchmarks-sm90.log", STCA_SM90="1")
+            script = ["benchmarks/gpu.py", "--json", str(OUT / "gpu-sm90.json"), "--only", only]
+            script += ["--seconds", f"{max(min(60, left() - 30), 1):.0f}"]
+            outcomes["benchmarks, sm90"] = run([sys.executable, *script], left(), "benchmarks-sm90.log", STCA_SM90="1")
         script = ["benchmarks/gpu.py", "--json", str(OUT / "gpu.json"), "--seconds", f"{max(left() - 30, 1):.0f}"]
-        outcomes["benchmarks"] = run([sys.executable, *script], left(), "benchmarks.log")
+        outcomes["benchmarks"] = run([sys.executable, *script], left(), "benchmarks.log", STCA_SM90="0")
+        if hopper:
+            outcomes["families, sm90"] = write_confirmed(outcomes["tests, sm90"] == "ok")
     print()
     for step, outcome in outcomes.items():
         print(f"{step:24} {outcome}")

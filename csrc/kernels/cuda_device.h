@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cuda/tuned.h"
+
 namespace stca {
 
 // What integers on a GPU must be. The host does not look at them, since that would wait for the GPU: kernels see to it
@@ -25,19 +27,34 @@ enum class CudaCheck {
       kCount
 };
 
-struct CudaDevice {
-  int multiprocessors;
-  int shared_bytes;   // of one block, at most
-  int capability;     // the major number of the compute capability: 9 for Hopper
-  bool sm90_kernels;  // calls may take Hopper's own kernels
-  int* reports;       // [CudaCheck::kCount], which the host reads too: kernels set to 1 what they find wrong
+// Families of Hopper's own kernels.
+enum class Sm90Family {
+#define STCA_SM90_FAMILY(name, confirmed) name,
+  STCA_FOR_EACH_SM90_FAMILY(STCA_SM90_FAMILY)
+#undef STCA_SM90_FAMILY
 };
 
-// Whether Hopper's own kernels are asked for. Without STCA_SM90=1 in the environment the common kernels run there too,
-// until the tests on a GPU have confirmed those.
-inline bool sm90_kernels_asked_for() {
+constexpr unsigned kAllSm90Families = ~0u;
+
+// A bit for each family that is on: those that a GPU has confirmed (cuda/tuned.h), but all or none where STCA_SM90 in
+// the environment is 1 or 0.
+inline unsigned sm90_families() {
   const char* value = std::getenv("STCA_SM90");
-  return value != nullptr && std::strcmp(value, "1") == 0;
+  if (value != nullptr && std::strcmp(value, "1") == 0) return kAllSm90Families;
+  if (value != nullptr && std::strcmp(value, "0") == 0) return 0;
+#define STCA_SM90_BIT(name, confirmed) | unsigned(confirmed) << int(Sm90Family::name)
+  return 0u STCA_FOR_EACH_SM90_FAMILY(STCA_SM90_BIT);
+#undef STCA_SM90_BIT
 }
+
+struct CudaDevice {
+  int multiprocessors;
+  int shared_bytes;        // of one block, at most
+  int capability;          // the major number of the compute capability: 9 for Hopper
+  unsigned sm90_families;  // whose kernels calls may take
+  int* reports;            // [CudaCheck::kCount], which the host reads too: kernels set to 1 what they find wrong
+
+  bool takes(Sm90Family family) const { return sm90_families >> int(family) & 1; }
+};
 
 }  // namespace stca

@@ -34,7 +34,7 @@ CudaCall::CudaCall(const at::Tensor& like, bool is_first)
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.multiprocessors, cudaDevAttrMultiProcessorCount, index));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&device_.capability, cudaDevAttrComputeCapabilityMajor, index));
-  device_.sm90_kernels = device_.capability == 9 && sm90_kernels_asked_for();
+  device_.sm90_families = device_.capability == 9 ? sm90_families() : 0;
   static int* const reports = allocate_reports();
   device_.reports = reports;
   if (is_first) raise_reports(reports);

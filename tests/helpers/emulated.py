@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import tuning
 from cases import TargetAttentionInputs
 from torch import Tensor
 
@@ -54,6 +55,12 @@ def emulated_fault(name: str) -> tuple[str, Tensor]:
         message = _library().ptx_fault(name.encode(), ctypes.c_void_p(memory.data_ptr()))
     assert message is not None, f"{name} is not in faults.cu or faults_sm90.cu"
     return message.decode(), memory
+
+
+def tuned_kernels() -> tuning.Kernels:
+    """Choices among variants of the emulated device's kernels, and these as tools/gpu_tune.py calls them."""
+    _library()
+    return tuning.Kernels(_LIBRARY, multiprocessors=4, shared_bytes=227 * 1024, reports=0)
 
 
 def run_ptx(text: str, name: str, grid: tuple[int, ...], threads: int, shared_bytes: int, arguments: list[Any]) -> None:

@@ -1,5 +1,6 @@
 """What the native part says about itself, and the choice of an instruction set."""
 
+import json
 import os
 import re
 import subprocess
@@ -42,13 +43,18 @@ def test_build_info() -> None:
     assert all(isinstance(arch, str) for arch in info["cuda_archs"])
 
 
-@pytest.mark.parametrize(("asked", "built"), [("", "off"), ("0", "off"), ("1", "on")])
-def test_hopper_kernels_are_there_with_their_architecture(
-    asked: str, built: str, monkeypatch: pytest.MonkeyPatch
+FAMILIES = ["target_attention", "target_attention_projected", "swiglu_ffn_norm"]
+CONFIRMED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "sm90.json").read_text())["confirmed"]
+
+
+@pytest.mark.parametrize(("asked", "families"), [("", CONFIRMED), ("0", []), ("1", FAMILIES), ("yes", CONFIRMED)])
+def test_hopper_kernels_follow_the_file_unless_asked_for(
+    asked: str, families: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STCA_SM90", asked)
+    assert stca.native._native.stca_sm90_kernels().decode().split() == families
     info = stca.build_info()
-    assert info["sm90_kernels"] == (built if "90a" in info["cuda_archs"] else "not built")
+    assert info["sm90_kernels"] == (families if "90a" in info["cuda_archs"] else [])
 
 
 def test_build_info_is_a_copy() -> None:

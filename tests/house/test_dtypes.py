@@ -15,6 +15,7 @@ PLACES = {
     "kernels/cpu/vec.h": "conversions, one number and a vector at a time",
     "kernels/cpu/operand.h": "products of pairs, where a CPU has them",
     "kernels/cuda/ptx.cuh": "conversions and mma",
+    "kernels/cuda/choice.h": "for which variants of kernels are compiled to be timed",
     "kernels/cuda/sm90/wgmma.cuh": "wgmma, pairs and tensor maps, if it has 16 bits",
 }
 NAMES = r"\b(b?float16|kB?Float\d+|at::k(Half|Double|BFloat16)|CU_TENSOR_MAP_DATA_TYPE_\w+)\b"

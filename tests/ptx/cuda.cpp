@@ -45,7 +45,7 @@ bool runs_on_cuda(const at::Tensor&) { return true; }
 CudaCall::CudaCall(const at::Tensor& like, bool is_first)
     : options_(like.options().dtype(at::kByte)),
       device_{ptx::device().multiprocessors, ptx::device().shared_bytes, ptx::device().capability / 10,
-              ptx::device().capability == 90, reports},
+              ptx::device().capability == 90 ? kAllSm90Families : 0, reports},
       stream_(nullptr) {
   if (is_first) raise_reports(reports);
 }

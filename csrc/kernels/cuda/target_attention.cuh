@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "../target_attention_cuda.h"
+#include "choice.h"
 #include "schedule.cuh"
 
 namespace stca {
@@ -54,7 +55,7 @@ STCA_DEVICE QueryRow query_row(const TargetAttentionParams& p, const Item& item,
 // Whether a request has few query rows of a history head, on average: how many each one has is known to the GPU alone.
 inline bool has_few_rows(const TargetAttentionParams& p) {
   return element_size(p.dtype) == 2 && max(p.key_dim, p.value_dim) <= 128 &&
-         p.num_targets * (p.heads / p.kv_heads) <= 16 * p.num_requests;
+         p.num_targets * (p.heads / p.kv_heads) <= choice::few_rows::value * p.num_requests;
 }
 
 // What splits of a history give for the query rows of a tile.

@@ -106,8 +106,8 @@ STCA_DEVICE void differentiate_gate(const float* dg, uint32_t& u, uint32_t& v) {
 }
 
 // The sums are dg. u and v of the tile come through the ring, from step `at` on.
-template <class T>
-STCA_DEVICE void write_gate_gradients(const float (&sums)[128], const Ring& ring, const FfnProductParams& p,
+template <class T, int kCluster>
+STCA_DEVICE void write_gate_gradients(const float (&sums)[128], const Ring<kCluster>& ring, const FfnProductParams& p,
                                       const Tile& tile, int group, int at) {
   const Writer<T> to_u(static_cast<T*>(p.to), 2 * p.columns, p, tile, group);
   const Writer<T> to_v(static_cast<T*>(p.to) + p.columns, 2 * p.columns, p, tile, group);

@@ -3,8 +3,9 @@
 //
 // A block makes tiles of 128 rows by 256 columns, one after the other. Two warpgroups have 64 rows of sums each in
 // their registers; a thread of a third one asks the copy engine for operands, 64 of `depth` at a time, into a ring of
-// four stages. Two blocks, one's rows below the other's, are a cluster: each asks for its own rows of the left operand,
-// and for half of the right one, which goes to both. What becomes of the sums: ffn_results.cuh.
+// four stages. Two blocks, one's rows below the other's, work side by side: each asks for its own rows of the left
+// operand. Where they are a cluster, each asks for half of the right one, which goes to both; else each asks for all of
+// it. What becomes of the sums: ffn_results.cuh.
 #pragma once
 
 #include "../../swiglu_ffn_norm_cuda.h"
@@ -30,8 +31,10 @@ constexpr int kCopies = 2;  // the warpgroup that asks for operands
 static_assert(kBytes <= kLargeSharedBytes);
 
 // How each product has its operands, and what its tiles are.
-template <FfnProduct kProduct>
+template <FfnProduct kProduct, int kOwnCluster>
 struct Form {
+  static constexpr FfnProduct kKind = kProduct;
+  static constexpr int kCluster = kOwnCluster;  // blocks of a cluster
   // Contracted over their rows, as they lie in memory.
   static constexpr bool kLeftByRows = kProduct == FfnProduct::kWeights;
   static constexpr bool kRightByRows = kProduct != FfnProduct::kGateBackward && kProduct != FfnProduct::kInput;
@@ -44,7 +47,7 @@ struct Form {
 
 struct Maps {
   CUtensorMap left;
-  CUtensorMap right[2];  // of the half that each block of a cluster asks for
+  CUtensorMap right[2];  // of each half
   CUtensorMap side[2];   // u and v
 };
 
@@ -53,23 +56,26 @@ struct Tile {
   int row, column, split, begin, end;
 };
 
-// The tiles of a product. Those of the same rows follow each other, so that these come from memory once; weights, of
-// which each needs others, stay in the cache.
+// The tiles of a product, of pairs of blocks. `swath` pairs with the same columns follow each other, then those of the
+// next columns: what they need comes from memory once, weights, which all need, stay in the cache.
 struct Tiles {
-  int pairs, columns, splits, steps;
+  int pairs, columns, splits, steps, swath;
   STCA_DEVICE int count() const { return pairs * columns * splits; }
   STCA_DEVICE Tile at(int number, int rank, int tile_columns) const {
     const int split = number / (pairs * columns), inside = number % (pairs * columns);
-    return {(inside / columns * 2 + rank) * kTileRows, inside % columns * tile_columns, split,
+    const int first = inside / (swath * columns) * swath, left = pairs - first, high = left < swath ? left : swath;
+    const int within = inside - first * columns;
+    return {((first + within % high) * 2 + rank) * kTileRows, within / high * tile_columns, split,
             int(int64_t(steps) * split / splits), int(int64_t(steps) * (split + 1) / splits)};
   }
 };
 
-// The stages, and whose turn it is with them. A stage is free when both blocks' warps are done with it, for copies of
-// one block go to both.
+// The stages, and whose turn it is with them. In a cluster a stage is free when both blocks' warps are done with it,
+// for copies of one block go to both.
+template <int kCluster>
 struct Ring {
   uint32_t base;
-  int rank;  // of the block in its cluster
+  int rank;  // of the block in its pair
 
   STCA_DEVICE uint32_t stage(int at) const { return base + at % kStages * kStage; }
   STCA_DEVICE uint32_t full(int at) const { return base + kBarriers + at % kStages * 8; }
@@ -78,7 +84,7 @@ struct Ring {
   STCA_DEVICE void init() const {
     for (int stage = 0; stage < kStages; ++stage) {
       init_barrier(full(stage), 1);
-      init_barrier(free(stage), 2 * kCopies * kWarpgroup / kWarp);
+      init_barrier(free(stage), kCluster * kCopies * kWarpgroup / kWarp);
     }
     fence_barrier_init();
   }
@@ -93,15 +99,36 @@ struct Ring {
     sync_warp();
     if (threadIdx.x % kWarp != 0) return;
     arrive(free(at));
-    arrive_remote(remote(free(at), uint32_t(rank ^ 1)));
+    if constexpr (kCluster > 1) arrive_remote(remote(free(at), uint32_t(rank ^ 1)));
   }
 };
 
+// Asks for half of one step of the right operand, for both blocks of a cluster, or for this one.
+template <class F>
+STCA_DEVICE void request_right(const Ring<F::kCluster>& ring, const Maps& maps, const Tile& tile, int k, int half,
+                               int at) {
+  const uint32_t to = ring.stage(at) + kLeft + half * (kRight / 2), barrier = ring.full(at);
+  const int column = tile.column + (F::kPairs ? 0 : half * (kTileColumns / 2));
+  const CUtensorMap& map = maps.right[half];
+  const auto copy = [&](int slab, int x, int z) {
+    if constexpr (F::kCluster > 1) {
+      copy_tile_to(3, to + slab * kSlab, map, x, 0, z, barrier);
+    } else {
+      copy_tile(to + slab * kSlab, map, x, 0, z, barrier);
+    }
+  };
+  if constexpr (F::kRightByRows) {
+    for (int slab = 0; slab < 2; ++slab) copy(slab, column + 64 * slab, k);
+  } else {
+    copy(0, k, column);
+  }
+}
+
 // Asks for one step of a tile's operands.
 template <class F>
-STCA_DEVICE void request_operands(const Ring& ring, const Maps& maps, const Tile& tile, int step, int at) {
-  const uint32_t left = ring.stage(at), right = left + kLeft + ring.rank * (kRight / 2), barrier = ring.full(at);
-  const int k = step * kStep, column = tile.column + (F::kPairs ? 0 : ring.rank * (kTileColumns / 2));
+STCA_DEVICE void request_operands(const Ring<F::kCluster>& ring, const Maps& maps, const Tile& tile, int step, int at) {
+  const uint32_t left = ring.stage(at), barrier = ring.full(at);
+  const int k = step * kStep;
   ring.claim(at, kStage);
   if constexpr (F::kLeftByRows) {
     for (int slab = 0; slab < 2; ++slab) {
@@ -110,19 +137,16 @@ STCA_DEVICE void request_operands(const Ring& ring, const Maps& maps, const Tile
   } else {
     copy_tile(left, maps.left, k, 0, tile.row, barrier);
   }
-  const CUtensorMap& map = maps.right[ring.rank];
-  if constexpr (F::kRightByRows) {
-    for (int slab = 0; slab < 2; ++slab) {
-      copy_tile_to(3, right + slab * kSlab, map, column + 64 * slab, 0, k, barrier);
-    }
+  if constexpr (F::kCluster > 1) {
+    request_right<F>(ring, maps, tile, k, ring.rank, at);
   } else {
-    copy_tile_to(3, right, map, k, 0, column, barrier);
+    for (int half = 0; half < 2; ++half) request_right<F>(ring, maps, tile, k, half, at);
   }
 }
 
 // Asks for everything that the block's tiles need, in the order of its use. One thread runs this.
 template <class F>
-STCA_DEVICE void run_copies(const Ring& ring, const Maps& maps, const Tiles& tiles) {
+STCA_DEVICE void run_copies(const Ring<F::kCluster>& ring, const Maps& maps, const Tiles& tiles) {
   int at = 0;  // steps so far, of all tiles
 #pragma unroll 1
   for (int number = int(blockIdx.x) / 2; number < tiles.count(); number += int(gridDim.x) / 2) {
@@ -141,7 +165,7 @@ STCA_DEVICE void run_copies(const Ring& ring, const Maps& maps, const Tiles& til
 
 // The sums of the warpgroup's 64 rows of a tile over `steps` steps, from step `at` of the ring on.
 template <class F, class T>
-STCA_DEVICE void multiply(float (&sums)[128], const Ring& ring, int group, int at, int steps) {
+STCA_DEVICE void multiply(float (&sums)[128], const Ring<F::kCluster>& ring, int group, int at, int steps) {
 #pragma unroll
   for (int i = 0; i < 128; ++i) sums[i] = 0;
   pin(sums);
@@ -155,7 +179,7 @@ STCA_DEVICE void multiply(float (&sums)[128], const Ring& ring, int group, int a
     fence_products();
 #pragma unroll
     for (int k = 0; k < kStep / 16; ++k) {
-      product_256<F::kLeftByRows, F::kRightByRows>(sums, left + step(k * (F::kLeftByRows ? kAlongRows : kAlongColumns)),
+      add_product<F::kLeftByRows, F::kRightByRows>(sums, left + step(k * (F::kLeftByRows ? kAlongRows : kAlongColumns)),
                                                    right + step(k * (F::kRightByRows ? kAlongRows : kAlongColumns)),
                                                    T{});
     }

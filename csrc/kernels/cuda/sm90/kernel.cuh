@@ -9,12 +9,13 @@
 //   history  | 64 of history             | 32 of dout, 32 of q     | dP^T, S^T       | P^T, dS^T| dk
 //   queries  | 32 of q, the same of dout | 64 of history           | S over dP       | dS over 0| dq
 //
-// A block holds 512 columns of everything. A wider row takes a cluster of two blocks, which exchange their parts of the
-// products. Three warpgroups share a block's work: one computes products and weights (scores.cuh), two add weights
-// times rows to 256 columns of the output each, in registers (outputs.cuh). A thread of the latter asks the copy engine
-// for tiles; three are in flight.
+// A block holds 256 or 512 columns of everything (passes.cuh: BlockLayout). A wider row takes a cluster of two blocks,
+// which exchange their parts of the products. Of a block's warpgroups one computes products and weights (scores.cuh);
+// the others, one or two, add weights times rows to their columns of the output, in registers (outputs.cuh). A thread
+// of the latter asks the copy engine for tiles, of which several are in flight.
 #pragma once
 
+#include "../choice.h"
 #include "outputs.cuh"
 #include "scores.cuh"
 
@@ -27,20 +28,20 @@ template <class C>
 STCA_DEVICE void init_block(const C& c) {
   const Barriers& barriers = c.barriers;
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
+    for (int stage = 0; stage < C::L::kStages; ++stage) {
       init_barrier(barriers.full(stage), 1);
-      init_barrier(barriers.free(stage), kThreads / kWarp);
+      init_barrier(barriers.free(stage), C::L::kThreads / kWarp);
     }
     for (int buffer = 0; buffer < 2; ++buffer) {
       init_barrier(barriers.weighed(buffer), kWarpgroup / kWarp);
-      init_barrier(barriers.used(buffer), 2 * kWarpgroup / kWarp);
+      init_barrier(barriers.used(buffer), C::L::kOutputs * kWarpgroup / kWarp);
     }
     init_barrier(barriers.received(), 1);
     init_barrier(barriers.read(), kWarpgroup / kWarp);
     fence_barrier_init();
   }
   if constexpr (C::kPass == Pass::kQueries) {
-    for (int i = int(threadIdx.x); i < kSlab / 16; i += kThreads) {
+    for (int i = int(threadIdx.x); i < C::M::kWeightBuffers * kSlab / 16; i += C::L::kThreads) {
       reinterpret_cast<Chunk*>(c.memory + C::M::kWeights)[i] = Chunk{};
     }
     fence_async_proxy();
@@ -49,13 +50,13 @@ STCA_DEVICE void init_block(const C& c) {
   if (C::kBlocks > 1) sync_cluster();
 }
 
-template <Pass kPass, class T, int kBlocks>
-__global__ void __launch_bounds__(kThreads, 1)
+template <Pass kPass, class T, class L, int kBlocks>
+__global__ void __launch_bounds__(L::kThreads, L::kResident)
     target_attention_sm90_kernel(const __grid_constant__ Streams streams,
                                  const __grid_constant__ TargetAttentionBackwardParams b, const Tiling tiling,
                                  const Schedule schedule, const Weighing* weighing, const Partials partials) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  using C = Context<kPass, T, kBlocks>;
+  using C = Context<kPass, T, L, kBlocks>;
   using M = typename C::M;
   char* memory = shared_memory();
   const uint32_t base = shared_address(memory);
@@ -75,20 +76,35 @@ __global__ void __launch_bounds__(kThreads, 1)
             {base + M::kBarriers},
             rank,
             int(threadIdx.x) / kWarpgroup,
-            rank * kWidth,
+            rank * L::kWidth,
             threadIdx.x % kWarp == 0};
   init_block(c);
   if (!start_range(&c.item, schedule, c.range())) return;
-  if (c.group == kScores) {
-    take_registers<184>();
+  if (c.group == L::kOutputs) {
+    set_registers<L::kEntryRegisters, L::kScoreRegisters>();
     run_scores(c);
   } else {
-    give_registers<160>();
+    set_registers<L::kEntryRegisters, L::kOutputRegisters>();
     run_outputs(c);
   }
   if (kBlocks > 1) sync_cluster();  // no block leaves while the other may still send to it
 #endif
 }
+
+// Variants of the kernel: how a block is laid out, and how many of them, a cluster, share a row.
+template <class OwnLayout, int kOwnBlocks>
+struct Variant {
+  using L = OwnLayout;
+  static constexpr int kBlocks = kOwnBlocks;
+};
+using Wide = BlockLayout<512, 2, 3, 28, 1, 184, 160>;
+using WideOfTwo = BlockLayout<512, 2, 2, 28, 1, 184, 160>;  // with room for the weights of two tiles
+// Two blocks of a multiprocessor: one's weights are made under the other's products.
+using Narrow = BlockLayout<256, 1, 2, 8, 2, 96, 160>;
+using NarrowAlone = BlockLayout<256, 2, 5, 8, 1, 184, 160>;
+using Of256 = VariantsOf<Variant<Wide, 1>, Variant<Narrow, 1>, Variant<NarrowAlone, 1>>;
+using Of512 = VariantsOf<Variant<Wide, 1>, Variant<Narrow, 2>>;
+using Of1024 = VariantsOf<Variant<Wide, 2>, Variant<WideOfTwo, 2>>;
 
 }  // namespace sm90
 }  // namespace cuda

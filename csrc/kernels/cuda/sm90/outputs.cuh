@@ -1,4 +1,4 @@
-// The two warpgroups that add weights times streamed rows to the output, 256 of a block's columns each. The first
+// The warpgroups that add weights times streamed rows to the output, 128 or 256 of a block's columns each. The first
 // thread of the block asks the copy engine for tiles.
 #pragma once
 
@@ -11,12 +11,12 @@ namespace sm90 {
 // Asks for tile `at` when nobody reads what its place holds any more.
 template <class C>
 STCA_DEVICE void request_tile(const C& c, const StreamTiles<C::kStep>& stream, int at) {
-  const int stage = at % kStages, from = stream.first_row(at);
-  const uint32_t to = c.base + stage * kTile, barrier = c.barriers.full(stage);
-  wait(c.barriers.free(stage), at / kStages & 1 ^ 1);
-  arrive_expecting(barrier, kTile);
+  const int from = stream.first_row(at);
+  const uint32_t to = c.tile(at), barrier = c.barriers.full(c.stage(at));
+  wait(c.barriers.free(c.stage(at)), c.phase(at) ^ 1);
+  arrive_expecting(barrier, C::L::kTile);
 #pragma unroll 1
-  for (int slab = 0; slab < kSlabs; ++slab) {
+  for (int slab = 0; slab < C::L::kSlabs; ++slab) {
     const int x = c.column + 64 * slab;
     if constexpr (C::kPass == Pass::kHistory) {
       const int first = int(c.item.target_begin * c.p.heads) + from;
@@ -28,31 +28,41 @@ STCA_DEVICE void request_tile(const C& c, const StreamTiles<C::kStep>& stream, i
   }
 }
 
+// A thread's part of the output.
+template <class C>
+using Output = float[C::L::kOutputColumns / 2];
+
 // Forward: multiplies the output by the factors that tile `at` asks for.
 template <class C>
-STCA_DEVICE void rescale(const C& c, float (&out)[128], int at) {
+STCA_DEVICE void rescale(const C& c, Output<C>& out, int at) {
   const int row = row_of(opaque(int(threadIdx.x) % kWarpgroup));
   const float* factors = c.factors + at % C::M::kWeightBuffers * kRows + row;
   const float factor[2] = {factors[0], factors[8]};
   if (!any_in_warp(factor[0] != 1 || factor[1] != 1)) return;
 #pragma unroll
-  for (int i = 0; i < 128; ++i) out[i] *= factor[i / 2 % 2];
+  for (int i = 0; i < C::L::kOutputColumns / 2; ++i) out[i] *= factor[i / 2 % 2];
 }
 
 // Adds weights times rows of tile `at` to the output, when both are there.
 template <class C>
-STCA_DEVICE void add_weighted_rows(const C& c, float (&out)[128], int at) {
-  const int stage = at % kStages, buffer = at % C::M::kWeightBuffers;
+STCA_DEVICE void add_weighted_rows(const C& c, Output<C>& out, int at) {
+  constexpr int kPart = C::L::kProductColumns;
+  const int buffer = at % C::M::kWeightBuffers;
   wait(c.barriers.weighed(buffer), at / C::M::kWeightBuffers & 1);
   if constexpr (C::kPass == Pass::kForward) rescale(c, out, at);
-  wait(c.barriers.full(stage), at / kStages & 1);  // long since; what copies wrote is seen by who waited for them
+  wait(c.barriers.full(c.stage(at)), c.phase(at));  // long since; what copies wrote is seen by who waited for them
   pin(out);
   fence_products();
   const uint64_t weights = by_columns(c.base + C::M::kWeights + buffer * kSlab);
-  const uint64_t rows = by_rows(c.base + stage * kTile + c.group * (kSlabs / 2) * kSlab, kSlab);
+  const uint64_t rows = by_rows(c.tile(at) + c.group * (C::L::kOutputColumns / 64) * kSlab, kSlab);
 #pragma unroll
-  for (int k = 0; k < kColumns / 16; ++k) {
-    product_256<false, true>(out, weights + step(32 * k), rows + step(k * 16 * kSlabRow), typename C::Element{});
+  for (int part = 0; part < C::L::kOutputColumns / kPart; ++part) {
+    auto& sums = reinterpret_cast<float (&)[kPart / 2]>(out[part * kPart / 2]);
+#pragma unroll
+    for (int k = 0; k < kColumns / 16; ++k) {
+      add_product<false, true>(sums, weights + step(32 * k), rows + step(part * kPart / 64 * kSlab + k * 16 * kSlabRow),
+                               typename C::Element{});
+    }
   }
   commit_products();
   wait_products<0>();
@@ -60,7 +70,7 @@ STCA_DEVICE void add_weighted_rows(const C& c, float (&out)[128], int at) {
   sync_warp();
   if (c.first_lane) {
     arrive(c.barriers.used(buffer));
-    arrive(c.barriers.free(stage));
+    arrive(c.barriers.free(c.stage(at)));
   }
 }
 
@@ -94,22 +104,22 @@ STCA_DEVICE Destination<typename C::Element> destination_of(const C& c, int row)
 
 // Writes the columns that this thread holds of its two rows.
 template <class C>
-STCA_DEVICE void write_output(const C& c, const float (&out)[128]) {
+STCA_DEVICE void write_output(const C& c, const Output<C>& out) {
   using T = typename C::Element;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int t = opaque(int(threadIdx.x) % kWarpgroup);
-    const int begin = c.column + c.group * (kWidth / 2) + t % 4 * 2, width = int(c.p.value_dim);
+    const int begin = c.column + c.group * C::L::kOutputColumns + t % 4 * 2, width = int(c.p.value_dim);
     const Destination<T> to = destination_of(c, row_of(t) + 8 * r);
     if (to.sums != nullptr) {
 #pragma unroll
-      for (int i = 0; i < 32; ++i) {
+      for (int i = 0; i < C::L::kOutputColumns / 8; ++i) {
         if (begin + 8 * i >= width) continue;
         *reinterpret_cast<float2*>(to.sums + begin + 8 * i) = {out[4 * i + 2 * r], out[4 * i + 2 * r + 1]};
       }
     } else if (to.results != nullptr) {
 #pragma unroll
-      for (int i = 0; i < 32; ++i) {
+      for (int i = 0; i < C::L::kOutputColumns / 8; ++i) {
         if (begin + 8 * i >= width) continue;
         *reinterpret_cast<uint32_t*>(to.results + begin + 8 * i) =
             narrow_pair(to.factor * out[4 * i + 2 * r], to.factor * out[4 * i + 2 * r + 1], T{});
@@ -126,16 +136,16 @@ STCA_DEVICE void run_outputs(const C& c) {
     load_item(&c.item, c.p, c.tiling, c.schedule, c.range());
     const auto stream = stream_of(c, at);
     if (threadIdx.x == 0) {
-      for (int tile = at; tile < min(at + kStages, stream.last); ++tile) request_tile(c, stream, tile);
+      for (int tile = at; tile < min(at + C::L::kStages, stream.last); ++tile) request_tile(c, stream, tile);
     }
     sync_warp();
-    float out[128];
+    Output<C> out;
 #pragma unroll
-    for (int i = 0; i < 128; ++i) out[i] = 0;
+    for (int i = 0; i < C::L::kOutputColumns / 2; ++i) out[i] = 0;
 #pragma unroll 1
     for (; at < stream.last; ++at) {
       add_weighted_rows(c, out, at);
-      if (threadIdx.x == 0 && at + kStages < stream.last) request_tile(c, stream, at + kStages);
+      if (threadIdx.x == 0 && at + C::L::kStages < stream.last) request_tile(c, stream, at + C::L::kStages);
       sync_warp();
     }
     sync_block();

@@ -10,16 +10,34 @@ namespace sm90 {
 
 enum class Pass { kForward, kHistory, kQueries };
 
-constexpr int kRows = 64;     // kept rows
-constexpr int kColumns = 64;  // streamed rows of a tile
-constexpr int kWidth = 512;   // columns that a block holds
-constexpr int kSlabs = kWidth / 64;
+constexpr int kRows = 64;             // kept rows
+constexpr int kColumns = 64;          // streamed rows of a tile
 constexpr int kSlab = 64 * kSlabRow;  // bytes of 64 rows of 64 columns
-constexpr int kTile = kSlabs * kSlab;
-constexpr int kStages = 3;
-constexpr int kThreads = 3 * kWarpgroup;
-constexpr int kScores = 2;      // the warpgroup of products and weights
-constexpr int kHeldSteps = 28;  // of 32 steps of 16 columns, those whose kept rows lie in registers
+
+// How a block is laid out: its columns; the warpgroups that share the output, 128 or 256 columns each; tiles that it
+// has room for; steps of 16 columns whose kept rows lie in registers; blocks of a multiprocessor; and registers of a
+// thread that makes products and weights, and of one of the output.
+template <int kOwnWidth, int kOwnOutputs, int kOwnStages, int kOwnHeldSteps, int kOwnResident, int kScoreCount,
+          int kOutputCount>
+struct BlockLayout {
+  static constexpr int kWidth = kOwnWidth;
+  static constexpr int kSlabs = kWidth / 64;
+  static constexpr int kTile = kSlabs * kSlab;
+  static constexpr int kStages = kOwnStages;
+  static constexpr int kOutputs = kOwnOutputs;  // and the number of the warpgroup of products and weights
+  static constexpr int kOutputColumns = kWidth / kOutputs;
+  static constexpr int kThreads = (kOutputs + 1) * kWarpgroup;
+  static constexpr int kHeldSteps = kOwnHeldSteps;
+  static constexpr int kRestSlabs = kSlabs - kHeldSteps / 4;  // of kept rows, in shared memory
+  static constexpr int kResident = kOwnResident;
+  static constexpr int kScoreRegisters = kScoreCount;
+  static constexpr int kOutputRegisters = kOutputCount;
+  static constexpr int kEntryRegisters = 65536 / (kResident * kThreads) / 8 * 8;  // of a thread, before they are shared
+  // The compiler wants the registers of one instruction to be there at entry.
+  static constexpr int kProductColumns = kEntryRegisters > 128 ? kOutputColumns : 128;
+  static_assert(kHeldSteps % 4 == 0);
+  static_assert(kResident * kWarpgroup * (kScoreCount + kOutputs * kOutputCount) <= 65536);
+};
 
 // Query rows of a tile.
 template <Pass kPass>
@@ -46,30 +64,34 @@ template <Pass kPass>
 using Info = std::conditional_t<kPass == Pass::kForward, QueryRow,
                                 std::conditional_t<kPass == Pass::kHistory, QueryInfo, BackwardRow>>;
 
-template <Pass kPass, int kBlocks>
+// A block's shared memory. Where weights have no room for two tiles, one's must have been used before the next's come.
+template <Pass kPass, class L, int kBlocks>
 struct Memory {
   static constexpr bool kReceives = kBlocks > 1 || kPass == Pass::kQueries;
-  static constexpr int kWeightBuffers = kReceives ? 1 : 2;
-  static constexpr int kKept = kStages * kTile;                        // a slab: the steps that registers do not hold
-  static constexpr int kWeights = kKept + kSlab;                       // slabs
+  static constexpr int kMost =
+      (kLargeSharedBytes + 1024) / L::kResident - 1024 - 4096;  // but for 4 KB of what is small
+  static constexpr int kNeeded = L::kStages * L::kTile + L::kRestSlabs * kSlab + (kReceives ? kRows * kColumns * 4 : 0);
+  static constexpr int kWeightBuffers = kNeeded + 2 * kSlab <= kMost ? 2 : 1;
+  static constexpr int kKept = L::kStages * L::kTile;                  // slabs: the steps that registers do not hold
+  static constexpr int kWeights = kKept + L::kRestSlabs * kSlab;       // slabs
   static constexpr int kReceived = kWeights + kWeightBuffers * kSlab;  // products of the other block, float
   static constexpr int kFactors = kReceived + (kReceives ? kRows * kColumns * 4 : 0);
   static constexpr int kInfo = kFactors + kWeightBuffers * kRows * 4;  // of query rows
   static constexpr int kItem = kInfo + (kPass == Pass::kHistory ? 2 : 1) * kQueryRows<kPass> * int(sizeof(Info<kPass>));
   static constexpr int kBarriers = kItem + int(sizeof(Item));
-  static constexpr int kBytes = kBarriers + 12 * 8;
-  static_assert(kBytes <= kLargeSharedBytes);
+  static constexpr int kBytes = kBarriers + (2 * L::kStages + 6) * 8;
+  static_assert(L::kResident * (kBytes + 1024) <= kLargeSharedBytes + 1024);
 };
 
-// Barriers of a block.
+// Barriers of a block: six, and two for each stage behind them.
 struct Barriers {
   uint32_t base;
-  STCA_DEVICE uint32_t full(int stage) const { return base + 8 * stage; }            // a tile has arrived
-  STCA_DEVICE uint32_t free(int stage) const { return base + 24 + 8 * stage; }       // nobody reads it any more
-  STCA_DEVICE uint32_t weighed(int buffer) const { return base + 48 + 8 * buffer; }  // weights are there
-  STCA_DEVICE uint32_t used(int buffer) const { return base + 64 + 8 * buffer; }     // products with them are done
-  STCA_DEVICE uint32_t received() const { return base + 80; }                        // the other block's products
-  STCA_DEVICE uint32_t read() const { return base + 88; }                            // the other block has read ours
+  STCA_DEVICE uint32_t weighed(int buffer) const { return base + 8 * buffer; }    // weights are there
+  STCA_DEVICE uint32_t used(int buffer) const { return base + 16 + 8 * buffer; }  // products with them are done
+  STCA_DEVICE uint32_t received() const { return base + 32; }                     // the other block's products
+  STCA_DEVICE uint32_t read() const { return base + 40; }                         // the other block has read ours
+  STCA_DEVICE uint32_t full(int stage) const { return base + 48 + 16 * stage; }   // a tile has arrived
+  STCA_DEVICE uint32_t free(int stage) const { return base + 56 + 16 * stage; }   // nobody reads it any more
 };
 
 // What a pass streams.
@@ -78,10 +100,11 @@ struct Streams {
 };
 
 // What a block works with.
-template <Pass kOwnPass, class T, int kOwnBlocks>
+template <Pass kOwnPass, class T, class OwnLayout, int kOwnBlocks>
 struct Context {
   using Element = T;
-  using M = Memory<kOwnPass, kOwnBlocks>;
+  using L = OwnLayout;
+  using M = Memory<kOwnPass, L, kOwnBlocks>;
   static constexpr Pass kPass = kOwnPass;
   static constexpr int kBlocks = kOwnBlocks;  // of a cluster
   static constexpr int kQueries = kQueryRows<kPass>;
@@ -105,6 +128,9 @@ struct Context {
   int column;  // the first that the block holds
   bool first_lane;
 
+  STCA_DEVICE static int stage(int at) { return at % L::kStages; }
+  STCA_DEVICE static uint32_t phase(int at) { return at / L::kStages & 1; }
+  STCA_DEVICE uint32_t tile(int at) const { return base + stage(at) * L::kTile; }
   STCA_DEVICE int range() const { return opaque(int(blockIdx.x)) / kBlocks; }
 };
 
@@ -125,10 +151,10 @@ STCA_DEVICE StreamTiles<C::kStep> stream_of(const C& c, int at) {
   const int first = c.item.tile * C::kQueries;
   Range rows{0, c.item.query_rows};
   if constexpr (C::kPass == Pass::kForward) {
-    rows = seen_by_tile<C::kQueries, kThreads>(c.p, c.item, c.info,
-                                               [&](int row) { return query_row(c.p, c.item, first + row); });
+    rows = seen_by_tile<C::kQueries, C::L::kThreads>(c.p, c.item, c.info,
+                                                     [&](int row) { return query_row(c.p, c.item, first + row); });
   } else if constexpr (C::kPass == Pass::kQueries) {
-    rows = seen_by_tile<C::kQueries, kThreads>(
+    rows = seen_by_tile<C::kQueries, C::L::kThreads>(
         c.p, c.item, c.info, [&](int row) { return backward_row(c.p, c.item, first + row, c.weighing); });
   }
   return {at + (rows.end - rows.begin + C::kStep - 1) / C::kStep, rows.begin - at * C::kStep, rows.end};
@@ -154,9 +180,9 @@ STCA_DEVICE const T* kept_row(const TargetAttentionBackwardParams& b, const Item
 }
 
 // Loads this block's columns of the kept rows: steps up to kHeldSteps to registers, as the left operand, the others to
-// a slab.
-template <Pass kPass, class T>
-STCA_DEVICE void load_kept(uint32_t (&kept)[kHeldSteps][4], char* slab, const TargetAttentionBackwardParams& b,
+// slabs.
+template <class L, Pass kPass, class T>
+STCA_DEVICE void load_kept(uint32_t (&kept)[L::kHeldSteps][4], char* slabs, const TargetAttentionBackwardParams& b,
                            const Item& item, const Info<kPass>* rows, int column) {
   const int t = opaque(int(threadIdx.x) % kWarpgroup), c = t % 4;
   const int width = int(b.forward.key_dim) - column;
@@ -166,7 +192,7 @@ STCA_DEVICE void load_kept(uint32_t (&kept)[kHeldSteps][4], char* slab, const Ta
     const int left = opaque(row == nullptr ? 0 : width - 2 * c);  // columns from this lane's first on
     const uint32_t* pairs = reinterpret_cast<const uint32_t*>(row + column + 2 * c);
 #pragma unroll
-    for (int k = 0; k < kHeldSteps; ++k) {
+    for (int k = 0; k < L::kHeldSteps; ++k) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         kept[k][2 * j + i] = 16 * k + 8 * j < left ? pairs[8 * k + 4 * j] : 0;
@@ -174,12 +200,12 @@ STCA_DEVICE void load_kept(uint32_t (&kept)[kHeldSteps][4], char* slab, const Ta
     }
   }
 #pragma unroll 1
-  for (int i = t; i < kRows * 8; i += kWarpgroup) {
-    const int chunk = i % 8, at = 16 * kHeldSteps + 8 * chunk;
-    const T* row = kept_row<kPass, T>(b, item, rows, i / 8);
+  for (int i = t; i < kRows * 8 * L::kRestSlabs; i += kWarpgroup) {
+    const int chunk = i % (8 * L::kRestSlabs), own = i / (8 * L::kRestSlabs), at = 16 * L::kHeldSteps + 8 * chunk;
+    const T* row = kept_row<kPass, T>(b, item, rows, own);
     Chunk value{};
     if (row != nullptr && at < width) value = *reinterpret_cast<const Chunk*>(row + column + at);
-    *reinterpret_cast<Chunk*>(slab + swizzled(i / 8, chunk)) = value;
+    *reinterpret_cast<Chunk*>(slabs + chunk / 8 * kSlab + swizzled(own, chunk % 8)) = value;
   }
   fence_async_proxy();
   sync_warpgroup(1);

@@ -95,23 +95,54 @@ const char* dq(const TargetAttentionBackwardParams& b, const CudaDevice& device,
 
 int64_t query_rows(const TargetAttentionParams& p) { return p.num_targets * group_of(p); }  // of a history head
 
-// Calls f(type, width, groups) for the call's type and width. Where requests have up to 64 query rows for a history
-// head, bytes decide: one warpgroup to a block, and two blocks on a multiprocessor.
+// What a call's kernels are chosen by: T, width and warpgroups of a block.
+template <class OwnElement, int kMaxWidth, int kOwnGroups>
+struct Projected {
+  using T = OwnElement;
+  static constexpr int kWidth = kMaxWidth;
+  static constexpr int kGroups = kOwnGroups;
+};
+
+// Calls f(Projected<...>()) for the call's type and width. Where requests have up to 64 query rows for a history head,
+// bytes decide: one warpgroup to a block, and two blocks on a multiprocessor.
 template <class Result, class F>
 Result visit_projected(const TargetAttentionParams& p, F f) {
-  using Narrow = std::integral_constant<int, 64>;
-  using Wide = std::integral_constant<int, 128>;
-  using One = std::integral_constant<int, 1>;
-  using Two = std::integral_constant<int, 2>;
-  const bool one = query_rows(p) <= kRows * p.num_requests, wide = max(p.key_dim, p.value_dim) > 64;
+  const bool one = query_rows(p) <= choice::projected_one_group::value * p.num_requests;
+  const bool wide = max(p.key_dim, p.value_dim) > 64;
   return visit_cuda_dtype(p.dtype, [&](auto type) -> Result {
     using T = typename decltype(type)::element;
     if constexpr (sizeof(T) == 2) {
-      if (wide) return one ? f(T(), Wide(), One()) : f(T(), Wide(), Two());
-      return one ? f(T(), Narrow(), One()) : f(T(), Narrow(), Two());
+      if (wide) return one ? f(Projected<T, 128, 1>()) : f(Projected<T, 128, 2>());
+      return one ? f(Projected<T, 64, 1>()) : f(Projected<T, 64, 2>());
     }
     return Result();  // of a type that takes_projected() refuses
   });
+}
+
+template <class A, class Of64, class Choice64, class Of128, class Choice128, class F>
+auto visit_variant_of(F f) {
+  if constexpr (A::kWidth == 64) {
+    return visit_variant<Choice64, typename A::T>(Of64(), f);
+  } else {
+    return visit_variant<Choice128, typename A::T>(Of128(), f);
+  }
+}
+
+// Call f(LayoutOf<...>()) with the variant of a kernel.
+template <class A, class F>
+auto visit_forward(F f) {
+  return visit_variant_of<A, ForwardsOf64, choice::projected_64_forward, ForwardsOf128, choice::projected_128_forward>(
+      [&](auto v) { return f(LayoutOf<ProjectedForward<typename A::T, A::kWidth, A::kGroups, decltype(v)>>()); });
+}
+template <class A, class F>
+auto visit_dkv(F f) {
+  return visit_variant_of<A, DkvsOf64, choice::projected_64_dkv, DkvsOf128, choice::projected_128_dkv>(
+      [&](auto v) { return f(LayoutOf<ProjectedDkv<typename A::T, A::kWidth, decltype(v)>>()); });
+}
+template <class A, class F>
+auto visit_dq(F f) {
+  return visit_variant_of<A, DqsOf64, choice::projected_64_dq, DqsOf128, choice::projected_128_dq>(
+      [&](auto v) { return f(LayoutOf<ProjectedDq<typename A::T, A::kWidth, A::kGroups, decltype(v)>>()); });
 }
 
 }  // namespace
@@ -134,34 +165,36 @@ bool takes_projected_backward(const TargetAttentionBackwardParams& b) {
 }
 
 int64_t projected_workspace(const TargetAttentionParams& p, const CudaDevice& device) {
-  return visit_projected<int64_t>(p, [&](auto type, auto width, auto groups) {
-    const Tiling tiling = tiling_of<ProjectedForward<decltype(type), width, groups>>(device);
-    const int64_t rows = max_partials(tiling.num_ranges) * tiling.tile_rows;
-    return aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)) +
-           rows * (p.value_dim + 2) * int64_t(sizeof(float));
+  const Tiling tiling = visit_projected<Tiling>(p, [&](auto call) {
+    return visit_forward<decltype(call)>([&](auto f) { return tiling_of<typename decltype(f)::type>(device); });
   });
+  return aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)) +
+         max_partials(tiling.num_ranges) * tiling.tile_rows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
 
 int64_t projected_partial_rows(const TargetAttentionParams& p, const CudaDevice& device) {
-  return visit_projected<int64_t>(p, [&](auto type, auto width, auto groups) {
-    const Tiling tiling = tiling_of<ProjectedDq<decltype(type), width, groups>>(device);
-    return max_partials(tiling.num_ranges) * tiling.tile_rows;
+  const Tiling tiling = visit_projected<Tiling>(p, [&](auto call) {
+    return visit_dq<decltype(call)>([&](auto f) { return tiling_of<typename decltype(f)::type>(device); });
   });
+  return max_partials(tiling.num_ranges) * tiling.tile_rows;
 }
 
 const char* launch_projected_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace,
                                      Stream stream) {
-  return visit_projected<const char*>(p, [&](auto type, auto width, auto groups) {
-    return forward<ProjectedForward<decltype(type), width, groups>>(p, device, workspace, stream);
+  return visit_projected<const char*>(p, [&](auto call) {
+    return visit_forward<decltype(call)>(
+        [&](auto f) { return forward<typename decltype(f)::type>(p, device, workspace, stream); });
   });
 }
 
 const char* launch_projected_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
                                       const Weighing* weighing, float* sums, Stream stream) {
-  return visit_projected<const char*>(b.forward, [&](auto type, auto width, auto groups) {
-    const char* error = dkv<ProjectedDkv<decltype(type), width>>(b, device, workspace, weighing, stream);
+  return visit_projected<const char*>(b.forward, [&](auto call) {
+    const char* error = visit_dkv<decltype(call)>(
+        [&](auto f) { return dkv<typename decltype(f)::type>(b, device, workspace, weighing, stream); });
     if (error != nullptr) return error;
-    return dq<ProjectedDq<decltype(type), width, groups>>(b, device, workspace, weighing, sums, stream);
+    return visit_dq<decltype(call)>(
+        [&](auto f) { return dq<typename decltype(f)::type>(b, device, workspace, weighing, sums, stream); });
   });
 }
 

@@ -18,9 +18,16 @@ struct StreamedQuery {
   int begin, end;
 };
 
-template <class T, int kMaxWidth>
-struct ProjectedDkv : ProjectedTiles<T, kMaxWidth, 2, 64, 4> {
-  using F = ProjectedTiles<T, kMaxWidth, 2, 64, 4>;
+template <int kCount>
+struct DkvStages {
+  static constexpr int kStages = kCount;
+};
+using DkvsOf64 = VariantsOf<DkvStages<4>, DkvStages<8>>;
+using DkvsOf128 = VariantsOf<DkvStages<4>, DkvStages<2>>;
+
+template <class T, int kMaxWidth, class Variant>
+struct ProjectedDkv : ProjectedTiles<T, kMaxWidth, 2, 64, Variant::kStages> {
+  using F = ProjectedTiles<T, kMaxWidth, 2, 64, Variant::kStages>;
   static constexpr int kKeptSlab = F::kKept * kSlabRow;
   static constexpr int kKeptBytes = F::kWidth / 64 * kKeptSlab;  // of k, or of v
   static constexpr int kKeptRows = F::kStageBytes;

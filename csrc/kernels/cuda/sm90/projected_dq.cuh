@@ -9,12 +9,20 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-template <class T, int kWidth, int kGroups>
-using QueryTiles = ProjectedTiles<T, kWidth, kGroups, 64, kGroups == 1 ? 3 : 4>;
+// Stages, by warpgroups of query rows of a block.
+template <int kStagesOfOne, int kStagesOfTwo>
+struct DqStages {
+  static constexpr int stages(int groups) { return groups == 1 ? kStagesOfOne : kStagesOfTwo; }
+};
+using DqsOf64 = VariantsOf<DqStages<3, 4>, DqStages<6, 8>>;
+using DqsOf128 = VariantsOf<DqStages<3, 4>, DqStages<2, 6>>;
 
-template <class T, int kMaxWidth, int kOwnGroups>
-struct ProjectedDq : QueryTiles<T, kMaxWidth, kOwnGroups> {
-  using F = QueryTiles<T, kMaxWidth, kOwnGroups>;
+template <class T, int kWidth, int kGroups, class Variant>
+using QueryTiles = ProjectedTiles<T, kWidth, kGroups, 64, Variant::stages(kGroups)>;
+
+template <class T, int kMaxWidth, int kOwnGroups, class Variant>
+struct ProjectedDq : QueryTiles<T, kMaxWidth, kOwnGroups, Variant> {
+  using F = QueryTiles<T, kMaxWidth, kOwnGroups, Variant>;
   using Block = QueryBlock<ProjectedDq>;
   using Stream = StreamTiles<F::kStep>;
   using Row = BackwardRow;

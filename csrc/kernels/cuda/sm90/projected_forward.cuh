@@ -10,13 +10,21 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-template <class T, int kWidth, int kGroups>
-using ForwardTiles =
-    ProjectedTiles<T, kWidth, kGroups, kGroups == 1 && kWidth == 128 ? 64 : 128, kGroups == 2 && kWidth == 64 ? 4 : 3>;
+// Rows of a tile and stages, by warpgroups of query rows of a block.
+template <int kRowsOfOne, int kStagesOfOne, int kRowsOfTwo, int kStagesOfTwo>
+struct ForwardStages {
+  static constexpr int rows(int groups) { return groups == 1 ? kRowsOfOne : kRowsOfTwo; }
+  static constexpr int stages(int groups) { return groups == 1 ? kStagesOfOne : kStagesOfTwo; }
+};
+using ForwardsOf64 = VariantsOf<ForwardStages<128, 3, 128, 4>, ForwardStages<64, 6, 64, 8>>;
+using ForwardsOf128 = VariantsOf<ForwardStages<64, 3, 128, 3>, ForwardStages<64, 3, 64, 6>>;
 
-template <class T, int kMaxWidth, int kOwnGroups>
-struct ProjectedForward : ForwardTiles<T, kMaxWidth, kOwnGroups> {
-  using F = ForwardTiles<T, kMaxWidth, kOwnGroups>;
+template <class T, int kWidth, int kGroups, class Variant>
+using ForwardTiles = ProjectedTiles<T, kWidth, kGroups, Variant::rows(kGroups), Variant::stages(kGroups)>;
+
+template <class T, int kMaxWidth, int kOwnGroups, class Variant>
+struct ProjectedForward : ForwardTiles<T, kMaxWidth, kOwnGroups, Variant> {
+  using F = ForwardTiles<T, kMaxWidth, kOwnGroups, Variant>;
   using Block = QueryBlock<ProjectedForward>;
   using Stream = StreamTiles<F::kStep>;
   using Row = QueryRow;

@@ -9,19 +9,21 @@ namespace sm90 {
 
 // s = kept rows times those of tile `at`, [64, 64] in the registers of the warpgroup.
 template <class C>
-STCA_DEVICE void multiply_kept(const C& c, const uint32_t (&kept)[kHeldSteps][4], float (&s)[32], int at) {
+STCA_DEVICE void multiply_kept(const C& c, const uint32_t (&kept)[C::L::kHeldSteps][4], float (&s)[32], int at) {
   using T = typename C::Element;
-  const uint64_t streamed_rows = by_columns(c.base + at % kStages * kTile);
+  constexpr int kHeldSteps = C::L::kHeldSteps;
+  const uint64_t streamed_rows = by_columns(c.tile(at));
   const uint64_t kept_rest = by_columns(c.base + C::M::kKept);
-  wait(c.barriers.full(at % kStages), at / kStages & 1);
+  wait(c.barriers.full(c.stage(at)), c.phase(at));
   fence_products();
 #pragma unroll
   for (int k = 0; k < kHeldSteps; ++k) {
     product<false>(T{}, s, kept[k], streamed_rows + step(k / 4 * kSlab + k % 4 * 32), k > 0);
   }
 #pragma unroll
-  for (int k = kHeldSteps; k < kWidth / 16; ++k) {
-    product_64<T>(s, kept_rest + step(k % 4 * 32), streamed_rows + step(k / 4 * kSlab + k % 4 * 32), true);
+  for (int k = kHeldSteps; k < C::L::kWidth / 16; ++k) {
+    product_64<T>(s, kept_rest + step((k - kHeldSteps) / 4 * kSlab + k % 4 * 32),
+                  streamed_rows + step(k / 4 * kSlab + k % 4 * 32), true);
   }
   commit_products();
   wait_products<0>();
@@ -31,12 +33,13 @@ STCA_DEVICE void multiply_kept(const C& c, const uint32_t (&kept)[kHeldSteps][4]
 // Clears the rows of a tile from `valid` on, when all four warps have multiplied them. They are other requests' and may
 // hold NaN: their weight is 0, and 0 times NaN is NaN.
 template <class C>
-STCA_DEVICE void clear_foreign_rows(const C& c, int stage, int valid, int t) {
+STCA_DEVICE void clear_foreign_rows(const C& c, int at, int valid, int t) {
   sync_warpgroup(1);
-  for (int i = t; i < kColumns * (kTile / kColumns / 16); i += kWarpgroup) {
+  for (int i = t; i < C::L::kTile / 16; i += kWarpgroup) {
     const int foreign = i % kColumns, chunk = i / kColumns;
     if (foreign % C::kStep < valid) continue;
-    *reinterpret_cast<Chunk*>(c.memory + stage * kTile + chunk / 8 * kSlab + swizzled(foreign, chunk % 8)) = Chunk{};
+    *reinterpret_cast<Chunk*>(c.memory + c.stage(at) * C::L::kTile + chunk / 8 * kSlab + swizzled(foreign, chunk % 8)) =
+        Chunk{};
   }
 }
 
@@ -125,7 +128,7 @@ STCA_DEVICE void hand_over(const C& c, const float (&s)[32], int at, int t) {
   sync_warp();
   if (c.first_lane) {
     arrive(c.barriers.weighed(buffer));
-    arrive(c.barriers.free(at % kStages));
+    arrive(c.barriers.free(c.stage(at)));
   }
 }
 
@@ -164,8 +167,9 @@ STCA_DEVICE void run_scores(const C& c) {
   do {
     load_item(&c.item, c.p, c.tiling, c.schedule, c.range());
     const auto stream = stream_of(c, at);
-    uint32_t kept[kHeldSteps][4];
-    load_kept<C::kPass, typename C::Element>(kept, c.memory + C::M::kKept, c.b, c.item, c.info, c.column);
+    uint32_t kept[C::L::kHeldSteps][4];
+    load_kept<typename C::L, C::kPass, typename C::Element>(kept, c.memory + C::M::kKept, c.b, c.item, c.info,
+                                                            c.column);
     RowState state{{-kInfinity, -kInfinity}, {0, 0}};
     if constexpr (C::kPass == Pass::kHistory) {
       if (thread < kWarp && at < stream.last) {
@@ -177,7 +181,7 @@ STCA_DEVICE void run_scores(const C& c) {
       float s[32];
       multiply_kept(c, kept, s, at);
       const int t = opaque(thread), from = stream.first_row(at);
-      if (stream.end - from < C::kStep) clear_foreign_rows(c, at % kStages, stream.end - from, t);
+      if (stream.end - from < C::kStep) clear_foreign_rows(c, at, stream.end - from, t);
       if constexpr (C::kBlocks > 1) exchange_products(c, s, at, t);
       if constexpr (C::kPass == Pass::kForward) {
         weigh_forward(c, state, s, at, from, scale, t);

@@ -11,10 +11,16 @@ namespace cuda {
 namespace sm90 {
 namespace {
 
+template <class V>
+int ranges_of(const CudaDevice& device) {
+  return device.multiprocessors * V::L::kResident / V::kBlocks;
+}
+
 // One pass: the tensor maps of what it streams, and the kernel.
-template <class T, int kBlocks, Pass kPass>
+template <class T, class V, Pass kPass>
 const char* launch_pass(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
                         const Weighing* weighing, const Partials& partials, cudaStream_t stream) {
+  using L = typename V::L;
   const TargetAttentionParams& p = b.forward;
   Streams streams{};
   const char* error = nullptr;
@@ -30,14 +36,15 @@ const char* launch_pass(const TargetAttentionBackwardParams& b, const Tiling& ti
                             p.k_head_stride, kColumns);
   }
   if (error != nullptr) return error;
-  const Grid grid{int64_t(kBlocks) * tiling.num_ranges, kThreads, Memory<kPass, kBlocks>::kBytes, kBlocks};
-  return launch("target_attention on Hopper", &target_attention_sm90_kernel<kPass, T, kBlocks>, grid, stream, streams,
-                b, tiling, schedule, weighing, partials);
+  const Grid grid{int64_t(V::kBlocks) * tiling.num_ranges, L::kThreads, Memory<kPass, L, V::kBlocks>::kBytes,
+                  V::kBlocks};
+  return launch("target_attention on Hopper", &target_attention_sm90_kernel<kPass, T, L, V::kBlocks>, grid, stream,
+                streams, b, tiling, schedule, weighing, partials);
 }
 
-template <class T, int kBlocks>
+template <class T, class V>
 const char* forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, cudaStream_t stream) {
-  const Tiling tiling{kRows, kColumns, device.multiprocessors / kBlocks, false};
+  const Tiling tiling{kRows, kColumns, ranges_of<V>(device), false};
   const Schedule schedule = schedule_at(workspace, p.num_requests, tiling.num_ranges);
   float* sums = reinterpret_cast<float*>(static_cast<char*>(workspace) +
                                          aligned_bytes(schedule_bytes(p.num_requests, tiling.num_ranges)));
@@ -46,44 +53,54 @@ const char* forward(const TargetAttentionParams& p, const CudaDevice& device, vo
   if (error == nullptr) {
     TargetAttentionBackwardParams b{};
     b.forward = p;
-    error = launch_pass<T, kBlocks, Pass::kForward>(b, tiling, schedule, nullptr, partials, stream);
+    error = launch_pass<T, V, Pass::kForward>(b, tiling, schedule, nullptr, partials, stream);
   }
   return error != nullptr ? error : launch_combine(p, tiling, schedule, partials, stream);
 }
 
-template <class T, int kBlocks>
+template <class T, class V>
 const char* backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
                      const Weighing* weighing, float* sums, cudaStream_t stream) {
   const TargetAttentionParams& p = b.forward;
-  const int num_ranges = device.multiprocessors / kBlocks;
+  const int num_ranges = ranges_of<V>(device);
   const Tiling rows{kRows, kQueryRows<Pass::kHistory>, num_ranges, true},
       queries{kQueryRows<Pass::kQueries>, kColumns, num_ranges, false};
   const Schedule schedule = schedule_at(workspace, p.num_requests, num_ranges);
   const char* error = launch_schedule(p, rows, schedule, stream);
-  if (error == nullptr) error = launch_pass<T, kBlocks, Pass::kHistory>(b, rows, schedule, weighing, {}, stream);
+  if (error == nullptr) error = launch_pass<T, V, Pass::kHistory>(b, rows, schedule, weighing, {}, stream);
   if (error == nullptr) error = launch_schedule(p, queries, schedule, stream);
   if (error == nullptr) {
-    error = launch_pass<T, kBlocks, Pass::kQueries>(b, queries, schedule, weighing, {sums, nullptr}, stream);
+    error = launch_pass<T, V, Pass::kQueries>(b, queries, schedule, weighing, {sums, nullptr}, stream);
   }
   return error != nullptr ? error : launch_combine_dq(b, queries, schedule, sums, stream);
 }
 
-// Calls f(Element<T>(), blocks) for the call's type and width.
-template <class F>
-auto visit_call(const TargetAttentionParams& p, F f) {
-  return visit_cuda_dtype(p.dtype, [&](auto type) -> const char* {
-    if constexpr (sizeof(typename decltype(type)::element) == 2) {
-      return p.key_dim > kWidth ? f(type, std::integral_constant<int, 2>()) : f(type, std::integral_constant<int, 1>());
+// Calls f(Element<T>(), Variant()) for the call's type and width, in the forward pass or the backward pass.
+template <class Result, class F>
+Result visit_call(const TargetAttentionParams& p, bool backward, F f) {
+  return visit_cuda_dtype(p.dtype, [&](auto type) -> Result {
+    using namespace choice;
+    using T = typename decltype(type)::element;
+    if constexpr (sizeof(T) == 2) {
+      const auto call = [&](auto variant) { return f(type, variant); };
+      const auto either = [&](auto of_forward, auto of_backward, auto variants) {
+        return backward ? visit_variant<decltype(of_backward), T>(variants, call)
+                        : visit_variant<decltype(of_forward), T>(variants, call);
+      };
+      if (p.key_dim <= 256) return either(attention_256_forward(), attention_256_backward(), Of256());
+      if (p.key_dim <= 512) return either(attention_512_forward(), attention_512_backward(), Of512());
+      return either(attention_1024_forward(), attention_1024_backward(), Of1024());
     }
-    return nullptr;  // of a type that takes() refuses
+    return Result();  // of a type that takes() refuses
   });
 }
 
 bool takes_shared(const TargetAttentionParams& p) {
   constexpr int64_t kMost = int64_t(1) << 31;
-  return p.shared && element_size(p.dtype) == 2 && p.key_dim > 128 && p.key_dim <= 2 * kWidth && p.key_dim % 8 == 0 &&
-         p.history_index == nullptr && p.num_rows > 0 && p.num_rows < kMost && p.k_row_stride > 0 &&
-         (p.kv_heads == 1 || p.k_head_stride > 0) && rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
+  return p.shared && element_size(p.dtype) == 2 && p.key_dim > choice::attention_least_width::value &&
+         p.key_dim <= 1024 && p.key_dim % 8 == 0 && p.history_index == nullptr && p.num_rows > 0 &&
+         p.num_rows < kMost && p.k_row_stride > 0 && (p.kv_heads == 1 || p.k_head_stride > 0) &&
+         rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
          rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride);
 }
 
@@ -93,42 +110,48 @@ bool takes_shared(const TargetAttentionParams& p) {
 // wide rows for so few query rows that loading a tile of history takes longer than using it, are faster by the common
 // kernels: measured on an H200, benchmarks/NOTES.md.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device) {
-  return device.sm90_kernels && (takes_shared(p) || takes_projected(p));
+  if (p.shared) return device.takes(Sm90Family::target_attention) && takes_shared(p);
+  return device.takes(Sm90Family::target_attention_projected) && takes_projected(p);
 }
 
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device) {
   const TargetAttentionParams& p = b.forward;
   const int64_t query_rows = p.num_targets * p.heads;
-  if (device.sm90_kernels && !p.shared) return takes_projected_backward(b);
-  return takes(p, device) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
-         (p.key_dim <= kWidth || query_rows >= 32 * p.num_requests) && query_rows > 0 &&
+  if (!takes(p, device)) return false;
+  if (!p.shared) return takes_projected_backward(b);
+  return p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
+         (p.key_dim <= 512 || query_rows >= choice::attention_wide_rows::value * p.num_requests) && query_rows > 0 &&
          query_rows < int64_t(1) << 31 && p.q_head_stride > 0 && rows_aligned(b.dout, 2, 0, 0) &&
          rows_aligned(p.visible, 8, 0, 0);
 }
 
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
   if (!p.shared) return projected_workspace(p, device);
-  return aligned_bytes(schedule_bytes(p.num_requests, device.multiprocessors)) +
-         max_partials(device.multiprocessors) * kRows * (p.value_dim + 2) * int64_t(sizeof(float));
+  const int num_ranges =
+      visit_call<int>(p, false, [&](auto, auto variant) { return ranges_of<decltype(variant)>(device); });
+  return aligned_bytes(schedule_bytes(p.num_requests, num_ranges)) +
+         max_partials(num_ranges) * kRows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
 
 int64_t partial_rows(const TargetAttentionParams& p, const CudaDevice& device) {
-  return p.shared ? max_partials(device.multiprocessors) * kRows : projected_partial_rows(p, device);
+  if (!p.shared) return projected_partial_rows(p, device);
+  const int num_ranges =
+      visit_call<int>(p, true, [&](auto, auto variant) { return ranges_of<decltype(variant)>(device); });
+  return max_partials(num_ranges) * kQueryRows<Pass::kQueries>;
 }
 
 const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
   if (!p.shared) return launch_projected_forward(p, device, workspace, stream);
-  return visit_call(p, [&](auto type, auto blocks) {
-    return forward<typename decltype(type)::element, decltype(blocks)::value>(p, device, workspace, stream);
+  return visit_call<const char*>(p, false, [&](auto type, auto variant) {
+    return forward<typename decltype(type)::element, decltype(variant)>(p, device, workspace, stream);
   });
 }
 
 const char* launch_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
                             const Weighing* weighing, float* sums, Stream stream) {
   if (!b.forward.shared) return launch_projected_backward(b, device, workspace, weighing, sums, stream);
-  return visit_call(b.forward, [&](auto type, auto blocks) {
-    return backward<typename decltype(type)::element, decltype(blocks)::value>(b, device, workspace, weighing, sums,
-                                                                               stream);
+  return visit_call<const char*>(b.forward, true, [&](auto type, auto variant) {
+    return backward<typename decltype(type)::element, decltype(variant)>(b, device, workspace, weighing, sums, stream);
   });
 }
 

@@ -126,6 +126,11 @@ template <int kCount>
 STCA_DEVICE void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
 }
+template <int kBefore, int kCount>
+STCA_DEVICE void set_registers() {
+  if constexpr (kCount > kBefore) take_registers<kCount>();
+  if constexpr (kCount < kBefore) give_registers<kCount>();
+}
 
 // ---- Products of a warpgroup. Row r of an accumulator of N columns lies in warp r / 16: with g = lane / 4 and
 // c = lane % 4, d[4 j + i] is at (16 warp + g + i / 2 * 8, 8 j + 2 c + i % 2).
@@ -202,12 +207,24 @@ struct MapType;
                  : STCA_INOUT(N, d)                                                                           \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(kByRows)));     \
   }
+// add_product<...>(d, a, b, T()): d [64, N] += a [64, 16] b [16, N], for N of 128 and 256; a and b are slabs, each
+// contracted over its columns or, where `k...ByRows`, over its rows.
+#define STCA_SLAB_PRODUCT(type, name, N, at_a, at_b, left_rows, right_rows)                              \
+  template <bool kLeftByRows, bool kRightByRows>                                                         \
+  STCA_DEVICE void add_product(float (&d)[N / 2], uint64_t a, uint64_t b, type) {                        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." name "." name                         \
+                 " {" STCA_REGISTERS(N) "}, " at_a ", " at_b ", 1, 1, 1, " left_rows ", " right_rows ";" \
+                 : STCA_INOUT(N, d)                                                                      \
+                 : "l"(a), "l"(b), "n"(int(kLeftByRows)), "n"(int(kRightByRows)));                       \
+  }
 #define STCA_REGISTERS(N) STCA_REGISTERS_OF_##N
 #define STCA_REGISTERS_OF_64 STCA_REGISTERS_32
 #define STCA_REGISTERS_OF_128 STCA_REGISTERS_64
+#define STCA_REGISTERS_OF_256 STCA_REGISTERS_128
 #define STCA_INOUT(N, d) STCA_INOUT_OF_##N(d)
 #define STCA_INOUT_OF_64(d) STCA_INOUT_32(d, 0)
 #define STCA_INOUT_OF_128(d) STCA_INOUT_64(d, 0)
+#define STCA_INOUT_OF_256(d) STCA_INOUT_128(d, 0)
 
 #define STCA_WGMMA(type, name, map_type)                                                                               \
   template <>                                                                                                          \
@@ -223,17 +240,13 @@ struct MapType;
                  : STCA_INOUT_32(d, 0)                                                                                 \
                  : "l"(a), "l"(b), "r"(int(add)));                                                                     \
   }                                                                                                                    \
-  template <bool kLeftByRows, bool kRightByRows>                                                                       \
-  STCA_DEVICE void product_256(float (&d)[128], uint64_t a, uint64_t b, type) {                                        \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32." name "." name " {" STCA_REGISTERS_128                  \
-                 "}, %128, %129, 1, 1, 1, %130, %131;"                                                                 \
-                 : STCA_INOUT_128(d, 0)                                                                                \
-                 : "l"(a), "l"(b), "n"(int(kLeftByRows)), "n"(int(kRightByRows)));                                     \
-  }
+  STCA_SLAB_PRODUCT(type, name, 128, "%64", "%65", "%66", "%67")                                                       \
+  STCA_SLAB_PRODUCT(type, name, 256, "%128", "%129", "%130", "%131")
 STCA_WGMMA(bfloat16, "bf16", CU_TENSOR_MAP_DATA_TYPE_BFLOAT16)
 STCA_WGMMA(float16, "f16", CU_TENSOR_MAP_DATA_TYPE_FLOAT16)
 #undef STCA_WGMMA
 #undef STCA_HELD_PRODUCT
+#undef STCA_SLAB_PRODUCT
 
 // Two values as a pair of 16 bits, the first in the lower half.
 STCA_DEVICE uint32_t narrow_pair(float low, float high, bfloat16) {

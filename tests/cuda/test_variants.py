@@ -1,0 +1,83 @@
+"""Every variant of Hopper's kernels that tools/gpu_tune.py chooses among, in the machine of tests/ptx."""
+
+import re
+from pathlib import Path
+
+import gpu_tune
+import pytest
+import torch
+from accuracy import assert_all_as_accurate, assert_bitwise_equal
+from cases import TargetAttentionCase, swiglu_inputs
+from cuda_devices import swiglu_on
+from emulated import emulated_device, emulated_target_attention, launched_kernels, tuned_kernels
+from plain import swiglu_references, target_attention_references
+from trials import trials_of
+
+HEADER = Path(__file__).parents[2] / "csrc" / "kernels" / "cuda" / "choice.h"
+CHOICES = {name: int(count) for name, count in re.findall(r"X\((\w+), (\d)\)", HEADER.read_text())}
+VARIANTS = [(name, variant) for name, count in CHOICES.items() for variant in range(count)]
+ATTENTION = [(name, variant) for name, variant in VARIANTS if not name.startswith("ffn")]
+FFN = [(name, variant) for name, variant in VARIANTS if name.startswith("ffn")] + [("ffn_swath", n) for n in (2, 3)]
+# Requests end within tiles, one has no history and one more targets than a block has rows.
+RAGGED = [(3, 130), (2, 0), (75, 70)]
+
+
+def _case(name: str) -> TargetAttentionCase:
+    kind, width, _ = name.split("_")
+    if kind == "projected":
+        return TargetAttentionCase(name, RAGGED, 2, 1, int(width), int(width) - 8, "random")
+    return TargetAttentionCase(name, RAGGED, 2, 1, int(width) - 88, None, "random")
+
+
+@pytest.mark.parametrize("rows", ["one", "two"])
+@pytest.mark.parametrize(("name", "variant"), ATTENTION)
+def test_attention(name: str, variant: int, rows: str) -> None:
+    """Of a projected call a block has one or two warpgroups of query rows; else `rows` chooses the order of threads."""
+    inputs = _case(name).build(torch.bfloat16)
+    kernels = tuned_kernels()
+    with kernels.chosen(**gpu_tune.FORCED, projected_one_group=1000 if rows == "one" else 0):
+        before = emulated_target_attention(inputs, hopper=True)
+        names = launched_kernels()
+        with kernels.chosen(**{name: variant}):
+            actual = emulated_target_attention(inputs, seed=1 if rows == "one" else 2, hopper=True)
+        same = variant == kernels.choices()[name][0]
+    assert sum("sm90" in each for each in launched_kernels()) == 3
+    assert (launched_kernels() == names) == same
+    assert_all_as_accurate(actual, target_attention_references(inputs))
+    if same:
+        assert_bitwise_equal(actual, before)
+
+
+@pytest.mark.parametrize(("name", "variant"), FFN)
+def test_feed_forward(name: str, variant: int) -> None:
+    inputs, dy = swiglu_inputs(300, 72, 264, 2, torch.bfloat16), torch.randn(300, 72).bfloat16()
+    expected = swiglu_on("hopper", inputs, dy)
+    kernels = tuned_kernels()
+    with kernels.chosen(**{name: variant}):
+        actual = swiglu_on("hopper", inputs, dy, seed=2)
+        assert sum("ffn_product_sm90" in each for each in launched_kernels()) == 6
+    assert_all_as_accurate(actual, swiglu_references(inputs, dy))
+    assert_bitwise_equal(actual, expected)  # the same sums in the same order
+
+
+@pytest.mark.parametrize("name", [name for name, count in CHOICES.items() if count > 0])
+def test_trials(name: str) -> None:
+    """The calls that variants are timed by: right as they are, and told where they are not."""
+    with emulated_device(hopper=True):
+        kernels = tuned_kernels()
+        trials = trials_of(kernels, name, "cpu")
+        found = dict(gpu_tune.right_variants(kernels, name, trials))
+        assert found == dict.fromkeys(range(CHOICES[name]), "")
+        trials[-1].expected[-1].mul_(1.1)
+        assert all("off by" in fault for _, fault in gpu_tune.right_variants(kernels, name, trials))
+        del trials
+
+
+def test_choices_that_there_are_not() -> None:
+    kernels = tuned_kernels()
+    before = kernels.choices()
+    assert {name: count for name, (_, count) in before.items()} == CHOICES
+    for wrong in ({"ffn_down": 2}, {"few_rows": -1}, {"no_such": 0}):
+        with pytest.raises(ValueError, match=f"choose: {next(iter(wrong))} must be"):
+            kernels.choose(**wrong)
+    assert kernels.choices() == before

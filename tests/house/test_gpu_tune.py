@@ -1,0 +1,168 @@
+"""What tools/gpu_tune.py and tools/on_gpu.py make of times, with made-up ones, and the table that launchers read."""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gpu_tune
+import on_gpu
+import pytest
+import tune_table
+import tuning
+from gpu_clock import Clock
+from trials import Trial
+
+ROOT = Path(__file__).parents[2]
+TUNED, SM90 = (json.loads((tune_table.RESULTS / name).read_text()) for name in tune_table.FILES)
+
+
+def test_the_table_is_what_the_files_say() -> None:
+    assert tune_table.HEADER.read_text() == tune_table.header(TUNED, SM90)
+    names = re.findall(r"X\((\w+), \d\)", (tune_table.HEADER.parent / "choice.h").read_text())
+    assert list(TUNED["choices"]) == names
+
+
+@pytest.mark.parametrize("result", [TUNED, SM90])
+def test_nothing_is_called_measured_that_no_gpu_has(result: dict[str, Any]) -> None:
+    assert all(bool(result[name]) == bool(result["gpu"]) for name in ("driver", "date"))
+    assert result["gpu"] or (not result.get("ms") and not result.get("confirmed"))
+
+
+def test_what_the_table_says_of_its_source() -> None:
+    measured = {"gpu": "A GPU", "driver": "1.2", "date": "2030-01-01"}
+    text = tune_table.header(TUNED | measured, SM90 | measured | {"confirmed": ["swiglu_ffn_norm"]})
+    assert text.count("Source: A GPU, 1.2, 2030-01-01.") == 2
+    assert "X(swiglu_ffn_norm, true)" in text
+    assert "X(target_attention, false)" in text
+    with pytest.raises(ValueError, match=r"sm90.json: confirmed must be among .*, got other"):
+        tune_table.header(TUNED, SM90 | {"confirmed": ["other"]})
+
+
+@pytest.mark.parametrize(
+    ("ms", "before", "best"),
+    [
+        ({0: [1.0, 4.0], 1: [2.0, 1.0]}, 0, 1),  # in all twice as fast
+        ({0: [1.0, 1.0], 1: [0.99, 0.99]}, 0, 0),  # less than the clock errs by
+        ({0: [1.0, 1.0], 1: [0.99, 0.99]}, 1, 1),
+        ({1: [3.0], 2: [2.0]}, 0, 2),  # what stands now gave wrong results
+        ({0: [1.0]}, 0, 0),
+    ],
+)
+def test_best_variant(ms: dict[int, list[float]], before: int, best: int) -> None:
+    assert tuning.best_variant(ms, before) == best
+
+
+@pytest.mark.parametrize(
+    ("ms", "before", "most"),
+    [
+        ({8: (1.0, 2.0), 16: (2.0, 2.1), 32: (4.0, 2.0)}, 8, 16),
+        ({8: (1.0, 2.0), 16: (2.0, 2.01), 32: (4.0, 2.0)}, 8, 8),  # as good as it is
+        ({8: (2.0, 1.0), 16: (3.0, 1.0)}, 16, 0),  # the first is never faster
+        ({8: (1.0, 2.0), 16: (1.0, 3.0)}, 0, 16),  # always
+        ({8: (1.0, 3.0), 16: (1.2, 1.0), 32: (1.0, 3.0)}, 0, 32),  # one size that stands out does not count
+    ],
+)
+def test_threshold(ms: dict[int, tuple[float, float]], before: int, most: int) -> None:
+    assert tuning.threshold(ms, before) == most
+
+
+class _Kernels:
+    """Choices without kernels; the time of a call is what `cost` says of them."""
+
+    def __init__(self, cost: Callable[[dict[str, int]], float]) -> None:
+        self.values, self.cost, self.spent = {"ffn_gate": 0, "few_rows": 16}, cost, 0.0
+
+    def choices(self) -> dict[str, tuple[int, int]]:
+        return {name: (value, 2 if name == "ffn_gate" else 0) for name, value in self.values.items()}
+
+    def choose(self, **values: int) -> None:
+        self.values |= {name: value for name, value in values.items() if name in self.values}
+
+    chosen = tuning.Kernels.chosen
+
+    def run(self) -> None:
+        self.spent += self.cost(self.values)
+
+
+class _Clock(Clock):
+    """Milliseconds are what the call added to the kernels' time."""
+
+    kernels: ClassVar[_Kernels]
+
+    def ms(self, call: Callable[[], object], times: int) -> float:
+        before = self.kernels.spent
+        call()
+        return self.kernels.spent - before
+
+
+def _tune(monkeypatch: pytest.MonkeyPatch, kernels: Any, seconds: float, faults: Mapping[int, str]) -> dict[str, Any]:
+    class Each(Trial):
+        def fault(self) -> str:
+            return faults.get(kernels.values["ffn_gate"], "")
+
+    monkeypatch.setattr(gpu_tune, "trials_of", lambda *_: [Each(kernels.run, [], [], [])])
+    _Clock.kernels = kernels
+    return gpu_tune.tune(kernels, _Clock("cpu"), "cpu", seconds)
+
+
+def test_tuning_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = _Kernels(lambda values: (1 + (values["ffn_gate"] == 0)) * (1 + (values["few_rows"] > 0)))
+    result = _tune(monkeypatch, kernels, 100, {})
+    assert result["choices"] == {"ffn_gate": 1, "few_rows": 0}
+    assert result["ms"]["ffn_gate"] == {"0": [2.0], "1": [1.0]}
+    assert list(result["ms"]["few_rows"].values()) == [[2.0, 1.0]] * len(gpu_tune.SIZES["few_rows"])
+    assert not result["faults"]
+    assert not result["out of time"]
+
+
+def test_a_wrong_variant_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = _Kernels(lambda values: 1.0 + (values["ffn_gate"] == 0))
+    result = _tune(monkeypatch, kernels, 100, {1: "results are off"})
+    assert result["choices"] == {"ffn_gate": 0, "few_rows": 16}
+    assert result["faults"] == ["ffn_gate 1: results are off"]
+
+
+def test_what_there_is_no_time_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = _tune(monkeypatch, _Kernels(lambda values: 1.0), -1, {})
+    assert result["choices"] == {"ffn_gate": 0, "few_rows": 16}
+    assert result["out of time"] == ["ffn_gate", "few_rows"]
+
+
+def _rows(*times: float, dtype: str = "bfloat16") -> list[dict[str, Any]]:
+    cases = itertools.product(("target_attention reordered", "swiglu_ffn_norm"), ("forward", "backward"))
+    return [
+        {"op": op, "case": "", "dtype": dtype, "direction": direction, "stca_ms": ms}
+        for (op, direction), ms in zip(cases, times, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "families"),
+    [
+        (_rows(0.5, 1.0, 0.9, 0.9), ["target_attention", "swiglu_ffn_norm"]),
+        (_rows(0.5, 1.1, 0.9, 0.9), ["swiglu_ffn_norm"]),  # one case is behind
+        (_rows(1.0, 1.0, 1.0, 1.0), []),  # none is ahead
+        (_rows(0.5, 0.5, 0.5, 0.5, dtype="float32"), []),  # Hopper's kernels take 16 bits
+        ([], []),
+    ],
+)
+def test_families_that_are_ahead(own: list[dict[str, Any]], families: list[str]) -> None:
+    common = _rows(1.0, 1.0, 1.0, 1.0) + _rows(1.0, 1.0, 1.0, 1.0, dtype="float32")
+    assert on_gpu.confirmed(own, common) == families
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_no_family_is_confirmed_where_tests_fail(
+    correct: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(on_gpu, "OUT", tmp_path)
+    monkeypatch.setattr(on_gpu, "measured_on", lambda: {"gpu": "A GPU"})
+    assert on_gpu.write_confirmed(correct).startswith("NOT RUN")
+    (tmp_path / "gpu-sm90.json").write_text(json.dumps(_rows(0.5, 0.5, 2.0, 2.0)))
+    (tmp_path / "gpu.json").write_text(json.dumps(_rows(1.0, 1.0, 1.0, 1.0)))
+    assert on_gpu.write_confirmed(correct) == "ok"
+    written = json.loads((tmp_path / "sm90.json").read_text())
+    assert written == {"gpu": "A GPU", "confirmed": ["target_attention"] if correct else []}
