@@ -56,6 +56,8 @@ FAULTS = {
     "tile_over_ordinary_writes": "has written, with no fence before the asynchronous proxy",
     "tile_of_odd_address": "a swizzled tile that does not start at a multiple of 1024 bytes",
     "tile_that_nobody_waits_for": ENDS,
+    "row_of_odd_address": "a swizzled tile that does not start at a multiple of 128 bytes",
+    "row_that_nobody_waits_for": ENDS,
 }
 # What a block leaves behind has no line of the source.
 OF_A_BLOCK = [name for name, message in FAULTS.items() if message is ENDS or "a warpgroup have" in message]
@@ -74,7 +76,7 @@ def test_a_kernel_of_hopper_without_a_fault() -> None:
     assert torch.equal(memory[:128], torch.full((128,), 128.0))
 
 
-@pytest.mark.parametrize("name", ["stage_none", "tile_none"])
+@pytest.mark.parametrize("name", ["stage_none", "tile_none", "row_none"])
 def test_a_stage_and_a_tile_without_a_fault(name: str) -> None:
     assert emulated_fault(name)[0] == ""
 

@@ -92,10 +92,14 @@ void copy_tile(Warp& w, const Instruction& i) {
     int at[3];
     for (int d = 0; d < 3; ++d) at[d] = int(w.slot<uint32_t>(i.operands[6 + d])[lane]);
     const uint32_t barrier = uint32_t(w.address(i.operands + 9, lane));
-    if (to % 1024 != 0) w.fail("a swizzled tile that does not start at a multiple of 1024 bytes", lane);
-    auto read = [map, x = at[0], y = at[1], z = at[2]] {
+    // The swizzle follows from the address: of a single row, that need only be where a row of a slab is.
+    const uint32_t unit = map.box[1] * map.box[2] == 1 ? 128 : 1024;
+    if (to % unit != 0) {
+      w.fail("a swizzled tile that does not start at a multiple of " + std::to_string(unit) + " bytes", lane);
+    }
+    auto read = [map, x = at[0], y = at[1], z = at[2], first_row = to / 128] {
       const int place[3] = {x, y, z};
-      return map.read(place);
+      return map.read(place, first_row);
     };
     const auto send = [&](uint32_t place, uint32_t its_barrier) {
       barrier_at(w, lane, its_barrier);

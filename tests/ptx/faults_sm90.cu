@@ -247,6 +247,31 @@ __global__ void tile_of_odd_address(float*, const __grid_constant__ CUtensorMap 
   wait(barrier, 0);
 }
 
+// Row by row into the place of a tile, by a map whose boxes are single rows.
+__device__ void ask_for_rows(const CUtensorMap& map, uint32_t barrier, int offset = 0) {
+  if (threadIdx.x != 0) return;
+  arrive_expecting(barrier, kTile);
+  for (int row = 0; row < 8; ++row) {
+    copy_tile(shared_address(shared_memory()) + offset + row * kSlabRow, map, 0, 0, 7 - row, barrier);
+  }
+}
+
+__global__ void row_none(float*, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_rows(map, barrier);
+  wait(barrier, 0);
+}
+
+__global__ void row_of_odd_address(float*, const __grid_constant__ CUtensorMap map) {
+  const uint32_t barrier = made_barrier(1);
+  ask_for_rows(map, barrier, kSlabRow / 2);
+  wait(barrier, 0);
+}
+
+__global__ void row_that_nobody_waits_for(float*, const __grid_constant__ CUtensorMap map) {
+  ask_for_rows(map, made_barrier(1));
+}
+
 __global__ void tile_that_nobody_waits_for(float*, const __grid_constant__ CUtensorMap map) {
   ask_for_tile(map, made_barrier(1));
 }
@@ -277,6 +302,9 @@ constexpr TileFault kTileFaults[] = {
     {"tile_over_ordinary_writes", &tile_over_ordinary_writes},
     {"tile_of_odd_address", &tile_of_odd_address},
     {"tile_that_nobody_waits_for", &tile_that_nobody_waits_for},
+    {"row_none", &row_none},
+    {"row_of_odd_address", &row_of_odd_address},
+    {"row_that_nobody_waits_for", &row_that_nobody_waits_for},
 };
 
 }  // namespace
@@ -291,7 +319,8 @@ extern "C" const char* ptx_fault_sm90(const char* name, float* memory) {
   for (const TileFault& fault : kTileFaults) {
     if (std::strcmp(fault.name, name) != 0) continue;
     CUtensorMap map;
-    const char* message = make_tensor_map(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, memory, 8, 1, 64, 64, 64, 8);
+    const int box_rows = std::strncmp(name, "row", 3) == 0 ? 1 : 8;
+    const char* message = make_tensor_map(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, memory, 8, 1, 64, 64, 64, box_rows);
     if (message == nullptr) message = launch(fault.name, fault.kernel, {2, kThreads, kBytes, 2}, nullptr, memory, map);
     return message == nullptr ? "" : message;
   }

@@ -27,8 +27,8 @@ struct TensorMap {
 
   int bytes() const { return int(box[0] * box[1] * box[2] * 2); }
 
-  // The box that starts at these coordinates, as it lies in shared memory.
-  std::vector<char> read(const int* at) const {
+  // The box that starts at these coordinates, as it lies in shared memory from row `first_row` of a slab on.
+  std::vector<char> read(const int* at, uint32_t first_row) const {
     std::vector<char> tile(size_t(box[0]) * box[1] * box[2] * 2, 0);
     for (uint32_t z = 0; z < box[2]; ++z) {
       for (uint32_t y = 0; y < box[1]; ++y) {
@@ -43,7 +43,7 @@ struct TensorMap {
             throw Fault("ptx: a tensor map reads " + std::to_string(2 * whole) + " bytes " +
                         global_memory().where(from));
           }
-          const uint32_t chunk = (x / 8) ^ (row & 7);
+          const uint32_t chunk = (x / 8) ^ ((first_row + row) & 7);
           std::memcpy(tile.data() + row * 128 + chunk * 16, reinterpret_cast<const void*>(from), size_t(2 * whole));
         }
       }

@@ -1,5 +1,5 @@
 // The warpgroups that add weights times streamed rows to the output, 128 or 256 of a block's columns each. The first
-// thread of the block asks the copy engine for tiles.
+// warp of the block asks the copy engine for tiles.
 #pragma once
 
 #include "passes.cuh"
@@ -8,22 +8,27 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// Asks for tile `at` when nobody reads what its place holds any more.
+// Asks for tile `at` when nobody reads what its place holds any more, by one warp.
 template <class C>
-STCA_DEVICE void request_tile(const C& c, const StreamTiles<C::kStep>& stream, int at) {
+STCA_DEVICE void request_tile(const C& c, const StreamTiles<C::kStep>& stream, int at, int lane) {
   const int from = stream.first_row(at);
   const uint32_t to = c.tile(at), barrier = c.barriers.full(c.stage(at));
   wait(c.barriers.free(c.stage(at)), c.phase(at) ^ 1);
-  arrive_expecting(barrier, C::L::kTile);
+  if (lane == 0) arrive_expecting(barrier, C::L::kTile);
+  if constexpr (C::kPass == Pass::kHistory) {
+    if (lane != 0) return;
+    const int first = int(c.item.target_begin * c.p.heads) + from;
 #pragma unroll 1
-  for (int slab = 0; slab < C::L::kSlabs; ++slab) {
-    const int x = c.column + 64 * slab;
-    if constexpr (C::kPass == Pass::kHistory) {
-      const int first = int(c.item.target_begin * c.p.heads) + from;
+    for (int slab = 0; slab < C::L::kSlabs; ++slab) {
+      const int x = c.column + 64 * slab;
       copy_tile(to + slab * kSlab, c.streams.dout, x, 0, first, barrier);
       copy_tile(to + slab * kSlab + kSlab / 2, c.streams.q, x, 0, first, barrier);
-    } else {
-      copy_tile(to + slab * kSlab, c.streams.history, x, c.item.kv_head, int(c.item.row_begin) + from, barrier);
+    }
+  } else {
+    const auto rows = find_rows<kColumns>(c.p, c.item, from, stream.end, lane);
+#pragma unroll 1
+    for (int slab = 0; slab < C::L::kSlabs; ++slab) {
+      request_slab(rows, to + slab * kSlab, c.streams.history, c.column + 64 * slab, c.item.kv_head, barrier, lane);
     }
   }
 }
@@ -135,8 +140,9 @@ STCA_DEVICE void run_outputs(const C& c) {
   do {
     load_item(&c.item, c.p, c.tiling, c.schedule, c.range());
     const auto stream = stream_of(c, at);
-    if (threadIdx.x == 0) {
-      for (int tile = at; tile < min(at + C::L::kStages, stream.last); ++tile) request_tile(c, stream, tile);
+    const int thread = int(threadIdx.x);
+    if (thread < kWarp) {
+      for (int tile = at; tile < min(at + C::L::kStages, stream.last); ++tile) request_tile(c, stream, tile, thread);
     }
     sync_warp();
     Output<C> out;
@@ -145,7 +151,9 @@ STCA_DEVICE void run_outputs(const C& c) {
 #pragma unroll 1
     for (; at < stream.last; ++at) {
       add_weighted_rows(c, out, at);
-      if (threadIdx.x == 0 && at + C::L::kStages < stream.last) request_tile(c, stream, at + C::L::kStages);
+      if (threadIdx.x < kWarp && at + C::L::kStages < stream.last) {
+        request_tile(c, stream, at + C::L::kStages, int(threadIdx.x));
+      }
       sync_warp();
     }
     sync_block();

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../target_attention_backward.cuh"
-#include "wgmma.cuh"
+#include "history_rows.cuh"
 
 namespace stca {
 namespace cuda {
@@ -96,7 +96,8 @@ struct Barriers {
 
 // What a pass streams.
 struct Streams {
-  CUtensorMap history, q, dout;
+  RowMaps history;
+  CUtensorMap q, dout;
 };
 
 // What a block works with.
@@ -168,7 +169,9 @@ STCA_DEVICE const T* kept_row(const TargetAttentionBackwardParams& b, const Item
   if constexpr (kPass == Pass::kHistory) {
     const int n = item.split_begin + row;
     if (n >= item.history_rows) return nullptr;
-    return static_cast<const T*>(p.k) + (item.row_begin + n) * p.k_row_stride + item.kv_head * p.k_head_stride;
+    const int64_t at = item.row_begin + n;
+    const int64_t own = p.history_index == nullptr ? at : clamp(p.history_index[at], p.pool_rows - 1);
+    return static_cast<const T*>(p.k) + own * p.k_row_stride + item.kv_head * p.k_head_stride;
   } else {
     const auto& own = rows[row % kQueryRows<kPass>];
     if (item.tile * kQueryRows<kPass> + row % kQueryRows<kPass> >= item.query_rows) return nullptr;

@@ -32,8 +32,8 @@ const char* launch_pass(const TargetAttentionBackwardParams& b, const Tiling& ti
           make_tensor_map(streams.dout, MapType<T>::value, b.dout, rows, 1, p.value_dim, p.value_dim, 0, kColumns / 2);
     }
   } else {
-    error = make_tensor_map(streams.history, MapType<T>::value, p.k, p.num_rows, p.kv_heads, p.key_dim, p.k_row_stride,
-                            p.k_head_stride, kColumns);
+    error = make_row_maps(streams.history, MapType<T>::value, p.k, p.pool_rows, p.kv_heads, p.key_dim, p.k_row_stride,
+                          p.k_head_stride, kColumns);
   }
   if (error != nullptr) return error;
   const Grid grid{int64_t(V::kBlocks) * tiling.num_ranges, L::kThreads, Memory<kPass, L, V::kBlocks>::kBytes,
@@ -98,8 +98,8 @@ Result visit_call(const TargetAttentionParams& p, bool backward, F f) {
 bool takes_shared(const TargetAttentionParams& p) {
   constexpr int64_t kMost = int64_t(1) << 31;
   return p.shared && element_size(p.dtype) == 2 && p.key_dim > choice::attention_least_width::value &&
-         p.key_dim <= 1024 && p.key_dim % 8 == 0 && p.history_index == nullptr && p.num_rows > 0 &&
-         p.num_rows < kMost && p.k_row_stride > 0 && (p.kv_heads == 1 || p.k_head_stride > 0) &&
+         p.key_dim <= 1024 && p.key_dim % 8 == 0 && p.num_rows > 0 && p.num_rows < kMost && p.pool_rows > 0 &&
+         p.pool_rows < kMost && p.k_row_stride > 0 && (p.kv_heads == 1 || p.k_head_stride > 0) &&
          rows_aligned(p.q, 2, p.q_target_stride, p.q_head_stride) &&
          rows_aligned(p.k, 2, p.k_row_stride, p.k_head_stride);
 }

@@ -7,7 +7,7 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-// Whether Hopper's kernels take a call: elements have 16 bits, rows start at multiples of 16 bytes, there is no index.
+// Whether Hopper's kernels take a call: elements have 16 bits, rows start at multiples of 16 bytes.
 // Where v is k, rows are 136 to 1,024 wide; for gradients also one history head, contiguous q, and wide rows only for
 // many query rows. Where it is not: projected.h.
 bool takes(const TargetAttentionParams& p, const CudaDevice& device);

@@ -30,6 +30,15 @@ const char* make_tensor_map(CUtensorMap& map, CUtensorMapDataType type, const vo
   return result == CUDA_SUCCESS ? nullptr : "a tensor map was refused";
 }
 
+const char* make_row_maps(RowMaps& maps, CUtensorMapDataType type, const void* data, int64_t rows, int64_t heads,
+                          int64_t width, int64_t row_stride, int64_t head_stride, int box_rows) {
+  const auto make = [&](CUtensorMap& map, int own_rows) {
+    return make_tensor_map(map, type, data, rows, heads, width, row_stride, head_stride, own_rows);
+  };
+  const char* error = make(maps.tile, box_rows);
+  return error != nullptr ? error : make(maps.row, 1);
+}
+
 }  // namespace sm90
 }  // namespace cuda
 }  // namespace stca

@@ -14,6 +14,15 @@ namespace sm90 {
 const char* make_tensor_map(CUtensorMap& map, CUtensorMapDataType type, const void* data, int64_t rows, int64_t heads,
                             int64_t width, int64_t row_stride, int64_t head_stride, int box_rows, int box_heads = 1);
 
+// How the copy engine finds a tensor's tiles, and its rows one by one.
+struct RowMaps {
+  CUtensorMap tile, row;
+};
+
+// Both maps: of boxes of `box_rows` rows of a head, and of one.
+const char* make_row_maps(RowMaps& maps, CUtensorMapDataType type, const void* data, int64_t rows, int64_t heads,
+                          int64_t width, int64_t row_stride, int64_t head_stride, int box_rows);
+
 }  // namespace sm90
 }  // namespace cuda
 }  // namespace stca

@@ -1,0 +1,47 @@
+"""Hopper's kernels with v None and an index: tiles come as boxes where rows follow each other, else row by row."""
+
+import pytest
+import torch
+from accuracy import assert_all_as_accurate, assert_bitwise_equal
+from cases import NAN_AND_INFINITIES, TargetAttentionCase
+from emulated import emulated_target_attention, launched_kernels
+from plain import target_attention_references
+
+PAGE = 64
+CASES = [
+    TargetAttentionCase("shared", [(3, 130), (1, 0), (2, 70)], 4, 1, 200, None, "random", pool=4 * PAGE),
+    TargetAttentionCase("shared-cluster", [(6, 100), (2, 33)], 8, 1, 520, pool=4 * PAGE),
+]
+
+
+def _pages(rows: int) -> torch.Tensor:
+    return (torch.tensor([2, 0, 3, 1])[:, None] * PAGE + torch.arange(PAGE)).flatten()[:rows]
+
+
+@pytest.mark.parametrize("paged", [True, False], ids=["pages", "scattered"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_same_as_rows_in_order(case: TargetAttentionCase, paged: bool) -> None:
+    inputs = case.build(torch.bfloat16)
+    assert inputs.history_index is not None
+    index = _pages(len(inputs.history_index)) if paged else inputs.history_index
+    inputs = inputs.but(history_index=index)
+    actual = emulated_target_attention(inputs, hopper=True)
+    assert sum("sm90" in name for name in launched_kernels()) == 3
+    assert_all_as_accurate(actual, target_attention_references(inputs))
+    in_order = inputs.but(k=inputs.k[index], history_index=None)
+    expected = emulated_target_attention(in_order, seed=2, hopper=True)
+    for name in ("out", "lse", "dq"):
+        assert_bitwise_equal({name: actual[name]}, {name: expected[name]})
+
+
+@pytest.mark.parametrize("value", NAN_AND_INFINITIES)
+def test_rows_that_no_index_names_do_not_matter(value: float) -> None:
+    """Tiles that reach beyond the history hold its last row once more, and no row of the pool."""
+    inputs = CASES[0].build(torch.bfloat16)
+    assert inputs.history_index is not None
+    inputs = inputs.but(history_index=inputs.history_index.remainder(100))
+    expected = emulated_target_attention(inputs, hopper=True)
+    k = inputs.k.clone()
+    k[100:] = value
+    actual = emulated_target_attention(inputs.but(k=k), hopper=True)
+    assert_bitwise_equal(actual, expected)
