@@ -5,7 +5,7 @@
 `make tune` has compiled the library, which brings CUDA's runtime along: neither nvcc nor a build is needed where this
 runs. Every variant's results are compared with the common kernels' or with torch's; one that is wrong, or that does
 not run, is left out. Variants run in turn, timed by events of the device (benchmarks/gpu_clock.py). Then each threshold
-between two kernels is put where all sizes together take least. Times and choices go to gpu-tune.json in build/gpu, or
+between two kernels is put where all sizes together take least. Times and choices go to sm90-tuned.json in build/gpu, or
 in the folder that OUT names; `python tools/tune_table.py FOLDER` makes them the launchers' table.
 """
 
@@ -147,8 +147,8 @@ def main() -> None:
     result = tune(kernels, Clock("cuda"), "cuda", SECONDS)
     out = Path(os.environ.get("OUT", ROOT / "build" / "gpu")).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "gpu-tune.json").write_text(json.dumps(measured_on() | result, indent=1) + "\n")
-    print(f"wrote {out / 'gpu-tune.json'}; {len(result['faults'])} faults, {len(result['out of time'])} out of time")
+    (out / "sm90-tuned.json").write_text(json.dumps(measured_on() | result, indent=1) + "\n")
+    print(f"wrote {out / 'sm90-tuned.json'}; {len(result['faults'])} faults, {len(result['out of time'])} out of time")
     sys.exit(bool(result["faults"] or result["out of time"]))
 
 

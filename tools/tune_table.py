@@ -2,7 +2,7 @@
 
     python tools/tune_table.py [FOLDER]
 
-FOLDER is where `make gpu-tune` or `make gpu` left gpu-tune.json or sm90.json on a machine with a GPU: what is there
+FOLDER is where `make gpu-tune` or `make gpu` left sm90-tuned.json or sm90.json on a machine with a GPU: what is there
 takes the place of the files in benchmarks/results first. Commit those and the header together.
 """
 
@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 HEADER = ROOT / "csrc" / "kernels" / "cuda" / "tuned.h"
-FILES = ("gpu-tune.json", "sm90.json")
+FILES = ("sm90-tuned.json", "sm90.json")
 FAMILIES = ("target_attention", "target_attention_projected", "swiglu_ffn_norm")
 
 
@@ -49,7 +49,7 @@ def header(tuned: dict[str, Any], sm90: dict[str, Any]) -> str:
     return "\n".join(
         [
             "// Numbers of choice.h, and which families of Hopper's kernels are on by default. Written by",
-            "// tools/tune_table.py from benchmarks/results/gpu-tune.json and sm90.json: change those, then run it.",
+            "// tools/tune_table.py from benchmarks/results/sm90-tuned.json and sm90.json: change those, then run it.",
             "#pragma once",
             "",
             "namespace stca {",

@@ -1,5 +1,5 @@
 // Numbers of choice.h, and which families of Hopper's kernels are on by default. Written by
-// tools/tune_table.py from benchmarks/results/gpu-tune.json and sm90.json: change those, then run it.
+// tools/tune_table.py from benchmarks/results/sm90-tuned.json and sm90.json: change those, then run it.
 #pragma once
 
 namespace stca {
