@@ -25,7 +25,8 @@ Device = _struct("Device", "multiprocessors:i shared_bytes:i capability:i sm90_f
 Attention = _struct(
     "Attention",
     "dtype:i num_requests:l num_targets:l num_rows:l heads:l kv_heads:l key_dim:l value_dim:l scale:d shared:b q:p k:p"
-    " v:p q_target_stride:l q_head_stride:l k_row_stride:l k_head_stride:l v_row_stride:l v_head_stride:l"
+    " v:p k_scale:p k_scale_row_stride:l k_scale_head_stride:l v_scale:p v_scale_row_stride:l v_scale_head_stride:l"
+    " q_target_stride:l q_head_stride:l k_row_stride:l k_head_stride:l v_row_stride:l v_head_stride:l"
     " target_offsets:p history_offsets:p visible:p history_index:p out:p lse:p max_and_sum:p pool_rows:l reports:p"
     " dout:p dlse:p dq:p dk:p dv:p wide:b first_row:l dq_sums:p",
 )
