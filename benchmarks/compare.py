@@ -8,7 +8,7 @@ turns, and its bytes over the speed of reading memory. Where torch multiplies bf
 AVX-512), peers that multiply get float32. FILE gets a list of objects, FILE.machine.json the machine.
 --quick runs a few cases of each op, about a minute on two idle cores, and a way 3 times as slow as stca only once.
 At the end it lists the cases in which stca is more than 5 % behind its best peer, in this run and in a second one of
-those cases alone; where hidden rows may be kept, the faster way counts.
+those cases alone; where hidden rows or scores may be kept, the faster way counts.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def machine() -> dict[str, Any]:
 
 
 def lead(row: Row) -> float:
-    """Speed of stca, with hidden rows kept or not, over the best peer's; infinity without one."""
+    """Speed of stca, with hidden rows and scores kept or not, over the best peer's; infinity without one."""
     ours = min(ms for name, ms in row["all_ms"].items() if name.split(",")[0] == "stca")
     return float("inf") if row["best_peer_ms"] is None else float(row["best_peer_ms"] / ours)
 

@@ -23,6 +23,7 @@ def target_attention(
     visible: Tensor | None = None,
     history_index: Tensor | None = None,
     scale: float | None = None,
+    recompute: bool | Literal["auto"] = True,
     return_lse: bool = False,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,

@@ -41,7 +41,7 @@ struct SwigluFfnNormParams {
 
   // What the backward pass gets of the forward pass; nullptr: nothing, it computes them again.
   void* uv;  // [N, 2 F] contiguous: a row of u, then one of v
-  void* h;   // [N, D] contiguous; not used without a norm
+  void* h;   // [N, D] contiguous, accumulation type: y is the same, kept or not; not used without a norm
 };
 
 // `forward.mean` and `forward.rstd` are inputs here, `forward.uv` and `forward.h` where they were kept, and

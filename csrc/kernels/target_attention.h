@@ -54,6 +54,11 @@ struct TargetAttentionParams {
   // backward pass takes weights from these, since lse rounds what a large score leaves of it.
   void* max_and_sum;
 
+  // On the CPU only: scores kept by the forward pass for the backward pass, accumulation type, not yet times
+  // score_unit(). Request r's lie from scores[H * pair_offsets[r]] on, [L, Hk, m * G]. nullptr: none.
+  void* scores;
+  const int64_t* pair_offsets;  // [R + 1] pairs (target, history row) of the requests before
+
   int64_t pool_rows;  // P
   int* reports;       // on CUDA only: see CudaDevice
 };

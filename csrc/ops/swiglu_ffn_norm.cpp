@@ -96,6 +96,9 @@ Inputs packed_inputs(const SwigluFfnNormTensors& from, double eps, bool network 
   return in;
 }
 
+// On the CPU h is not rounded on its way to the norm. On CUDA it is the product's result, in x's dtype.
+at::ScalarType type_of_kept_h(const Tensor& x) { return runs_on_cuda(x) ? x.scalar_type() : accumulation_type(x); }
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor& x, const Tensor& w_u,
                                                                    const Tensor& w_v, const Tensor& w_o,
                                                                    const optional<Tensor>& norm_weight,
@@ -109,7 +112,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor&
   const Tensor mean = at::empty({normed}, statistics), rstd = at::empty({normed}, statistics);
   const Tensor none = at::empty({0}, x.options());
   const Tensor uv = keep ? at::empty({N, 2 * w_u.size(1)}, x.options()) : none;
-  const Tensor h = keep && norm_weight.has_value() ? at::empty(x.sizes(), x.options()) : none.clone();
+  const Tensor h =
+      at::empty(keep && norm_weight.has_value() ? x.sizes() : at::IntArrayRef{0}, x.options().dtype(type_of_kept_h(x)));
   const SwigluFfnNormKept kept = keep ? SwigluFfnNormKept{uv, h} : SwigluFfnNormKept{};
   if constexpr (kWithCuda) {
     if (runs_on_cuda(x)) {
@@ -133,17 +137,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm(const Tensor&
   return {y, mean, rstd, uv, h};
 }
 
-void check_kept_rows(const char* name, const Tensor& rows, int64_t width, const Tensor& x) {
-  check_same(kOp, name, rows, "x", x);
-  STCA_CHECK(rows.sizes() == at::IntArrayRef({x.size(0), width}), kOp, name, " must be as the forward pass kept it, [",
-             x.size(0), ", ", width, "], got ", rows.sizes());
+void check_kept_rows(const char* name, const Tensor& rows, int64_t width, at::ScalarType dtype, const Tensor& x) {
+  STCA_CHECK(
+      rows.sizes() == at::IntArrayRef({x.size(0), width}) && rows.scalar_type() == dtype && rows.device() == x.device(),
+      kOp, name, " must be as the forward pass kept it, [", x.size(0), ", ", width, "] of ", dtype, " on ", x.device(),
+      ", got ", rows.sizes(), " of ", rows.scalar_type(), " on ", rows.device());
 }
 
 SwigluFfnNormKept checked_kept(const SwigluFfnNormTensors& in, const optional<Tensor>& uv, const optional<Tensor>& h) {
   STCA_CHECK(uv.has_value() == h.has_value(), kOp, "uv and h must be given together, got one of them");
   if (!uv.has_value()) return {};
-  check_kept_rows("uv", *uv, 2 * in.w_u.size(1), in.x);
-  if (in.norm_weight.has_value()) check_kept_rows("h", *h, in.x.size(1), in.x);
+  check_kept_rows("uv", *uv, 2 * in.w_u.size(1), in.x.scalar_type(), in.x);
+  if (in.norm_weight.has_value()) check_kept_rows("h", *h, in.x.size(1), type_of_kept_h(in.x), in.x);
   return {uv->contiguous(), h->contiguous()};
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "register.h"
 #include "target_attention_sums.h"
@@ -19,6 +20,7 @@ constexpr const char* kOp = "target_attention";
 // The checked inputs, kept alive while `params` points into them.
 struct Inputs {
   Tensor q, k, v, target_offsets, history_offsets, visible, history_index;
+  std::vector<int64_t> pair_offsets;
   TargetAttentionParams params{};
 };
 
@@ -143,12 +145,26 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
   return in;
 }
 
-std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, const optional<Tensor>& v,
-                                                    const Tensor& target_offsets, const Tensor& history_offsets,
-                                                    const optional<Tensor>& visible,
-                                                    const optional<Tensor>& history_index, optional<double> scale,
-                                                    bool backward, const optional<Tensor>& k_scale,
-                                                    const optional<Tensor>& v_scale) {
+// Number of scores to keep. They serve where v is k and all rows are seen.
+int64_t count_scores(Inputs& in) {
+  const TargetAttentionParams& p = in.params;
+  STCA_CHECK(p.shared && p.visible == nullptr, kOp, "scores are kept where v and visible are None, got one of them");
+  in.pair_offsets.assign(1, 0);
+  for (int64_t r = 0; r < p.num_requests; ++r) {
+    in.pair_offsets.push_back(in.pair_offsets[r] + (p.target_offsets[r + 1] - p.target_offsets[r]) *
+                                                       (p.history_offsets[r + 1] - p.history_offsets[r]));
+  }
+  in.params.pair_offsets = in.pair_offsets.data();
+  return p.heads * in.pair_offsets.back();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, const optional<Tensor>& v,
+                                                            const Tensor& target_offsets, const Tensor& history_offsets,
+                                                            const optional<Tensor>& visible,
+                                                            const optional<Tensor>& history_index,
+                                                            optional<double> scale, bool backward,
+                                                            const optional<Tensor>& k_scale,
+                                                            const optional<Tensor>& v_scale, bool keep) {
   Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale, k_scale, v_scale);
   STCA_CHECK(!backward || !(k_scale.has_value() || v_scale.has_value()), kOp,
              "no input must require a gradient where k or v is int8, got one that does");
@@ -159,9 +175,12 @@ std::tuple<Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tenso
   const Tensor max_and_sum = at::empty({p.num_targets, p.heads, 2}, lse.options());
   p.lse = lse.mutable_data_ptr();
   p.max_and_sum = max_and_sum.mutable_data_ptr();
+  const bool keeps = keep && !runs_on_cuda(q);
+  const Tensor scores = at::empty({keeps ? count_scores(in) : 0}, lse.options());
+  p.scores = keeps ? scores.mutable_data_ptr() : nullptr;
 
   launch_target_attention(p, q, backward);
-  return {out, lse, max_and_sum};
+  return {out, lse, max_and_sum, scores};
 }
 
 void check_like(const char* name, const Tensor& tensor, at::IntArrayRef sizes, at::ScalarType dtype, const Tensor& q) {
@@ -174,8 +193,14 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
     const Tensor& dout, const optional<Tensor>& dlse, const Tensor& q, const Tensor& k, const optional<Tensor>& v,
     const Tensor& target_offsets, const Tensor& history_offsets, const optional<Tensor>& visible,
     const optional<Tensor>& history_index, const Tensor& out, const Tensor& max_and_sum, optional<double> scale,
-    bool history_grads) {
+    bool history_grads, const optional<Tensor>& scores) {
   Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
+  Tensor kept;
+  if (scores.has_value() && !runs_on_cuda(q)) {
+    check_like("scores", *scores, {count_scores(in)}, accumulation_type(q), q);
+    kept = scores->contiguous();
+    in.params.scores = kept.data_ptr();
+  }
   TargetAttentionBackwardParams p{};
   p.forward = in.params;
   const int64_t T = q.size(0), H = q.size(1), Dv = p.forward.value_dim;

@@ -13,6 +13,7 @@ from stca.nn.module import Module, check_tensor
 from stca.nn.multihead import taken_from
 from stca.nn.order import CPU_COSTS, CUDA_COSTS, ROWS_OF_A_GROUP, Order, compiled_choice
 from stca.nn.product import einsum, matmul, project_history
+from stca.ops._common import Recompute
 
 Keep = Literal["rows", "keys_values"]
 
@@ -45,6 +46,8 @@ class TargetAttention(Module):
         history_group: ranks that each hold a part of every request's history, and all targets. Histories, their
             offsets and `visible` are this rank's part; results and the gradients of targets and weights are whole
             and the same on every rank. What travels is of the size of the queries, whatever the history's length.
+        recompute: whether the backward pass of the reordered form computes scores again or keeps them: True, False or
+            "auto", see `stca.ops.target_attention`.
 
     Shapes:
         targets [T, D] and history [N, D] or [N, 2, H, D / H] with offsets, or padded, or nested (see `STCA`) -> like
@@ -72,6 +75,7 @@ class TargetAttention(Module):
         bias: bool = False,
         order: Order = "auto",
         history_group: dist.ProcessGroup | None = None,
+        recompute: Recompute = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -86,6 +90,7 @@ class TargetAttention(Module):
         self.num_heads = num_heads
         self.order: Order = order
         self.history_group = history_group
+        self.recompute = recompute
         self.w_q, self.w_k, self.w_v, self.w_o = (
             nn.Parameter(torch.empty(dim, dim, device=device, dtype=dtype)) for _ in range(4)
         )
@@ -180,9 +185,17 @@ class TargetAttention(Module):
         if group is not None:
             (q,) = sum_gradients(group, q)
         k, v = (rows[:, None], None) if reordered else rows.unbind(1) if kept else self._project(rows)
-        options = {"visible": visible, "history_index": index}
         out, lse = ops.target_attention(
-            q, k, v, target_offsets, history_offsets, **options, scale=dh**-0.5, return_lse=True
+            q,
+            k,
+            v,
+            target_offsets,
+            history_offsets,
+            visible=visible,
+            history_index=index,
+            scale=dh**-0.5,
+            recompute=self.recompute,
+            return_lse=True,
         )
         if group is not None:
             out, lse = merge_parts(group, out, lse)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stca import ops
 from stca.nn.history_group import sum_gradients
 from stca.nn.module import Module, check_tensor
-from stca.ops.swiglu_ffn_norm import Recompute
+from stca.ops._common import Recompute
 
 
 def hidden_width(owner: str, dim: int, ffn_ratio: float) -> int:

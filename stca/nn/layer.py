@@ -12,7 +12,7 @@ from stca.nn.ffn import SwiGLUFFN
 from stca.nn.module import Module
 from stca.nn.order import Order
 from stca.nn.product import matmul
-from stca.ops.swiglu_ffn_norm import Recompute
+from stca.ops._common import Recompute
 
 
 class STCALayer(Module):
@@ -36,7 +36,7 @@ class STCALayer(Module):
         order: of the attention, see `TargetAttention`.
         history_group: ranks that each hold a part of every history, see `TargetAttention`.
         eps: of the layer norms.
-        recompute: of both networks, see `SwiGLUFFN`.
+        recompute: of both networks and the attention, see `SwiGLUFFN` and `TargetAttention`.
 
     Raises:
         ValueError: a position below 1, or sizes that `SwiGLUFFN` or `TargetAttention` refuse.
@@ -69,7 +69,13 @@ class STCALayer(Module):
         self.w_c = nn.Parameter(torch.empty(position * dim, dim, device=device, dtype=dtype)) if position > 1 else None
         self.reset_parameters()  # before the attention draws: the order that seeds stand for
         self.attention = TargetAttention(
-            dim, num_heads, order=order, history_group=history_group, device=device, dtype=dtype
+            dim,
+            num_heads,
+            order=order,
+            history_group=history_group,
+            recompute=recompute,
+            device=device,
+            dtype=dtype,
         )
 
     def reset_parameters(self) -> None:

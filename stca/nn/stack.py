@@ -15,7 +15,7 @@ from stca.nn.layout import pack_requests
 from stca.nn.module import Module, check_tensor
 from stca.nn.order import Order
 from stca.nn.product import matmul
-from stca.ops.swiglu_ffn_norm import Recompute
+from stca.ops._common import Recompute
 
 
 class STCA(Module):
@@ -42,7 +42,7 @@ class STCA(Module):
         order: of the attention, see `TargetAttention`.
         history_group: ranks that each hold a part of every history, see `TargetAttention`.
         checkpoint: do not keep the encoded history for the backward pass, encode it again.
-        recompute: of all feed-forward networks, see `SwiGLUFFN`.
+        recompute: of all feed-forward networks and attentions, see `SwiGLUFFN` and `TargetAttention`.
         eps: of the layer norms.
 
     Source:

@@ -10,7 +10,7 @@ have them all; tests/house/test_private_names.py names the one that a torch lack
   of a short call (benchmarks/NOTES.md, "Calls").
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -45,13 +45,14 @@ def is_watched() -> bool:
     return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
 
 
-def refuse_tangents(op: str, **tensors: Tensor | None) -> None:
+def refuse_tangents(op: str, **tensors: Tensor | Sequence[Tensor] | None) -> None:
     """Raises NotImplementedError if a tensor carries a forward-mode derivative, which operators would drop silently."""
     if is_compiling() or forward_ad._current_level < 0:  # outside every forward_ad.dual_level
         return
-    for name, tensor in tensors.items():
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-            raise NotImplementedError(f"{op}: forward-mode derivatives are not supported, got a tangent of {name}")
+    for name, each in tensors.items():
+        for tensor in [each] if isinstance(each, Tensor) else each or ():
+            if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+                raise NotImplementedError(f"{op}: forward-mode derivatives are not supported, got a tangent of {name}")
 
 
 def autograd_function(

@@ -1,10 +1,14 @@
 """What the operators' Python halves share besides autograd."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+
+Recompute = bool | Literal["auto"]
+KEPT_BYTES = 2**30  # what "auto" keeps at most, in one call
 
 _Fake = TypeVar("_Fake", bound=Callable[..., Any])
 
@@ -46,3 +50,30 @@ def check_total(op: str, name: str, total: int | None) -> None:
     """Raises ValueError for a negative number of rows. A compiler's symbolic number cannot be judged and passes."""
     if isinstance(total, int) and total < 0:
         raise ValueError(f"{op}: {name} must be at least 0, got {total}")
+
+
+def keeps(op: str, recompute: Recompute, tensors: Sequence[Tensor | None], size: Callable[[], int]) -> bool:
+    """Whether a call with these tensors keeps what its backward pass needs, `size()` bytes, or computes it again."""
+    if recompute is not True and recompute is not False and recompute != "auto":
+        raise ValueError(f"{op}: recompute must be True, False or 'auto', got {recompute!r}")
+    if recompute is True or not torch.is_grad_enabled():
+        return False
+    if recompute == "auto" and torch.compiler.is_exporting():  # sizes are not known, and nothing is trained
+        return False
+    if not any(getattr(each, "requires_grad", False) for each in tensors):
+        return False
+    return recompute is False or size() <= KEPT_BYTES
+
+
+def has_values(*tensors: Tensor | None) -> bool:
+    """Whether all tensors hold numbers: not those of the device "meta", nor a compiler's."""
+    return not any(x is not None and (x.is_meta or is_fake(x)) for x in tensors)
+
+
+def count_pairs(q: Tensor, rows: int, target_offsets: Tensor, history_offsets: Tensor, visible: Tensor | None) -> int:
+    """Targets with a history row that they see; of tensors without values as many as if all requests were alike."""
+    if not has_values(target_offsets, history_offsets, visible):
+        return q.shape[0] * rows // max(1, target_offsets.shape[0] - 1)
+    if visible is not None:
+        return int((visible[:, 1] - visible[:, 0]).sum())
+    return int((target_offsets.diff().long() * history_offsets.diff().long()).sum())

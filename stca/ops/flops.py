@@ -4,21 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import register_flop_formula
 
-
-def _has_values(*tensors: Tensor | None) -> bool:
-    return not any(x is not None and (x.is_meta or is_fake(x)) for x in tensors)
-
-
-def _pairs(q: Tensor, rows: int, target_offsets: Tensor, history_offsets: Tensor, visible: Tensor | None) -> int:
-    """Targets with a history row that they see; of tensors without values as many as if all requests were alike."""
-    if not _has_values(target_offsets, history_offsets, visible):
-        return q.shape[0] * rows // max(1, target_offsets.shape[0] - 1)
-    if visible is not None:
-        return int((visible[:, 1] - visible[:, 0]).sum())
-    return int((target_offsets.diff().long() * history_offsets.diff().long()).sum())
+from stca.ops._common import count_pairs, has_values
 
 
 @register_flop_formula(torch.ops.stca.target_attention, get_raw=True)
@@ -35,7 +23,7 @@ def _target_attention(
 ) -> int:
     rows = (k if history_index is None else history_index).shape[0]
     widths = q.shape[2] + (k if v is None else v).shape[2]
-    return 2 * q.shape[1] * widths * _pairs(q, rows, target_offsets, history_offsets, visible)
+    return 2 * q.shape[1] * widths * count_pairs(q, rows, target_offsets, history_offsets, visible)
 
 
 @register_flop_formula(torch.ops.stca.target_attention_backward, get_raw=True)
@@ -53,18 +41,20 @@ def _target_attention_backward(
     max_and_sum: Tensor,
     scale: float | None,
     history_grads: bool = True,
+    scores: Tensor | None = None,
     **_: Any,
 ) -> int:
-    """Scores again, the weights' gradient and dq; with dk and dv two more. On CUDA dk and dv are made on their own.
+    """Scores again where they are not given, the weights' gradient and dq; with dk and dv two more.
 
-    They find scores and the weights' gradient once more there, and are made whether wanted or not.
+    On CUDA dk and dv are made on their own: they find scores and the weights' gradient once more, and are made whether
+    wanted or not.
     """
     rows = (k if history_index is None else history_index).shape[0]
     key, value = q.shape[2], dout.shape[2]
-    products = 2 * key + value + (key + value if history_grads else 0)
+    products = key * (2 - (scores is not None)) + value + (key + value if history_grads else 0)
     if q.device.type == "cuda":
         products = 4 * key + 3 * value
-    return 2 * q.shape[1] * products * _pairs(q, rows, target_offsets, history_offsets, visible)
+    return 2 * q.shape[1] * products * count_pairs(q, rows, target_offsets, history_offsets, visible)
 
 
 @register_flop_formula(torch.ops.stca.swiglu_ffn_norm, get_raw=True)
@@ -94,6 +84,6 @@ def _swiglu_ffn_norm_backward(
     dx takes two, and is made on CUDA whether wanted or not. Rows without a gradient are left out on the CPU.
     """
     on_cuda = x.device.type == "cuda"
-    rows = x.shape[0] if on_cuda or not _has_values(dy) else int(dy.ne(0).any(dim=1).sum())
+    rows = x.shape[0] if on_cuda or not has_values(dy) else int(dy.ne(0).any(dim=1).sum())
     again = 0 if uv is not None else 2 + (norm_weight is not None and (y is None or on_cuda))
     return 2 * (again + 4 + 2 * (x_grad or on_cuda)) * rows * w_u.numel()

@@ -46,7 +46,7 @@ def request_gather(
         tensor([10., 20., 20.])
     """
     xs = [x] if isinstance(x, Tensor) else list(x)
-    refuse_tangents("request_gather", **{f"x[{i}]": each for i, each in enumerate(xs)})
+    refuse_tangents("request_gather", x=xs)
     ys: tuple[Tensor, ...] = _op(*xs, target_offsets, total)
     return ys[0] if isinstance(x, Tensor) else list(ys)
 

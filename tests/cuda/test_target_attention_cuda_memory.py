@@ -38,7 +38,7 @@ def _arguments(key_dim: int, value_dim: int | None, dtype: torch.dtype) -> tuple
 def test_a_small_gpu_does_what_fits(key_dim: int, value_dim: int | None, dtype: torch.dtype) -> None:
     with emulated_device(shared_bytes=SMALL) as ops:
         arguments = [x.clone() if isinstance(x, Tensor) else x for x in _arguments(key_dim, value_dim, dtype)]
-        out, _, max_and_sum = ops.target_attention(*arguments, True)
+        out, _, max_and_sum, _ = ops.target_attention(*arguments, True)
         *tensors, scale = arguments
         dq, _, _ = ops.target_attention_backward(out.clone(), None, *tensors, out, max_and_sum, scale)
         assert dq.isfinite().all()
@@ -63,7 +63,7 @@ def test_gradients_that_do_not_fit_are_refused_with_the_forward_pass(
     message = r"\(these take \d+, their gradients \d+\), got"
     with emulated_device(shared_bytes=SMALL) as ops:
         *tensors, scale = (x.clone() if isinstance(x, Tensor) else x for x in _arguments(key_dim, value_dim, dtype))
-        out, _, max_and_sum = ops.target_attention(*tensors, scale, False)
+        out, _, max_and_sum, _ = ops.target_attention(*tensors, scale, False)
         with pytest.raises(ValueError, match=message):
             ops.target_attention(*tensors, scale, True)
         with pytest.raises(ValueError, match=message):

@@ -124,7 +124,7 @@ def emulated_target_attention(
     with emulated_device(seed, rough=rough, hopper=hopper) as ops:
         moved = inputs.on(lambda storage: torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage))
         *tensors, scale = moved.arguments()
-        out, lse, max_and_sum = ops.target_attention(*tensors, scale)
+        out, lse, max_and_sum, _ = ops.target_attention(*tensors, scale)
         dlse = moved.dlse.to(lse.dtype)
         dq, dk, dv = ops.target_attention_backward(moved.dout, dlse, *tensors, out, max_and_sum, scale)
         results = {"out": out, "lse": lse, "dq": dq, "dk": dk} | ({} if inputs.v is None else {"dv": dv})

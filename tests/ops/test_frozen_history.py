@@ -58,7 +58,7 @@ def test_history_gradients_are_empty_where_not_wanted(shared: bool, indexed: boo
     part = "index" if indexed else "whole"
     q, k, v, offsets, options = _attention(torch.float32, 5, 2, 1 if shared else 2, shared, part)
     arguments = q.detach(), k, v, *offsets, None, options.get("history_index")
-    out, _, max_and_sum = _call(device, "target_attention", *arguments, None)
+    out, _, max_and_sum, _ = _call(device, "target_attention", *arguments, None)
     arguments = torch.ones_like(out), None, *arguments, out, max_and_sum, None
     backward = "target_attention_backward"
     expected, dk, dv = _call(device, backward, *arguments, True)

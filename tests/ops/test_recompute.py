@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import stca
-from stca.nn import STCA, STCALayer, SwiGLUFFN
+from stca.nn import STCA, STCALayer, SwiGLUFFN, TargetAttention
 
 
 def _gradients(inputs: dict[str, Any], dy: Tensor, recompute: Any) -> dict[str, Tensor]:
@@ -38,6 +38,16 @@ def test_rows_without_a_gradient_are_left_out(isa: str, dtype: torch.dtype, norm
     actual, expected = _gradients(inputs, dy, False), _gradients(alive, dy[~dead], False)
     assert not actual["x"][dead].any()
     assert_bitwise_equal(actual | {"x": actual["x"][~dead]}, expected)
+
+
+@pytest.mark.parametrize("norm", [0, 1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_are_the_same_bits(isa: str, dtype: torch.dtype, norm: int) -> None:
+    inputs = swiglu_inputs(250, 9, 13, norm, dtype)
+    expected = stca.ops.swiglu_ffn_norm(**inputs)
+    inputs["x"].requires_grad_()
+    for recompute in (True, False):
+        assert torch.equal(stca.ops.swiglu_ffn_norm(**inputs, recompute=recompute), expected)
 
 
 def test_where_the_norm_hides_its_input() -> None:
@@ -67,7 +77,7 @@ def test_a_step_takes_nine_products(dtype: torch.dtype) -> None:
 def test_auto_keeps_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = {name: x.requires_grad_() for name, x in swiglu_inputs(10, 8, 12, 2, torch.float32).items()}
     size = 10 * (2 * 12 + 8)
-    module = sys.modules["stca.ops.swiglu_ffn_norm"]
+    module = sys.modules["stca.ops._common"]
     for limit, expected in ((4 * size, size), (4 * size - 1, 0)):
         monkeypatch.setattr(module, "KEPT_BYTES", limit)
         assert _kept_numbers(stca.ops.swiglu_ffn_norm(**inputs, recompute="auto")) == expected
@@ -105,9 +115,18 @@ def test_another_choice_is_refused(recompute: Any) -> None:
     ("arguments", "message"),
     [
         ((torch.ones(3, 12), None), "uv and h must be given together, got one of them"),
-        ((torch.ones(3, 6), torch.ones(3, 4)), r"uv must be as the forward pass kept it, \[3, 12\], got \[3, 6\]"),
-        ((torch.ones(3, 12), torch.ones(2, 4)), r"h must be as the forward pass kept it, \[3, 4\], got \[2, 4\]"),
-        ((torch.ones(3, 12).double(), torch.ones(3, 4)), "uv must have the dtype of x, Float, got Double"),
+        (
+            (torch.ones(3, 6), torch.ones(3, 4)),
+            r"uv must be as the forward pass kept it, \[3, 12\] of Float on cpu, got \[3, 6\] of",
+        ),
+        (
+            (torch.ones(3, 12), torch.ones(2, 4)),
+            r"h must be as the forward pass kept it, \[3, 4\] of Float on cpu, got \[2, 4\] of",
+        ),
+        (
+            (torch.ones(3, 12).double(), torch.ones(3, 4)),
+            r"uv must be .* of Float on cpu, got \[3, 12\] of Double on cpu",
+        ),
     ],
 )
 def test_what_was_kept_is_checked(arguments: tuple[Any, ...], message: str) -> None:
@@ -123,9 +142,9 @@ def test_modules_pass_it_on(recompute: Any) -> None:
         STCALayer(8, 2, recompute=recompute),
         STCA(8, recompute=recompute),
     ):
-        networks = [each for each in module.modules() if isinstance(each, SwiGLUFFN)]
-        assert networks
-        assert all(each.recompute == recompute for each in networks)
+        parts = [each for each in module.modules() if isinstance(each, SwiGLUFFN | TargetAttention)]
+        assert {type(each) for each in parts} == {type(module)} & {SwiGLUFFN} or {SwiGLUFFN, TargetAttention}
+        assert all(each.recompute == recompute for each in parts)
     x = torch.randn(5, 8, requires_grad=True)
     assert (_kept_numbers(SwiGLUFFN(8, norm=True, recompute=recompute)(x)) == 0) == (recompute is True)
 

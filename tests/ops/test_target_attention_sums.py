@@ -30,7 +30,7 @@ def _gradients_of_one_row(op: Callable[..., Any], dtype: torch.dtype, n: int, sh
     q, k = torch.ones(1, 2, 4, dtype=dtype), torch.ones(1, 2, 4, dtype=dtype)
     v, offsets = None if shared else k.clone(), (torch.tensor([0, 1]), torch.tensor([0, n]))
     arguments = q, k, v, *offsets, None, torch.zeros(n, dtype=torch.int64)
-    out, _, max_and_sum = op("target_attention", *arguments, None)
+    out, _, max_and_sum, _ = op("target_attention", *arguments, None)
     dout = torch.full_like(out, incoming)
     _, dk, dv = op("target_attention_backward", dout, None, *arguments, out, max_and_sum, None, True)
     gradient: Tensor = dk if shared else dv

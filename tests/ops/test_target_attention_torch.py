@@ -49,7 +49,7 @@ def _run(f: Callable[..., tuple[Tensor, Tensor]], inputs: TargetAttentionInputs)
 
 def _backward_arguments(inputs: TargetAttentionInputs) -> tuple[Any, ...]:
     *arguments, scale = inputs.arguments()
-    out, lse, max_and_sum = torch.ops.stca.target_attention(*arguments, scale)
+    out, lse, max_and_sum, _ = torch.ops.stca.target_attention(*arguments, scale)
     return inputs.dout, inputs.dlse.to(lse.dtype), *arguments, out, max_and_sum, scale
 
 

@@ -70,11 +70,7 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
         narrow<T>(row, y, p.dim);
         continue;
       }
-      if (p.h != nullptr) {  // the norm sees what is kept, so that what cancels here cancels in the backward pass
-        T* kept = static_cast<T*>(p.h) + (begin + i) * p.dim;
-        narrow<T>(row, kept, p.dim);
-        widen<T>(kept, row, p.dim);
-      }
+      if (p.h != nullptr) __builtin_memcpy(static_cast<A*>(p.h) + (begin + i) * p.dim, row, p.dim * sizeof(A));
       A mean, rstd;
       statistics(row, p.dim, A(p.eps), &mean, &rstd);
       for (int64_t d = 0; d < p.dim; ++d) row[d] = (row[d] - mean) * rstd * weight[d] + bias[d];

@@ -179,7 +179,7 @@ void restore_tile(const SwigluFfnNormParams& p, Rows<tile_t<T>> x, int64_t rows,
   if (p.h == nullptr) {
     project_down<tile_t<T>>(p, work.g, hidden, rows, work.pairs, work.dh, dim);
   } else {
-    load_kept<T>(p.h, p.dim, p.dim, rows, row_at, work.dh);
+    load_kept<A>(p.h, p.dim, p.dim, rows, row_at, work.dh);
   }
   for (int64_t i = 0; i < rows; ++i) {
     A* row = work.dh + i * dim;

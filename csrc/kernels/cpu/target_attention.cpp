@@ -235,6 +235,20 @@ void compute_scores(const TargetAttentionParams& p, const Run<T>& run, int64_t f
   });
 }
 
+// Copies the scores of one head, where they are not dot products, to where the backward pass finds them.
+template <class T>
+void keep_scores(const TargetAttentionParams& p, const TargetAttentionItem& item, const Run<T>& run, int64_t j,
+                 const Workspace<T>& work) {
+  using A = accumulator_t<T>;
+  if (p.scores == nullptr || run.dots) return;
+  const A* scores = run.scores_of(j, work);
+  A* kept = kept_scores<A>(p, item.request, run.row_begin, item.target_begin, j);
+  const int64_t stride = kept_stride(p, item.request);
+  for (int64_t n = 0; n < run.height; ++n) {
+    __builtin_memcpy(kept + n * stride, scores + n * run.stride, run.count * sizeof(A));
+  }
+}
+
 // The scores of one head become weights, rounded as the next product takes them.
 template <class T>
 void compute_weights(const TargetAttentionParams& p, const Run<T>& run, int64_t j, const Workspace<T>& work,
@@ -308,7 +322,10 @@ void forward_item(const TargetAttentionParams& p, const TargetAttentionTiling& t
       const Run<T> run = run_of<T>(p, item, a, b, seen, tile);
       for (int64_t first_head = 0; first_head < p.kv_heads; first_head += run.heads) {
         compute_scores(p, run, first_head, work);
-        for (int64_t j = first_head; j < first_head + run.heads; ++j) compute_weights(p, run, j, work, state);
+        for (int64_t j = first_head; j < first_head + run.heads; ++j) {
+          keep_scores(p, item, run, j, work);
+          compute_weights(p, run, j, work, state);
+        }
         accumulate_values(p, run, first_head, work, state);
       }
     });

@@ -1,6 +1,6 @@
 // Backward pass of target_attention on the CPU (formula and shapes: ../target_attention.h).
 //
-//   p[t, h, n]  = exp(s[t, h, n] - lse[t, h])    recomputed tile by tile
+//   p[t, h, n]  = exp(s[t, h, n] - lse[t, h])    recomputed tile by tile, or from the scores that were kept
 //   ds          = p * (dout . v - delta)                   delta[t, h] = dout . out - dlse
 //   dq[t, h]    = scale * sum_n ds k[n]    dk[n] = scale * sum_(t, h) ds q[t, h]    dv[n] = sum_(t, h) p dout[t, h]
 //
@@ -66,15 +66,29 @@ Weights<S> weigh_few(const TargetAttentionParams& p, const Run<S>& run, int64_t 
   return w;
 }
 
+// Kept scores, whose rows lie `stride` apart; none where `data` is nullptr.
+template <class A>
+struct Kept {
+  const A* data;
+  int64_t stride;
+};
+
 template <class S>
 Weights<S> weigh_many(const TargetAttentionParams& p, const Run<S>& run, int64_t j, Rows<S> k, Rows<S> v,
-                      int64_t height, product_t<operand_t<S>>* scores, product_t<operand_t<S>>* dp) {
+                      int64_t height, Kept<product_t<operand_t<S>>> kept, product_t<operand_t<S>>* scores,
+                      product_t<operand_t<S>>* dp) {
   using E = operand_t<S>;
   using A = product_t<E>;
   const int64_t count = run.count, stride = panels_size<A>(count, 1);
   const int64_t key_depth = operands<S>(p.key_dim), value_depth = operands<S>(p.value_dim);
-  multiply<S>(height, whole_lanes<A>(count), p.key_dim, by_rows(k.data, k.stride),
-              Panels<E>{run.query_panels + j * panels_size<E>(count, key_depth), key_depth}, scores, stride, false);
+  if (kept.data == nullptr) {
+    multiply<S>(height, whole_lanes<A>(count), p.key_dim, by_rows(k.data, k.stride),
+                Panels<E>{run.query_panels + j * panels_size<E>(count, key_depth), key_depth}, scores, stride, false);
+  } else {
+    for (int64_t n = 0; n < height; ++n) {
+      __builtin_memcpy(scores + n * stride, kept.data + n * kept.stride, count * sizeof(A));
+    }
+  }
   multiply<S>(height, whole_lanes<A>(count), p.value_dim, by_rows(v.data, v.stride),
               Panels<E>{run.dout_panels + j * panels_size<E>(count, value_depth), value_depth}, dp, stride, false,
               kFineSumBlock);
@@ -108,7 +122,7 @@ Workspace<T> workspace_of(const TargetAttentionBackwardParams& params, const Tar
   using S = tile_t<T>;
   using E = operand_t<S>;
   const TargetAttentionParams& p = params.forward;
-  const int64_t block_targets = min(targets, tiling.block_targets);
+  const int64_t block_targets = block_targets_of(tiling, targets);
   const int64_t stacked = block_targets * (p.heads / p.kv_heads), rows = block_targets * p.heads;
   const int64_t key_depth = operands<S>(p.key_dim), padded_key_dim = key_depth * kTerms<S>;
   const int64_t value_depth = operands<S>(p.value_dim), padded_value_dim = value_depth * kTerms<S>;
@@ -179,8 +193,10 @@ void differentiate_run(const TargetAttentionBackwardParams& params, const Target
   for (int64_t j = 0; j < p.kv_heads; ++j) {
     const Rows<S> k{tile.of.k.at(seen.begin, j), tile.of.k.row_stride};
     const Rows<S> v{tile.of.v.at(seen.begin, j), tile.of.v.row_stride};
+    Kept<A> kept{};
+    if (p.scores != nullptr) kept = {kept_scores<A>(p, item.request, seen.begin, a, j), kept_stride(p, item.request)};
     const Weights<S> w = run.few ? weigh_few(p, run, j, k, v, height, prefetch_rows, work.scores, work.dp)
-                                 : weigh_many(p, run, j, k, v, height, work.scores, work.dp);
+                                 : weigh_many(p, run, j, k, v, height, kept, work.scores, work.dp);
     if (tile.dk != nullptr) {
       A* dk = tile.dk + (seen.begin - tile.rows.begin) * tile.k_row + j * p.key_dim;
       A* dv = tile.dv + (seen.begin - tile.rows.begin) * tile.v_row + j * p.value_dim;
@@ -207,7 +223,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
   const int64_t targets = item.target_end - item.target_begin;
   Scratch scratch(memory);
   Workspace<T> work = workspace_of<T>(params, tiling, targets, scratch);
-  const int64_t block_targets = min(targets, tiling.block_targets);
+  const int64_t block_targets = block_targets_of(tiling, targets);
   const int64_t k_row = p.kv_heads * p.key_dim, v_row = p.kv_heads * p.value_dim;
   for (int64_t i = 0; i < targets * p.heads * p.key_dim; ++i) work.dq[i] = 0;
 

@@ -240,6 +240,23 @@ inline int64_t grouped_row(const TargetAttentionParams& p, int64_t targets, int6
   return (head / group) * targets * group + target * group + head % group;
 }
 
+// Targets of a block where `targets` are cut into blocks of nearly equal size.
+inline int64_t block_targets_of(const TargetAttentionTiling& tiling, int64_t targets) {
+  return divide_up(targets, max(1, divide_up(targets, tiling.block_targets)));
+}
+
+// The kept scores of history head j from history row `row` and target `target` on. Rows lie kept_stride() apart.
+template <class A>
+A* kept_scores(const TargetAttentionParams& p, int64_t request, int64_t row, int64_t target, int64_t j) {
+  const int64_t first = p.target_offsets[request], group = p.heads / p.kv_heads;
+  const int64_t targets = p.target_offsets[request + 1] - first;
+  return static_cast<A*>(p.scores) + p.heads * p.pair_offsets[request] +
+         ((row - p.history_offsets[request]) * p.kv_heads + j) * targets * group + (target - first) * group;
+}
+inline int64_t kept_stride(const TargetAttentionParams& p, int64_t request) {
+  return p.heads * (p.target_offsets[request + 1] - p.target_offsets[request]);
+}
+
 // The part of rows [begin, end) that target t of the request whose history starts at `first` sees.
 inline RowRange visible_rows(const TargetAttentionParams& p, int64_t t, int64_t first, int64_t begin, int64_t end) {
   if (p.visible == nullptr) return {begin, end};
