@@ -10,6 +10,8 @@
 # make arm64  the build for Arm64, cross-compiled, and tests of the operators in an emulator: 5 GB
 # make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
+# make soak   trains and scores in one process for MINUTES, and finds what grows, a planted leak too
+# make prove  everything that tries to break the package: sanitizers, fuzzers, soak, faults; under three hours, resumable
 # make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, compute-sanitizer, benchmarks
 # make tune   all variants of the CUDA kernels, compiled where nvcc is; then, on a machine with a Hopper GPU and a torch:
 # make gpu-tune  which of them run, and where one kernel takes over from another, by time
@@ -39,7 +41,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo serve test slow peers bench wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts cuda-build gpu tune gpu-tune clean
+.PHONY: demo serve test slow peers bench soak prove wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts cuda-build gpu tune gpu-tune clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -70,6 +72,13 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pytest -rs benchmarks/bench_*.py --timeout 0 \
 	  --benchmark-group-by group --benchmark-columns median,iqr,rounds --benchmark-sort fullname \
 	  --benchmark-json build/benchmarks.json
+
+soak: $(INSTALLED)
+	OMP_WAIT_POLICY=passive $(BIN)/python tools/soak.py --minutes $(or $(MINUTES),60) --report build/soak.json
+
+# The targets of single steps make what the steps of all need.
+prove: $(INSTALLED) ptx
+	$(BIN)/python tools/prove.py $(PROVE)
 
 wheel: $(BIN)/python
 	$(BIN)/python tools/install.py build

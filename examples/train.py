@@ -44,6 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--every", type=int, default=100, help="steps from checkpoint to checkpoint")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patience", type=float, default=1800, help="seconds that a process waits for another")
     return parser.parse_args(arguments)
 
 
@@ -157,7 +158,8 @@ def train(args: argparse.Namespace) -> float:
     torch.manual_seed(args.seed)
     model = Ranker().to(device())
     replica, optimizer = replicated(model), torch.optim.AdamW(model.parameters(), args.learning_rate)
-    settings = {**{name: str(value) for name, value in vars(args).items() if name != "out"}, "batches": count}
+    given = {name: str(value) for name, value in vars(args).items() if name not in ("out", "patience")}
+    settings = {**given, "batches": count}
     first = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device(), weights_only=True)
@@ -194,5 +196,6 @@ def train(args: argparse.Namespace) -> float:
 
 
 if __name__ == "__main__":
-    with joined():
-        train(parse())
+    args = parse()
+    with joined(args.patience):
+        train(args)

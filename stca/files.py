@@ -69,9 +69,11 @@ def whole_file(path: Path | str) -> Iterator[Path]:
             yield part
             with part.open("rb") as written:
                 os.fsync(written.fileno())
-        except OSError as error:
-            if error.errno in _FULL and str(path) not in str(error):
-                raise OSError(error.errno, f"{path}: cannot be written: {error}") from error
+        except Exception as error:
+            full = _full(part, error)
+            if full and str(path) not in str(error):
+                why = error if isinstance(error, OSError) else f"{os.strerror(full)}: {error}"
+                raise OSError(full, f"{path}: cannot be written: {why}") from error
             raise
         with _alone(path, real, before):
             if before is not None:
@@ -141,6 +143,23 @@ def _exchange(new: Path, real: Path, old: Path) -> None:
         if old.exists() and not real.exists():
             old.rename(real)
         raise
+
+
+def _full(part: Path, error: Exception) -> int:
+    """The number of the error by which a disk, a quota or a limit refuses more, else 0.
+
+    Writers in C++, torch's among them, know by then only that a write failed: so one is tried.
+    """
+    if isinstance(error, OSError):
+        return error.errno if error.errno in _FULL else 0
+    if isinstance(error, ValueError | TypeError | LookupError):  # of what was to be written
+        return 0
+    try:
+        with part.open("ab") as more:
+            more.write(bytes(1 << 20))
+    except OSError as refused:
+        return refused.errno if refused.errno in _FULL else 0
+    return 0
 
 
 def _in_writable_folder(path: Path | str, real: Path) -> Path:

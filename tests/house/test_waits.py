@@ -1,0 +1,76 @@
+"""No call of the package, the examples or the tools that prove them waits for somebody else without a limit."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = [path for folder in ("stca", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
+FILES += [ROOT / "tools" / name for name in ("prove.py", "soak.py", "soak_extremes.py", "soak_work.py")]
+# By the last part of its name: how a call says how long it waits, by keyword or by the place of an argument.
+LIMITED = {
+    "run": "timeout",
+    "check_output": "timeout",
+    "check_call": "timeout",
+    "communicate": "timeout",
+    "init_process_group": "timeout",
+    "rendezvous": "timeout",
+    "urlopen": "timeout",
+    "AsyncClient": "timeout",
+    "connect": "timeout",
+    "from_url": "socket_timeout",
+    "DataLoader": "timeout",
+}
+OWNERS = {"run": "subprocess", "check_output": "subprocess", "check_call": "subprocess", "connect": "sqlite3"}
+BARE = {"join", "wait", "get", "result", "acquire"}  # without any argument they wait for ever
+# What waits for work of this process, whose own waits are limited, or for a program that is told how long to run.
+ALLOWED = {
+    "examples/serve/batcher.py: self._arrived.wait()": "inside asyncio.wait_for, or with nothing to do",
+}
+
+
+def unlimited(path: Path, text: str) -> list[str]:
+    """Calls that may wait for ever, each by file and code."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        keywords = {each.arg for each in node.keywords}
+        bare = name in BARE and isinstance(node.func, ast.Attribute) and not node.args and not keywords
+        late = name in LIMITED and OWNERS.get(name, owner) == owner and not keywords & {LIMITED[name], None}
+        if bare or late:
+            found.append(f"{path}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_wait_has_a_limit(path: Path) -> None:
+    assert set(unlimited(path.relative_to(ROOT), path.read_text())) <= set(ALLOWED)
+
+
+def test_what_is_allowed_is_there() -> None:
+    found = {each for path in FILES for each in unlimited(path.relative_to(ROOT), path.read_text())}
+    assert found == set(ALLOWED)
+
+
+def test_waits_without_a_limit_are_found() -> None:
+    planted = (
+        "thread.join()",
+        "subprocess.run(['git'])",
+        "torch.distributed.init_process_group('gloo')",
+        "queue.get()",
+        "DataLoader(data, num_workers=2)",
+        "sqlite3.connect('x')",
+    )
+    limited = (
+        "thread.join(5)",
+        "' '.join(names)",
+        "subprocess.run(['git'], timeout=5)",
+        "settings.get('x')",
+        "sqlite3.connect('x', timeout=1)",
+    )
+    text = "\n".join((*planted, *limited))
+    assert unlimited(Path("x.py"), text) == [f"x.py: {line}" for line in planted]
