@@ -57,7 +57,7 @@ test: $(INSTALLED) ptx
 	$(PYTEST)
 
 slow: $(INSTALLED) ptx
-	$(PYTEST) -m 'slow and not peers'
+	$(PYTEST) -m 'slow and not peers and not long'
 
 peers: $(INSTALLED)
 	$(EDITABLE) '.[ray,peers]'

@@ -33,8 +33,8 @@ from stca.files import whole_file
 
 STEPS = 4  # of a round
 START_METHODS = ("fork", "spawn", "forkserver")
-# Bytes a step that resident memory may grow by. Without a leak the upper end of the interval was measured below a
-# fifth of it, see `docs/reliability/index.md`.
+# Bytes a step that resident memory may grow by: a prediction, which `docs/reliability/index.md` compares with what was
+# measured so far.
 BOUND = 2048
 LEAK = 4 * BOUND  # that is planted
 LIMIT = 300.0  # seconds that a worker or a thread may take; then it hangs
@@ -123,8 +123,8 @@ def rounds(seconds: float, seed: int, leak: int, say: Callable[[str], None]) -> 
         others = [threading.Thread(target=scorer, args=(serving, 2 * count + i, stop, life)) for i in range(2)]
         for thread in others:
             thread.start()
-        if count < 3 or count % 20 == 0:
-            workers(START_METHODS[count if count < 3 else count // 20 % 3], expected, life)
+        if count < 3 or count % 100 == 0:
+            workers(START_METHODS[count if count < 3 else count // 100 % 3], expected, life)
         for _ in range(STEPS):
             torch.set_num_threads(int(generator.integers(1, 4)))
             train_step(model, optimizer, generator)

@@ -1,6 +1,7 @@
 """The machine that runs the CUDA kernels' PTX on the CPU reports what a GPU would leave undefined."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -82,8 +83,10 @@ def test_a_stage_and_a_tile_without_a_fault(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_reported_with_its_place(name: str) -> None:
+def test_a_fault_is_reported_with_its_place(name: str, record_property: Callable[[str, object], None]) -> None:
+    record_property("planted", 1)
     message, _ = emulated_fault(name)
     assert re.match(rf"{name}: block \d", message)
     assert re.search(FAULTS[name], message)
     assert name in OF_A_BLOCK or re.search(r"faults(_sm90)?.cu:\d+", message)
+    record_property("caught", 1)

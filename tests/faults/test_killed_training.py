@@ -57,7 +57,7 @@ def _kill(processes: list[BaseProcess], rank: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("moment", range(20))
+@pytest.mark.parametrize("moment", [*range(4), *(pytest.param(i, marks=pytest.mark.long) for i in range(4, 20))])
 def test_a_rank_killed_at_any_moment_changes_nothing(undisturbed: Undisturbed, tmp_path: Path, moment: int) -> None:
     """Both ranks end by themselves; started again they end with the same weights, moments and batches."""
     rng = np.random.default_rng(moment)
