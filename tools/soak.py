@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,10 +101,10 @@ def scorer(serving: Serving, seed: int, stop: threading.Event, life: Life) -> No
         life.findings.append(f"scorer of seed {seed}: {error!r}")
 
 
-def workers(method: str, expected: list[tuple[Tensor, ...]], life: Life) -> None:
+def workers(method: str, expected: Sequence[tuple[Tensor, ...]], life: Life) -> None:
     """Workers of a DataLoader, which have one thread each, score requests as this process did with one."""
-    options = {"multiprocessing_context": method, "num_workers": 2, "batch_size": None, "timeout": LIMIT}
-    for i, (found, own) in enumerate(zip(DataLoader(Scored(), **options), expected, strict=True)):
+    loader = DataLoader(Scored(), batch_size=None, num_workers=2, timeout=LIMIT, multiprocessing_context=method)
+    for i, (found, own) in enumerate(zip(loader, expected, strict=True)):
         life.cases += 1
         if not all(map(torch.equal, found, own)):
             life.findings.append(f"workers by {method}: request {i} must be as in this process, got another")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,7 @@ def joined(seconds: float = 1800) -> Iterator[None]:
         raise
 
 
-def _meet(store: dist.Store, number: int, processes: int, wait: timedelta) -> None:
+def _meet(store: Any, number: int, processes: int, wait: timedelta) -> None:
     """Waits until every rank has come, and says who has not."""
     names = [f"rank {i}" for i in range(processes)]
     store.set(names[number], "here")
