@@ -47,7 +47,7 @@ def main() -> None:
     gc.freeze()  # what is here now stays: a collection that went through it would hold everybody up for 0.1 s
     # Idle connections stay longer than clients keep them, so that none is closed while a request is on its way.
     connections = {"limit_concurrency": args.connections, "timeout_keep_alive": 30, "log_level": "warning"}
-    connections["timeout_graceful_shutdown"] = 30  # without it a client that sends nothing keeps a stopped service alive
+    connections["timeout_graceful_shutdown"] = 30  # else a client that sends nothing keeps it alive
     uvicorn.run(app, host=args.host, port=args.port, **connections)
 
 
