@@ -54,7 +54,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 def _kill(processes: list[BaseProcess], rank: int) -> None:
     pid = processes[rank].pid
     assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it may be done by then
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("moment", [*range(4), *(pytest.param(i, marks=pytest.mark.long) for i in range(4, 20))])
