@@ -16,6 +16,9 @@ using at::Tensor;
 using std::optional;
 
 constexpr const char* kOp = "swiglu_ffn_norm";
+// Elements of a weight in panels. Sizes that are made of it, of bytes and tiles, are numbers of 64 bits below this one,
+// which no memory reaches: expanded weights may claim any.
+constexpr int64_t kMostElements = int64_t(1) << 48;
 
 // The checked inputs and what is packed from them, kept alive while `params` points into them.
 struct Inputs {
@@ -64,6 +67,9 @@ void check_inputs(const SwigluFfnNormTensors& in) {
   const int64_t D = x.size(1), F = in.w_u.size(1);
   STCA_CHECK(D > 0 && F > 0, kOp, "x [N, D] and w_u [D, F] must have D and F of at least 1, got ", x.sizes(), " and ",
              in.w_u.sizes());
+  TORCH_CHECK_WITH(OutOfMemoryError,
+                   std::max(D, F) < kMostElements && D + kWidestPanel < kMostElements / (F + kWidestPanel), kOp,
+                   ": weights of D = ", D, " and F = ", F, " do not fit into memory");
   check_weight("w_u", in.w_u, x, "[D, F]", {D, F});
   check_weight("w_v", in.w_v, x, "[D, F]", {D, F});
   check_weight("w_o", in.w_o, x, "[F, D]", {F, D});

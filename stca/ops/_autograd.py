@@ -21,6 +21,8 @@ from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from stca.ops._common import check_types
+
 _MaybeTensor = TypeVar("_MaybeTensor", bound=Tensor | None)
 
 
@@ -30,7 +32,7 @@ def autocast(tensor: _MaybeTensor) -> _MaybeTensor:
     Every operator and every product of stca.nn converts its own inputs, as torch's operators do. Inputs that another
     one has converted already are returned as they are.
     """
-    if tensor is None or not torch._C._is_any_autocast_enabled():
+    if not torch._C._is_any_autocast_enabled() or not isinstance(tensor, Tensor):
         return tensor
     if tensor.dtype == torch.float64 or not tensor.is_floating_point():
         return tensor
@@ -50,8 +52,8 @@ def refuse_tangents(op: str, **tensors: Tensor | Sequence[Tensor] | None) -> Non
     if is_compiling() or forward_ad._current_level < 0:  # outside every forward_ad.dual_level
         return
     for name, each in tensors.items():
-        for tensor in [each] if isinstance(each, Tensor) else each or ():
-            if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+        for tensor in each if isinstance(each, Sequence) else [each]:
+            if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
                 raise NotImplementedError(f"{op}: forward-mode derivatives are not supported, got a tangent of {name}")
 
 
@@ -101,10 +103,11 @@ def differentiable(
         vmap: as `torch.library.register_vmap` takes it, after the operator. None: one call for each member.
     """
     op = getattr(torch.ops.stca, name).default
+    schema = op._schema
     torch.library.register_autograd(f"stca::{name}", backward, setup_context=setup_context)
     if vmap is not None:
         torch.library.register_vmap(f"stca::{name}", partial(vmap, op))
-    if isinstance(op._schema.arguments[0].type, torch.ListType):
+    if isinstance(schema.arguments[0].type, torch.ListType):
         op, setup_context, backward = _without_lists(op, setup_context, backward)
 
     def below_autograd(*args: Any) -> Any:
@@ -116,13 +119,17 @@ def differentiable(
     def call(*args: Any) -> Any:
         if is_compiling():
             return op(*args)
-        if torch._C._are_functorch_transforms_active():
-            return apply(*args)
-        if has_torch_function(args):  # a handler may bring in tensors that require a gradient
-            return op(*args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return apply(*args)
-        return below_autograd(*args)
+        try:
+            if torch._C._are_functorch_transforms_active():
+                return apply(*args)
+            if has_torch_function(args):  # a handler may bring in tensors that require a gradient
+                return op(*args)
+            if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+                return apply(*args)
+            return below_autograd(*args)
+        except (RuntimeError, TypeError, ValueError):
+            check_types(schema, args)
+            raise
 
     return call
 

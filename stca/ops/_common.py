@@ -46,6 +46,40 @@ def _check_one_device(op: str, arguments: dict[str, Any]) -> None:
             raise ValueError(f"{op}: {name} must be on the device of {first}, {device}, got {tensor.device}")
 
 
+_KINDS: dict[str, tuple[Any, str]] = {
+    "Tensor": (Tensor, "a Tensor"),
+    "float": ((float, int), "a number"),
+    "int": ((int, torch.SymInt), "an integer"),
+    "bool": (bool, "a bool"),
+}
+
+
+def check_types(schema: Any, args: tuple[Any, ...]) -> None:
+    """Raises for the first of an operator's arguments that is not of its type, by the operator's name and its own.
+
+    The dispatcher's own error is a RuntimeError, which callers take for something else than a wrong argument.
+
+    Raises:
+        TypeError: another type.
+        ValueError: an integer that has more than 64 bits.
+    """
+    op, arguments = schema.name.removeprefix("stca::").removesuffix("_backward"), list(schema.arguments)
+    names, types = [each.name for each in arguments], [str(each.type) for each in arguments]
+    if types[0] == "List[Tensor]":  # its tensors come one by one
+        count = len(args) - len(arguments) + 1
+        names[:1], types[:1] = [f"{names[0].removesuffix('s')}[{i}]" for i in range(count)], ["Tensor"] * count
+    for name, kind, value in zip(names, types, args, strict=False):
+        optional = kind.startswith("Optional[")
+        expected, what = _KINDS[kind.removeprefix("Optional[").removesuffix("]").replace("SymInt", "int")]
+        if value is None and optional:
+            continue
+        if not isinstance(value, expected):
+            either = " or None" if optional else ""
+            raise TypeError(f"{op}: {name} must be {what}{either}, got {type(value).__name__} {value!r}") from None
+        if what == "an integer" and isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{op}: {name} must be an integer of 64 bits, got {value}") from None
+
+
 def check_total(op: str, name: str, total: int | None) -> None:
     """Raises ValueError for a negative number of rows. A compiler's symbolic number cannot be judged and passes."""
     if isinstance(total, int) and total < 0:
@@ -62,7 +96,10 @@ def keeps(op: str, recompute: Recompute, tensors: Sequence[Tensor | None], size:
         return False
     if not any(getattr(each, "requires_grad", False) for each in tensors):
         return False
-    return recompute is False or size() <= KEPT_BYTES
+    try:
+        return recompute is False or size() <= KEPT_BYTES
+    except (AttributeError, IndexError, RuntimeError, TypeError):  # the operator refuses what has no size, by its name
+        return False
 
 
 def has_values(*tensors: Tensor | None) -> bool:

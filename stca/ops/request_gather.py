@@ -34,6 +34,7 @@ def request_gather(
         [T, ...] in x's dtype, or a list of such tensors.
 
     Raises:
+        TypeError: an x that is neither a tensor nor a sequence of tensors.
         ValueError: an x whose first dimension is not R, a negative `total`, or offsets that do not start at 0, decrease
             or do not end at `total`.
         RuntimeError: a result that does not fit into memory, also as torch.OutOfMemoryError.
@@ -45,6 +46,8 @@ def request_gather(
         >>> stca.ops.request_gather(torch.tensor([10.0, 20.0]), torch.tensor([0, 1, 3]))
         tensor([10., 20., 20.])
     """
+    if not isinstance(x, Tensor | Sequence):
+        raise TypeError(f"request_gather: x must be a Tensor or a sequence of them, got {type(x).__name__} {x!r}")
     xs = [x] if isinstance(x, Tensor) else list(x)
     refuse_tangents("request_gather", x=xs)
     ys: tuple[Tensor, ...] = _op(*xs, target_offsets, total)

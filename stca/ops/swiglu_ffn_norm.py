@@ -60,8 +60,10 @@ def swiglu_ffn_norm(
         y [N, D] in x's dtype.
 
     Raises:
+        TypeError: an argument that is no tensor, or an eps that is no number.
         ValueError: shapes, dtypes or devices that do not fit, a norm_bias without a norm_weight, or another
             `recompute`.
+        RuntimeError: weights whose packed copy does not fit into memory, also as torch.OutOfMemoryError.
 
     Under `torch.autocast` all inputs are first converted to the autocast dtype, unless they are float64.
 

@@ -141,7 +141,8 @@ def target_attention(
         itemsize = 8 if q.dtype == torch.float64 else 4
         return itemsize * q.shape[1] * count_pairs(q, rows, target_offsets, history_offsets, visible)
 
-    keep = keeps("target_attention", recompute, inputs, kept_bytes) and _serves(q, v, target_offsets, visible)
+    served = inputs if _serves(q, v, target_offsets, visible) else ()
+    keep = keeps("target_attention", recompute, served, kept_bytes)
     out, lse, *_ = _op(*tensors, scale, backward, k_scale, v_scale, keep)
     return (out, lse) if return_lse else out
 
@@ -150,7 +151,7 @@ def _serves(q: Tensor, v: Tensor | None, target_offsets: Tensor, visible: Tensor
     """Whether kept scores serve the backward pass. How many there are depends on values, which no compiler has."""
     if torch.compiler.is_compiling() or v is not None or visible is not None:
         return False
-    return q.is_cpu and has_values(q, target_offsets)
+    return all(isinstance(each, Tensor) and each.is_cpu and has_values(each) for each in (q, target_offsets))
 
 
 @register_fake("target_attention")

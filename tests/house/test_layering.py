@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from operators import OPS
+from registered import OPS
 
 import stca
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cases import offsets
-from operators import REGISTERED, assert_has_each
+from registered import REGISTERED, assert_has_each
 from torch import Tensor
 
 TARGETS, HISTORY = offsets([2, 1]), offsets([3, 1])

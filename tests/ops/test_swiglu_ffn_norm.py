@@ -219,3 +219,12 @@ def test_bad_calls(changes: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = swiglu_inputs(3, 4, 6, 2, torch.float32)
     with pytest.raises(ValueError, match=f"swiglu_ffn_norm: {message}"):
         stca.ops.swiglu_ffn_norm(**{**good, **changes})
+
+
+@pytest.mark.parametrize(("D", "F"), [(2**40, 2**22), (2**22, 2**40), (2**62, 1), (1, 2**62)])
+def test_weights_that_no_memory_holds(D: int, F: int) -> None:
+    """Expanded weights may claim any size: bytes of a packed copy were more than a number of 64 bits holds."""
+    zero = torch.zeros(1, 1)
+    w = zero.expand(D, F)
+    with pytest.raises(torch.OutOfMemoryError, match=rf"^swiglu_ffn_norm: weights of D = {D} and F = {F} do not fit"):
+        stca.ops.swiglu_ffn_norm(zero.expand(0, D), w, w, zero.expand(F, D))

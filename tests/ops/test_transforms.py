@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 import torch
 from cases import offsets
-from operators import OPS, assert_has_each
+from registered import OPS, assert_has_each
 from torch import Tensor
 from torch.autograd import forward_ad
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import TARGET_ATTENTION_SMALL, TargetAttentionCase, offsets, swiglu_inputs
-from operators import OPS, assert_has_each
+from registered import OPS, assert_has_each
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, jacrev, vmap
