@@ -4,6 +4,7 @@
 # make peers  tests with libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb; with redis-server
 # make serve  the demo's ranker behind HTTP on 127.0.0.1:8000, its users' histories kept encoded
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
+# make sanitize  the operators compiled with sanitizers: docs/reliability/sanitizers.md; sanitize-quick: a few tests of it
 # make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES
 # make wheel-twice  the wheel built in two folders, byte by byte the same
 # make matrix the wheel in fresh environments, every Python here with every torch: 5 GB and a minute each
@@ -41,7 +42,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo serve test slow peers bench soak prove wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts cuda-build gpu tune gpu-tune clean
+.PHONY: demo serve test slow peers bench soak prove wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts sanitize sanitize-quick cuda-build gpu tune gpu-tune clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -104,7 +105,7 @@ lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt,$(NATIVE)) $(wildcard tests/ptx/*.cpp tests/ptx/*.h tests/ptx/*.cu)
+	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt,$(NATIVE)) $(wildcard tests/sanitize/*.cpp tests/ptx/*.cpp tests/ptx/*.h tests/ptx/*.cu)
 
 doctest: $(INSTALLED)
 	$(PYTEST) --doctest-modules stca
@@ -133,6 +134,14 @@ kernels: $(INSTALLED) $(CUDACXX)
 # What nvcc made of the attention kernels: registers, instructions of their loops, and the time that follows at the earliest.
 counts: kernels
 	$(BIN)/python tools/kernel_counts.py build/kernels
+
+# With GCC, whose sanitizers these are, and valgrind.
+sanitize: $(INSTALLED)
+	command -v valgrind || apt-get install --yes valgrind
+	$(BIN)/python tools/sanitize.py $(SANITIZE)
+
+sanitize-quick: $(INSTALLED)
+	$(BIN)/python tools/sanitize.py --quick $(SANITIZE)
 
 cuda-build: $(CUDA_VENV)/cuda/bin/nvcc
 	$(CUDA_VENV)/bin/python tools/install.py build
