@@ -219,14 +219,14 @@ def _compare_attention(args: dict[str, Any], results: list[Tensor]) -> None:
 
 
 def _compare_swiglu(args: dict[str, Any], y: Tensor) -> None:
-    inputs = {name: x for name, x in args.items() if isinstance(x, Tensor)}
-    wide = {name: x.double() for name, x in inputs.items()}
+    inputs: dict[str, Any] = {name: x for name, x in args.items() if isinstance(x, Tensor)}
+    wide: dict[str, Any] = {name: x.double() for name, x in inputs.items()}
     oracle = stca.reference.swiglu_ffn_norm(**wide, eps=args["eps"])
     plain = stca.reference.swiglu_ffn_norm(**inputs, eps=args["eps"])
     assert_as_accurate(y, oracle, plain, "y")
     if args["eps"] == 1e-5 and all(bool(x.isfinite().all()) for x in inputs.values()):
         dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y.dtype)
-        leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
+        leaves: dict[str, Any] = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
         again = stca.ops.swiglu_ffn_norm(**leaves, recompute=args["recompute"])
         grads = torch.autograd.grad(again, list(leaves.values()), dy)
         actual = {"y": again.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
