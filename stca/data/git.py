@@ -1,6 +1,7 @@
 """The history of a git clone as an event log: who works on which file, among those that others work on."""
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -170,14 +171,16 @@ def _parsed(clone: Path, tokens: Iterator[bytes]) -> Iterator[tuple[int, bytes, 
     nameless = 0
     for token in tokens:
         if token.lstrip(b"\n").startswith(b":"):  # modes and object names; the file's name comes next
-            assert commit is not None
-            commit[2].append(next(tokens))
+            if commit is None or (file := next(tokens, None)) is None:
+                raise ValueError(f"{clone}: git must tell each commit and its files, got output that is cut")
+            commit[2].append(file)
             continue
         if commit is not None and commit[1]:
             yield commit
-        sha, time, author = token.split(b" ", 2)
-        if not time.lstrip(b"-").isdigit() or not YEAR_1 <= int(time) < YEAR_10000:
-            raise ValueError(f"{clone}: commit {sha.decode()} must have a time in the years 1 to 9999, got {time!r}")
+        sha, time, author = (*token.split(b" ", 2), b"", b"")[:3]
+        if not re.fullmatch(rb"-?\d{1,18}", time) or not YEAR_1 <= int(time) < YEAR_10000:
+            name = sha.decode(errors="replace")
+            raise ValueError(f"{clone}: commit {name} must have a time in the years 1 to 9999, got {time!r}")
         commit = int(time), author.strip().lower(), []
         nameless += not commit[1]
     if commit is not None and commit[1]:
@@ -196,7 +199,7 @@ def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None, place: st
     Raises:
         ValueError: no git, or what it complains of.
     """
-    # No settings of the user or the machine, no replaced or grafted commits, and nothing is fetched.
+    # No settings of the user or the machine, no replaced or grafted commits, no fetch whatever the clone's settings allow.
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C",
@@ -207,13 +210,16 @@ def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None, place: st
         "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_GRAFT_FILE": os.devnull,
         "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_ALLOW_PROTOCOL": "",
+        "GIT_NO_LAZY_FETCH": "1",
     }
     settings = {
         "core.bare": "true",
+        "core.fsmonitor": "false",  # else a command of the clone's choice
+        "core.hooksPath": os.devnull,
         "advice.graftFileDeprecated": "false",
         "mailmap.file": os.devnull,
         "mailmap.blob": "HEAD:.mailmap",
-        "protocol.allow": "never",
         "safe.directory": str(clone.resolve()),
     }
     if place:
@@ -225,13 +231,19 @@ def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None, place: st
             process = subprocess.Popen(
                 command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env=environment
             )
+            unread: ValueError | None = None
             with process:
                 assert process.stdout is not None
-                yield process.stdout
+                try:
+                    yield process.stdout
+                except ValueError as error:  # git may say why its output is no better
+                    unread = error
                 process.stdout.read()
             if process.returncode:
                 complaints.seek(0)
                 complaint = complaints.read().decode(errors="replace").strip()
-                raise ValueError(f"{clone}: must be a git repository with commits: {complaint}")
+                raise ValueError(f"{clone}: must be a git repository with commits: {complaint}") from unread
+            if unread is not None:
+                raise unread
     except FileNotFoundError as error:
         raise ValueError(f"{clone}: git must be installed to read a git repository: {error}") from error
