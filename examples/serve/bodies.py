@@ -66,9 +66,14 @@ def read_score(body: bytes) -> Score:
         RequestValidationError: what is no safetensors, or no `Score`.
     """
     try:
-        fields = {name: values.tolist() for name, values in load(body).items()}
+        arrays = load(body)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise refused("safetensors", f"must be a whole safetensors: {error}", len(body)) from error
+    for name, values in arrays.items():  # [2^40, 0] takes no byte of a body, and 2^40 lists of a server
+        if values.ndim > 2 or max(values.shape, default=1) > MOST_CANDIDATES:
+            message = f"must have at most 2 dimensions, each at most {MOST_CANDIDATES}, got {list(values.shape)}"
+            raise refused(name, message, None)
+    fields: dict[str, Any] = {name: values.tolist() for name, values in arrays.items()}
     for name in ("user", "time", "deadline_ms"):
         if isinstance(fields.get(name), list) and len(fields[name]) == 1:
             [fields[name]] = fields[name]

@@ -199,7 +199,7 @@ def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None, place: st
     Raises:
         ValueError: no git, or what it complains of.
     """
-    # No settings of the user or the machine, no replaced or grafted commits, no fetch whatever the clone's settings allow.
+    # No settings of the user or the machine, no replaced or grafted commits, and no fetch, whatever the clone allows.
     environment = {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C",

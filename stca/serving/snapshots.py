@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stca.files import whole_file
-from stca.serving.pool import Pool
+from stca.serving.pool import Pool, User
 
 
 def write(path: Path | str, label: dict[str, str], pool: Pool) -> None:
@@ -45,7 +45,10 @@ def read(path: Path | str, label: dict[str, str], pool: Pool) -> None:
         raise ValueError(f"{path}: must be a whole snapshot of a HistoryCache: {error}") from error
     if found != label:
         raise ValueError(f"{path}: must be a snapshot of {label}, got one of {found}")
-    users = json.loads(bytes(tensors["users"].tolist()))
+    try:
+        users = _checked(tensors, pool)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     offsets = tensors["offsets"].numpy()
     layers = [[tensors[f"layer{i}.{part}"] for part in range(len(rows.parts))] for i, rows in enumerate(pool.rows)]
     with pool.writer:
@@ -67,3 +70,46 @@ def read(path: Path | str, label: dict[str, str], pool: Pool) -> None:
                 if users[u] in pool.users:
                     last_time = int(tensors["last_times"][u])
                     pool.users[users[u]] = replace(pool.users[users[u]], last_time=last_time)
+
+
+def _checked(tensors: dict[str, Tensor], pool: Pool) -> list[User]:
+    """The users of a file, all of which is looked at before any of it is taken in.
+
+    Raises:
+        ValueError: what `write` could not have written, by the tensor.
+    """
+    users = _users(tensors)
+    count, rows = (tensors[name].numel() if name in tensors else 0 for name in ("users", "times"))
+    wanted = {"users": _form(torch.uint8, count), "offsets": _form(torch.int64, len(users) + 1)}
+    wanted |= {"times": _form(torch.int64, rows), "last_times": _form(torch.int64, len(users))}
+    for i, layer in enumerate(pool.rows):
+        wanted |= {f"layer{i}.{n}": _form(part.dtype, rows, part.shape[1]) for n, part in enumerate(layer.parts)}
+    got = {name: _form(x.dtype, *x.shape) for name, x in tensors.items()}
+    for name in {**wanted, **got}:
+        if wanted.get(name) != got.get(name):
+            raise ValueError(f"tensor {name} must be {wanted.get(name)}, got {got.get(name)}")
+    offsets, times, last_times = (tensors[name].numpy() for name in ("offsets", "times", "last_times"))
+    if offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"tensor offsets must go from 0 to the {rows} rows, and never fall")
+    some = offsets[1:] > offsets[:-1]  # users who have rows
+    within = np.ones(rows, dtype=bool)
+    within[offsets[:-1][some]] = False
+    if (times[1:] < times[:-1])[within[1:]].any() or (last_times[some] < times[offsets[1:][some] - 1]).any():
+        raise ValueError("tensors times and last_times must never fall within a user")
+    return users
+
+
+def _users(tensors: dict[str, Tensor]) -> list[User]:
+    try:
+        users: list[User] = json.loads(bytes(tensors["users"].flatten().tolist()))
+    except (LookupError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"tensor users must be JSON: {error!r}") from error
+    if not isinstance(users, list) or any(type(user) not in (int, str) for user in users):
+        raise ValueError("tensor users must be a list of integers and texts")
+    if len(set(users)) < len(users):
+        raise ValueError(f"tensor users must differ, got {len(users)} of whom {len(set(users))} differ")
+    return users
+
+
+def _form(dtype: torch.dtype, *shape: int) -> str:
+    return f"{dtype} {list(shape)}"

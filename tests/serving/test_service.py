@@ -158,6 +158,9 @@ def test_bad_binary_bodies(client: TestClient) -> None:
         (whole[:-1], "safetensors"),
         (b"", "safetensors"),
         (save({"user": torch.tensor([1])}), "candidates"),
+        # Of no byte, and more lists than a memory holds.
+        (save({"user": torch.tensor([1]), "candidates": torch.empty(2**40, 0)}), "candidates"),
+        (save({"user": torch.tensor([1]), "more": torch.empty(1, 1, 1)}), "more"),
     ):
         answer = client.post("/score/binary", content=body, headers=headers)
         assert (answer.status_code, f'"{field}"' in answer.text) == (422, True)

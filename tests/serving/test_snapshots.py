@@ -4,9 +4,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stca.serving import HistoryCache
@@ -77,6 +79,50 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         assert other.statistics().users == 0
     with pytest.raises(ValueError, match=r"no/cache: must be a whole snapshot"):
         _cache().load(tmp_path / "no/cache")
+
+
+INT = torch.int64
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"users": None}, "tensor users must be JSON"),
+    ({"users": b"[1, 2"}, "tensor users must be JSON"),
+    ({"users": b"[" * 100_000}, "tensor users must be JSON"),
+    ({"users": b'{"1": 2}'}, "tensor users must be a list of integers and texts"),
+    ({"users": b'["b", 3, true]'}, "tensor users must be a list of integers and texts"),
+    ({"users": b'["b", 3, 3]'}, "tensor users must differ, got 3 of whom 2 differ"),
+    ({"users": torch.tensor([91, 93])}, r"tensor users must be torch.uint8 \[2\], got torch.int64 \[2\]"),
+    ({"users": b'["b", 3]'}, r"tensor offsets must be torch.int64 \[3\], got torch.int64 \[4\]"),
+    ({"offsets": torch.tensor([0, 57, 58, 116])}, "tensor offsets must go from 0 to the 117 rows"),
+    ({"offsets": torch.tensor([0, 58, 57, 117])}, "tensor offsets must go from 0 to the 117 rows"),
+    ({"offsets": torch.tensor([-1, 57, 57, 117])}, "tensor offsets must go from 0 to the 117 rows"),
+    ({"times": torch.arange(117, 0, -1)}, "tensors times and last_times must never fall"),
+    ({"last_times": torch.tensor([0, 0, 88])}, "tensors times and last_times must never fall"),
+    ({"times": torch.zeros(9, 13, dtype=INT)}, r"tensor times must be torch.int64 \[117\], got torch.int64 \[9, 13\]"),
+    ({"last_times": None}, r"tensor last_times must be torch.int64 \[3\], got None"),
+    (
+        {"layer1.0": torch.zeros(117, 1)},
+        r"tensor layer1.0 must be torch.float32 \[117, 8\], got torch.float32 \[117, 1\]",
+    ),
+    ({"layer1.0": torch.zeros(116, 8)}, r"tensor layer1.0 must be torch.float32 \[117, 8\]"),
+    ({"layer1.0": torch.zeros(117, 8, dtype=torch.float64)}, "tensor layer1.0 must be .*, got torch.float64"),
+    ({"layer2.0": torch.zeros(117, 8)}, "tensor layer2.0 must be None, got"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG)
+def test_files_that_are_whole_and_wrong(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Nobody comes in from a file of which a part does not fit: its rows could be another user's."""
+    _filled().snapshot(path := tmp_path / "cache")
+    with safe_open(path, framework="pt") as file:
+        label, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, x in changes.items():
+        tensors.pop(name, None)
+        if x is not None:
+            tensors[name] = torch.tensor(list(x), dtype=torch.uint8) if isinstance(x, bytes) else x
+    save_file(tensors, path, metadata=label)
+    cache = _cache()
+    with pytest.raises(ValueError, match=f"^{path}: {message}"):
+        cache.load(path)
+    assert cache.statistics().users == 0
 
 
 KILLED = """
