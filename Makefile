@@ -5,6 +5,7 @@
 # make serve  the demo's ranker behind HTTP on 127.0.0.1:8000, its users' histories kept encoded
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
 # make sanitize  the operators compiled with sanitizers: docs/reliability/sanitizers.md; sanitize-quick: a few tests of it
+# make fuzz MINUTES=30  fuzzers on everything that reads files of others, with planted faults that they must find
 # make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES
 # make wheel-twice  the wheel built in two folders, byte by byte the same
 # make matrix the wheel in fresh environments, every Python here with every torch: 5 GB and a minute each
@@ -27,6 +28,9 @@ CUDA_TORCH ?= torch==2.11.0
 # This machine's nvcc, or, where it has none, the one of the Python package index.
 CUDACXX ?= $(or $(shell command -v nvcc),$(VENV)/cuda/bin/nvcc)
 
+# Of make fuzz.
+MINUTES ?= 30
+
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet
 # Threads that wait sleep: else those of many small operations keep a busy machine's cores from everybody.
@@ -42,7 +46,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo serve test slow peers bench soak prove wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts sanitize sanitize-quick cuda-build gpu tune gpu-tune clean
+.PHONY: demo serve test slow peers bench fuzz soak prove wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts sanitize sanitize-quick cuda-build gpu tune gpu-tune clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -65,6 +69,10 @@ peers: $(INSTALLED)
 	command -v redis-server || apt-get install --yes redis-server
 	$(INSTALL) --no-deps $(FBGEMM) $(TORCHREC)
 	$(PYTEST) -m peers -rs
+
+fuzz: $(INSTALLED)
+	$(EDITABLE) '.[fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) $(FUZZ)
 
 # One table per case, peers included; compare.py and growth.py measure the whole grid, report.py writes it up.
 bench: $(INSTALLED)

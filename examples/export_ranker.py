@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from torch import Tensor, nn
 from train import Ranker
 
@@ -86,7 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     out: Path = args.out or args.checkpoint.with_name("ranker.pt2")
 
     ranker = Ranker()
-    ranker.load_state_dict(torch.load(args.checkpoint, map_location="cpu", weights_only=True)["model"])
+    with whole_checkpoint(args.checkpoint):
+        ranker.load_state_dict(load_checkpoint(args.checkpoint, ["model"])["model"])
     package(export(ranker), " ".join(DIMENSIONS), random_request([200], [10_000]), out)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from ranker.generate import generate_log
 from ranker.ranks import device, gathered, joined, rank, replicated, total, world_size
 from torch import Tensor, nn
@@ -162,13 +163,14 @@ def train(args: argparse.Namespace) -> float:
     settings = {**given, "batches": count}
     first = 0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device(), weights_only=True)
+        saved = load_checkpoint(checkpoint, ("settings", "model", "optimizer", "datasets", "steps"), device=device())
         if saved["settings"] != settings:
             raise ValueError(f"{checkpoint}: must be of {settings} (or take another --out), got {saved['settings']}")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        for dataset in datasets:
-            dataset.load_state_dict(saved["datasets"][dataset.rank])
+        with whole_checkpoint(checkpoint):
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            for dataset in datasets:
+                dataset.load_state_dict(saved["datasets"][dataset.rank])
         first = saved["steps"]
 
     progress = tqdm(range(first, args.steps), initial=first, total=args.steps, unit="step", disable=rank() > 0)

@@ -209,10 +209,14 @@ class TokenBudgetSampler(Sampler[list[int]]):
 
 
 def check_state(op: str, state: Mapping[str, Any], own: Mapping[str, Any], place: Iterable[str] = ()) -> None:
-    """Refuses a state that differs from `own`, by what differs and both values, or does not tell its place."""
+    """Refuses a state that differs from `own`, by what differs and both values, or whose place is none."""
+    place = list(place)
     for name in (*own, *place):
         if name not in state:
             raise ValueError(f"{op}: the state must tell its {name}, got {sorted(state)} (set_epoch needs no state)")
+    for name in place:
+        if type(state[name]) is not int or not 0 <= state[name] < 2**63:
+            raise ValueError(f"{op}: the state's {name} must be an integer of at least 0, got {state[name]!r}")
     for name, value in own.items():
         if state[name] != value:
             raise ValueError(f"{op}: the state must be of {name} = {value}, got one of {name} = {state[name]}")

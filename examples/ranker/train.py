@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import binary_auroc
 from tqdm import tqdm
 
 from ranker.batches import group_requests, make_batch
+from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from ranker.ranks import gathered, rank, replicated, total, world_size
 from ranker.requests import Integers, Requests, Split, time_parts
 from stca.batch import bce_loss
@@ -204,17 +205,15 @@ class Training:
             torch.save(saved, part)
 
     def _load(self, path: Path) -> None:
-        try:
-            saved = torch.load(path, weights_only=True)
-            settings = saved["settings"]
-        except Exception as error:  # as many kinds as there are files that are no checkpoint
-            raise ValueError(f"{path}: must be a whole checkpoint (--restart forgets it): {error!r}") from error
+        hint = " (--restart forgets it)"
+        saved = load_checkpoint(path, ("settings", "model", "optimizer", "state", "random"), hint)
+        settings = saved["settings"]
         if settings != self.settings:
             raise ValueError(
-                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {settings} "
-                "(--restart forgets it)"
+                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {settings}{hint}"
             )
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.state = saved["state"]
-        torch.set_rng_state(saved["random"][rank()])
+        with whole_checkpoint(path, hint):
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.state = {name: saved["state"][name] for name in self.state}
+            torch.set_rng_state(saved["random"][rank()])

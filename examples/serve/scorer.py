@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from ranker.batches import log_bucket
+from ranker.checkpoint import load_checkpoint
 from ranker.model import Ranker
-from ranker.requests import COUNTERS
+from ranker.requests import COUNTERS, TIME_BUCKETS
 from torch import Tensor
 
 from serve.store import Store
@@ -43,16 +44,18 @@ class Scorer:
         self, checkpoint: Path, store: Store, capacity_rows: int, length: int, keep: Keep = "rows", **options: Any
     ) -> None:
         try:
-            saved = torch.load(checkpoint, weights_only=True)
+            saved = load_checkpoint(checkpoint, ("settings", "state", "model", "time_parts"))
             if "event_time=True" not in saved["settings"]:
                 raise ValueError(saved["settings"])
-            weights = saved["state"]["best_model"] or saved["model"]
+            weights, self.parts = saved["state"]["best_model"] or saved["model"], saved["time_parts"]
+            if self.parts.shape != (TIME_BUCKETS - 1,) or self.parts.dtype != torch.int64:
+                raise ValueError(f"time_parts must be int64 [{TIME_BUCKETS - 1}], got {self.parts.dtype}")
             self.model = ranker_of(weights).eval().requires_grad_(False)
         except Exception as error:  # as many kinds as there are files that are no such checkpoint
             expected = "must be a checkpoint of STCA by train_ranker.py --event-time"
             raise ValueError(f"{checkpoint}: {expected}: {error!r}") from error
         assert isinstance(self.model.stca, STCA)
-        self.stack, self.parts, self.store, self.length = self.model.stca, saved["time_parts"], store, length
+        self.stack, self.store, self.length = self.model.stca, store, length
         encoder = hashlib.sha256()
         for name, weight in sorted(weights.items()):
             encoder.update(name.encode() + weight.contiguous().numpy().tobytes())
@@ -130,7 +133,9 @@ def ranker_of(weights: dict[str, Tensor]) -> Ranker:
     """The ranker with these weights, whose shapes say its sizes."""
     num_items, dim = weights["candidate.weight"].shape
     layers = len({name.split(".")[2] for name in weights if name.startswith("stca.layers.")})
-    heads = len(weights["stca.w_l"]) // layers
-    model = Ranker(num_items, len(weights["user.weight"]), dim, layers, heads)
+    heads, num_users = len(weights["stca.w_l"]) // layers, len(weights["user.weight"])
+    if max(num_items, num_users, layers * dim) * dim > sum(weight.numel() for weight in weights.values()):
+        raise ValueError(f"weights must be of {num_items} items, {num_users} users, {layers} layers of width {dim}")
+    model = Ranker(num_items, num_users, dim, layers, heads)
     model.load_state_dict(weights)
     return model

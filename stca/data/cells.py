@@ -117,8 +117,10 @@ def id_cells(piece: Piece, theirs: str, form: LogFormat) -> pa.Array:
 def integers_of_text(piece: Piece, theirs: str, form: LogFormat) -> pa.Array | None:
     """The column of a text file as int64, if it is: the quick way for what most logs are."""
     column: pa.Array = piece.table[theirs].combine_chunks()
-    if not piece.text or column.type != pa.binary() or any(null.lstrip("-").isdigit() for null in form.nulls):
+    if not piece.text or column.type != pa.binary():
         return None
+    if any(null.lstrip("-").isdigit() for null in form.nulls):  # else no integer is an empty cell
+        column = cells(piece, theirs, form)
     return as_integers(column)
 
 

@@ -1,10 +1,13 @@
 """Event logs as others publish them: which of their columns is what, and how their cells are to be read."""
 
+import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Real
 from typing import Literal
+
+import pyarrow as pa
 
 Kind = Literal["id", "text", "int", "float"]
 NULLS = (
@@ -109,8 +112,8 @@ class LogFormat:
         ):
             raise ValueError(f"LogFormat: positive must be a number or a tuple of texts, got {self.positive!r}")
         try:
-            "".encode(self.encoding)
-        except (LookupError, ValueError) as error:
+            codecs.getincrementaldecoder(self.encoding)().decode(pa.py_buffer("".encode(self.encoding)), final=True)
+        except (LookupError, ValueError, AttributeError) as error:  # punycode takes none of Arrow's buffers
             raise ValueError(f"LogFormat: encoding must be one that Python has, got {self.encoding!r}") from error
 
     def check_roles(self, where: str) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stca.data.columns import REQUESTS
-from stca.data.read import open_file
+from stca.data.read import UNREADABLE, open_file
 from stca.files import check_output, whole_file
 
 _LOG, _TABLE = "stca.log", "stca.ids"  # in the metadata of logs, and of the tables of their ids
@@ -65,13 +65,18 @@ class Names:
         if kept is None:
             raise ValueError(f"{log}: must be a log that stca.data.convert wrote, to tell what its ids are")
         names = cls()
-        for name, digest in json.loads(kept).items():
+        for name, digest in _kept(kept, log).items():
             names.known[name] = {}
             if digest is not None:
-                with open_file(path := table_path(log, name)) as file:
-                    table = file.read()
-                if table.column_names[:1] == [name] and not table[0].null_count:
-                    names.numbers(name, table[0])
+                try:
+                    with open_file(path := table_path(log, name)) as file:
+                        table = file.read()
+                    if table.column_names[:1] == [name] and not table[0].null_count:
+                        names.numbers(name, table[0])
+                except UNREADABLE as error:
+                    raise ValueError(
+                        f"{path}: must be the ids of {log}, got a file that is damaged: {error}"
+                    ) from error
                 if names._digest(name) != digest:
                     raise ValueError(f"{path}: must be the ids of {log}, as they were written with it, got others")
         return names
@@ -84,6 +89,16 @@ class Names:
         for each in self._bytes(name):
             digest.update(len(each).to_bytes(8, "little") + each)
         return digest.hexdigest()
+
+
+def _kept(kept: bytes, log: Path) -> dict[str, str | None]:
+    """What `Names.mark` kept in a log, by column."""
+    with suppress(ValueError, RecursionError):
+        columns = json.loads(kept)
+        # A name is part of a file's.
+        if isinstance(columns, dict) and all(name and not {"/", "\0"} & set(name) for name in columns):
+            return columns
+    raise ValueError(f"{log}: must keep the names of its columns and digests of their ids, got {kept[:100]!r}")
 
 
 def log_of_table(path: Path) -> str | None:

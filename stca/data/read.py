@@ -17,7 +17,8 @@ from stca.batch import RequestBatch
 from stca.data.columns import KINDS, REQUESTS, VISIBLE, check_columns, is_ours, layout_of
 
 Widths = dict[str, tuple[int, Path]]  # of the columns that hold vectors, and the file that told; 0: none has yet
-UNREADABLE = (pa.ArrowException, OSError)  # what Arrow raises where a file is broken, and where it has no code for it
+# What Arrow raises where a file is broken, where it has no code for it, and where a name in it is no text.
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 
 def open_file(path: Path) -> pq.ParquetFile:
@@ -72,13 +73,17 @@ def broken_part(file: pq.ParquetFile, row_groups: Iterable[int], columns: Iterab
     return "the table"
 
 
+def _read(path: Path, file: pq.ParquetFile, number: int, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return file.read_row_group(number, columns)
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: {broken_part(file, [number], columns)} cannot be read: {error}") from error
+
+
 def read_row_group(path: Path, number: int, widths: Widths) -> RequestBatch:
     """A row group's histories as one batch; `widths` as `add_widths` fills them."""
     with open_file(path) as file:
-        try:
-            table = file.read_row_group(number)
-        except UNREADABLE as error:
-            raise ValueError(f"{path}: {broken_part(file, [number])} cannot be read: {error}") from error
+        table = _read(path, file, number)
     columns = {}
     for name in filter(is_ours, table.column_names):
         try:
@@ -138,7 +143,7 @@ def add_widths(widths: Widths, path: Path) -> None:
 def _width_of_first(path: Path, name: str) -> int:
     with open_file(path) as file:
         for number in range(file.num_row_groups):
-            vectors = _array(file.read_row_group(number, [name])[name]).flatten().drop_null()
+            vectors = _array(_read(path, file, number, [name])[name]).flatten().drop_null()
             if len(vectors):
                 return int(pc.list_value_length(vectors)[0].as_py())
     return 0

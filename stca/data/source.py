@@ -5,6 +5,7 @@ import csv
 import io
 import lzma
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ _OTHERS = {
     b"SQLite": "a database",
     b"{": "JSON",
 }
+# What unpacking and decoding raise; RuntimeError: a zip that is encrypted, or packed in a way that is not known here.
+_BROKEN = zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, UnicodeError, RuntimeError
 _HEAD = 1 << 20  # bytes in which a header must end
 _BLOCKS = 1 << 20, 1 << 28  # bytes of a piece; the second where a row does not fit into the first
 _SMALL = 1 << 10  # bytes of a file that may be nothing but its packing
@@ -98,12 +101,12 @@ def column_names(path: Path, form: LogFormat) -> list[str]:
 def _header(path: Path, form: LogFormat) -> list[str]:
     with opened(path, form) as stream:
         head = stream.read(_HEAD)
+        text = head.decode(form.encoding, errors="replace").removeprefix("\ufeff").lstrip("\r\n")
     for begin, kind in _OTHERS.items():
         if head.startswith(begin):
             raise ValueError(f"{path}: must be text, packed or not, or Parquet as it is, got {kind}")
     if codecs.lookup(form.encoding).name == "utf-8" and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head):
         raise ValueError(f"{path}: must be UTF-8, or of the encoding that is given, got UTF-16 or bytes of 0")
-    text = head.decode(form.encoding, errors="replace").removeprefix("\ufeff").lstrip("\r\n")
     lines = csv.reader(
         io.StringIO(text, newline=None),
         delimiter=form.delimiter,
@@ -138,7 +141,7 @@ def opened(path: Path, form: LogFormat) -> Iterator[Any]:
             packed = next((name for magic, name in _PACKED.items() if begin.startswith(magic)), "none")
         with pa.input_stream(str(path), compression=None if packed == "none" else packed) as stream:
             yield stream
-    except (*UNREADABLE, zipfile.BadZipFile, lzma.LZMAError, EOFError) as error:
+    except (*UNREADABLE, *_BROKEN) as error:
         raise unreadable(path, error) from error
 
 

@@ -1,0 +1,70 @@
+"""Checkpoints of strangers: no code runs, no memory is taken that the file does not fill, and the file is named."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranker.checkpoint import load_checkpoint
+from serve.scorer import Scorer
+from serve.store import SQLiteStore
+from service_process import write_checkpoint
+
+
+class Code:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_does_not_run(tmp_path: Path) -> None:
+    torch.save({"model": Code(tmp_path / "ran")}, path := tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"^{path}: must be a whole checkpoint"):
+        load_checkpoint(path, ["model"])
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": torch.zeros(1).expand(2**36, 4)},
+        {"model": {"deep": [torch.zeros(8)[::2].expand(9, 4)]}},
+        {"model": torch.eye(3).to_sparse()},
+        {"model": torch.zeros(3, device="meta")},
+        {"weights": 1},
+        [1],
+    ],
+)
+def test_contents_that_are_none(tmp_path: Path, content: Any) -> None:
+    torch.save(content, path := tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=f"^{path}: must be a whole checkpoint of it: "):
+        load_checkpoint(path, ["model"], " of it")
+    torch.save({"model": torch.zeros(8, 4)[:2]}, path)
+    assert load_checkpoint(path, ["model"])["model"].shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("time_parts", None),
+        ("time_parts", torch.arange(9)),
+        ("time_parts", torch.rand(63)),
+        ("settings", 3),
+        ("state", {}),
+        ("candidate.weight", torch.zeros(10**9, 0)),
+        ("user.weight", torch.zeros(10**9, 0)),
+        ("candidate.weight", torch.zeros(1, 10**6)),
+        ("logit.bias", torch.zeros(2)),
+    ],
+)
+def test_what_the_service_cannot_take(tmp_path: Path, name: str, value: Any) -> None:
+    saved = torch.load(write_checkpoint(path := tmp_path / "ranker.pt"), weights_only=True)
+    (saved["model"] if name in saved["model"] else saved)[name] = value
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match=rf"^{path}: must be a checkpoint of STCA by train_ranker.py --event-time"):
+        Scorer(path, SQLiteStore(tmp_path / "events.sqlite"), 64, 8, page_rows=16)
