@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from export_ranker import package
+from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from ranker.model import Ranker
 from ranker.requests import COUNTER_BUCKETS, COUNTERS, TIME_BUCKETS
 from serve.scorer import ranker_of
@@ -84,8 +85,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calls", type=int, default=20, help="that are timed in Python")
     args = parser.parse_args(arguments)
     out: Path = args.out or args.checkpoint.with_name("served.pt2")
-    saved = torch.load(args.checkpoint, weights_only=True)
-    ranker = ranker_of(saved["state"]["best_model"] or saved["model"]).eval().requires_grad_(False)
+    with whole_checkpoint(args.checkpoint):
+        saved = load_checkpoint(args.checkpoint, ("state", "model"))
+        ranker = ranker_of(saved["state"]["best_model"] or saved["model"]).eval().requires_grad_(False)
     torch.manual_seed(0)
     request = random_request(ranker, args.candidates, args.events)
     dimensions = " ".join([*DIMENSIONS, *("P" for _ in request[len(DIMENSIONS) :])])

@@ -83,7 +83,7 @@ def _checked(tensors: dict[str, Tensor], pool: Pool) -> list[User]:
     wanted = {"users": _form(torch.uint8, count), "offsets": _form(torch.int64, len(users) + 1)}
     wanted |= {"times": _form(torch.int64, rows), "last_times": _form(torch.int64, len(users))}
     for i, layer in enumerate(pool.rows):
-        wanted |= {f"layer{i}.{n}": _form(part.dtype, rows, part.shape[1]) for n, part in enumerate(layer.parts)}
+        wanted |= {f"layer{i}.{n}": _form(part.dtype, rows, *part.shape[1:]) for n, part in enumerate(layer.parts)}
     got = {name: _form(x.dtype, *x.shape) for name, x in tensors.items()}
     for name in {**wanted, **got}:
         if wanted.get(name) != got.get(name):
