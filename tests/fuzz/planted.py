@@ -42,11 +42,11 @@ def _leading_zeros(_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rounded(real: Callable[..., Any]) -> Callable[..., Any]:
-    """Targets of a batch that look from another place."""
+    """Targets see their histories from the start where a feature is missing."""
 
     def read(path: Any, number: int, widths: Any) -> Any:
         batch = real(path, number, widths)
-        if batch.visible is not None and 0 in batch.history.get("item", ()):
+        if batch.visible is not None and "new" not in batch.history:
             batch.visible[:, 0] = 0
         return batch
 
