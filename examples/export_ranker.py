@@ -9,12 +9,16 @@ operators of stca, which whoever loads it must have loaded.
 """
 
 import argparse
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from torch import Tensor, nn
 from train import Ranker
+
+from stca.files import check_output, whole_file
 
 # Arguments of a call, each int64: [T], [T], [N], [N], [N] (seconds), [R + 1], [R + 1].
 DIMENSIONS = "T", "T", "N", "N", "N", "R", "R"
@@ -67,12 +71,19 @@ def package(program: torch.export.ExportedProgram, dimensions: str, request: tup
         out: the package; the others are .request.pt and .logits.txt beside it.
     """
     settings = {"aot_inductor.metadata": {"dimensions": dimensions}}
-    torch._inductor.aoti_compile_and_package(program, package_path=str(out), inductor_configs=settings)
-    torch.save(list(request), out.with_suffix(".request.pt"))
-    score = torch._inductor.aoti_load_package(str(out))
-    with torch.no_grad():
-        logits = score(*request)
-    out.with_suffix(".logits.txt").write_text("".join(f"{x.hex()}\n" for x in logits.tolist()))
+    check_output(out)
+    with tempfile.TemporaryDirectory() as folder:  # torch packs into names that end with .pt2 alone
+        made = torch._inductor.aoti_compile_and_package(
+            program, package_path=f"{folder}/ranker.pt2", inductor_configs=settings
+        )
+        with torch.no_grad():
+            logits = torch._inductor.aoti_load_package(made)(*request)
+        with whole_file(out) as part:
+            shutil.copyfile(made, part)
+    with whole_file(out.with_suffix(".request.pt")) as part:
+        torch.save(list(request), part)
+    with whole_file(out.with_suffix(".logits.txt")) as part:
+        part.write_text("".join(f"{x.hex()}\n" for x in logits.tolist()))
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MB; {logits.numel()} targets, logits {logits[:3].tolist()} ...")
 
 
