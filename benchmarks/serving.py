@@ -25,8 +25,7 @@ from serve.batcher import Batcher
 from torch import Tensor
 
 from stca.files import whole_file
-from stca.nn import STCA, STCALayer, TargetAttention
-from stca.nn.attention import Keep
+from stca.nn import STCA, Keep, STCALayer, TargetAttention
 from stca.serving import HistoryCache
 
 SIZES = {"D 256, H 8, M 4": (256, 8, 4), "D 64, H 1, M 2": (64, 1, 2)}

@@ -19,8 +19,7 @@ from ranker.scaling_report import table
 from ranker.train import Config, Training, evaluate
 from torch import Tensor, nn
 
-from stca.nn import STCA
-from stca.nn.attention import Keep
+from stca.nn import STCA, Keep
 from stca.serving import HistoryCache
 
 FORMS: tuple[Keep, ...] = "rows", "keys_values"

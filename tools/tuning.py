@@ -27,7 +27,8 @@ Attention = _struct(
     "dtype:i num_requests:l num_targets:l num_rows:l heads:l kv_heads:l key_dim:l value_dim:l scale:d shared:b q:p k:p"
     " v:p k_scale:p k_scale_row_stride:l k_scale_head_stride:l v_scale:p v_scale_row_stride:l v_scale_head_stride:l"
     " q_target_stride:l q_head_stride:l k_row_stride:l k_head_stride:l v_row_stride:l v_head_stride:l"
-    " target_offsets:p history_offsets:p visible:p history_index:p out:p lse:p max_and_sum:p pool_rows:l reports:p"
+    " target_offsets:p history_offsets:p visible:p history_index:p out:p lse:p max_and_sum:p scores:p pair_offsets:p"
+    " pool_rows:l reports:p"
     " dout:p dlse:p dq:p dk:p dv:p wide:b first_row:l dq_sums:p",
 )
 Product = _struct("Product", "dtype:i rows:l columns:l depth:l left:p left_stride:l right:p to:p uv:p splits:i")

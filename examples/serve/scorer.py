@@ -18,8 +18,7 @@ from ranker.requests import COUNTERS, TIME_BUCKETS
 from torch import Tensor
 
 from serve.store import Store
-from stca.nn import STCA
-from stca.nn.attention import Keep
+from stca.nn import STCA, Keep
 from stca.serving import HistoryCache
 
 

@@ -47,7 +47,7 @@ def test_target_attention(offsets: str, shared: bool) -> None:
         targets, history = (torch.tensor(each) for each in BAD[offsets])
         inputs = inputs_of(target_offsets=targets, history_offsets=history)
         inputs = inputs.but(v=None, dout=torch.randn(9, 4, 24)) if shared else inputs
-        out, _, sums = forward(ops, inputs, backward=True)
+        out, _, sums, *_ = forward(ops, inputs, backward=True)
         the_next_call_reports(ops, "target_offsets", "history_offsets")
         arguments = (inputs.q, inputs.k, inputs.v, targets, history, None, None, out, sums, None)
         if offsets == "decreasing":  # two requests claim the same rows, and both write their gradients
@@ -75,7 +75,7 @@ def test_history_index(row: int) -> None:
         index = torch.arange(135)
         index[50] = row
         inputs = inputs_of(history_index=index)
-        out, _, sums = forward(ops, inputs, backward=True)
+        out, _, sums, *_ = forward(ops, inputs, backward=True)
         assert not out.isnan().any()
         the_next_call_reports(ops, "history_index")
         offsets = (inputs.target_offsets, inputs.history_offsets)

@@ -16,7 +16,7 @@ from poison import poisoned
 from torch import Tensor
 
 import stca
-from stca.nn.attention import Keep
+from stca.nn import Keep
 from stca.serving import HistoryCache, MissingUsersError
 
 DIM, HEADS, LAYERS = 4, 2, 2

@@ -17,7 +17,7 @@ from serve.scorer import Query, Scorer
 from serve.store import SQLiteStore
 from service_process import ITEMS, USERS, write_checkpoint
 
-from stca.nn.attention import Keep
+from stca.nn import Keep
 
 PATIENT = {"deadline_ms": 60_000}
 

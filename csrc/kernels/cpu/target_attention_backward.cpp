@@ -122,7 +122,8 @@ Workspace<T> workspace_of(const TargetAttentionBackwardParams& params, const Tar
   using S = tile_t<T>;
   using E = operand_t<S>;
   const TargetAttentionParams& p = params.forward;
-  const int64_t block_targets = block_targets_of(tiling, targets);
+  // Blocks of more targets may be smaller, by block_targets_of(), but room for many must do for fewer.
+  const int64_t block_targets = min(targets, tiling.block_targets);
   const int64_t stacked = block_targets * (p.heads / p.kv_heads), rows = block_targets * p.heads;
   const int64_t key_depth = operands<S>(p.key_dim), padded_key_dim = key_depth * kTerms<S>;
   const int64_t value_depth = operands<S>(p.value_dim), padded_value_dim = value_depth * kTerms<S>;
