@@ -48,7 +48,11 @@ class Stored(nn.Module):
         cache = HistoryCache(*sizes, keep=self.keep, num_heads=H, storage=self.storage)
         cache.append("all", self.stack.encode_history(history, keep=self.keep))
         with cache.select(["all"]) as rows:
-            encoded = [own[: len(history)] for own in rows.encoded]  # a first user's pages follow one another
+            # A first user's pages follow one another.
+            encoded = [
+                (own[0][: len(history)], own[1][: len(history)]) if isinstance(own, tuple) else own[: len(history)]
+                for own in rows.encoded
+            ]
             offsets = target_offsets, history_offsets
             return self.stack.attend(targets, encoded, *offsets, visible=visible, history_index=history_index)
 

@@ -1,5 +1,6 @@
 """Multi-head attention of targets to their request's history, in the cheaper of two exact orders."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
-from stca.nn.layout import PackedRequests, may_read, pack_requests
+from stca.nn.layout import Kept, PackedRequests, may_read, pack_requests, split_kept
 from stca.nn.module import Module, check_tensor
 from stca.nn.multihead import taken_from
 from stca.nn.order import CPU_COSTS, CUDA_COSTS, ROWS_OF_A_GROUP, Order, compiled_choice
@@ -31,7 +32,8 @@ class TargetAttention(Module):
     are in no gradient.
 
     Without targets a call gives the keys and values of a flat history, [N, 2, H, D / H], which can be kept and stand
-    for its rows in later calls: those attend to them as they are, whatever the order.
+    for its rows in later calls: those attend to them as they are, whatever the order. Kept rows, and keys and values,
+    may be int8 with scales, a pair of tensors [N, ..., D] and [N, ..., 1]; then nothing may require a gradient.
 
     The bits are the same on every run of the same call with as many threads. Other numbers of threads, targets or
     requests sum in another order, which in float32 changes results by some 1e-7; what other requests hold does not.
@@ -131,7 +133,7 @@ class TargetAttention(Module):
     def forward(
         self,
         targets: Tensor | None,
-        history: Tensor,
+        history: Kept,
         target_offsets: Tensor | None = None,
         history_offsets: Tensor | None = None,
         *,
@@ -146,6 +148,7 @@ class TargetAttention(Module):
         With `return_lse` also the logarithms of the softmax denominators, H in place of D, -inf where nothing is seen.
         """
         others = target_offsets, history_offsets, visible, history_index, target_lengths, history_lengths
+        history, scale = split_kept("TargetAttention", history)
         if targets is None and all(each is None for each in others):
             check_tensor("TargetAttention", "history", history)
             if history.is_nested or history.dim() != 2 or history.shape[1] != self.dim:
@@ -153,7 +156,7 @@ class TargetAttention(Module):
                 raise ValueError(f"TargetAttention: history must be [N, D] with D = {self.dim}, got {form}")
             return torch.stack(self._project(history), dim=1)
         packed = pack_requests("TargetAttention", self.dim, targets, history, *others)
-        out, lse = self._attend(packed)
+        out, lse = self._attend(packed, scale)
         out = packed.unpack(out, 0.0)
         return (out, packed.unpack(lse, -torch.inf)) if return_lse else out
 
@@ -165,7 +168,7 @@ class TargetAttention(Module):
         k, v = (each.view(-1, self.num_heads, self.dim // self.num_heads) for each in project_history(rows, *weights))
         return k, v
 
-    def _attend(self, requests: PackedRequests) -> tuple[Tensor, Tensor]:
+    def _attend(self, requests: PackedRequests, scale: Tensor | None) -> tuple[Tensor, Tensor]:
         x, rows, target_offsets, history_offsets, visible, index, _ = requests
         D, H, dh = self.dim, self.num_heads, self.dim // self.num_heads
         T, P, R = x.shape[0], rows.shape[0], target_offsets.shape[0] - 1
@@ -179,7 +182,12 @@ class TargetAttention(Module):
         reordered = not kept and self.chosen_order(T, N, R, P) == "reordered"
         if not kept and not reordered and index is not None and may_read(index) and len(rows) > N:
             # Of many more rows than are asked for, as in a server's cache, those of the requests alone are projected.
-            rows, index = rows.index_select(0, index), None
+            rows, scale, index = rows.index_select(0, index), scale if scale is None else scale[index], None
+        scales: Sequence[Tensor | None] = (None, None)
+        if scale is not None and (kept or reordered):
+            scales = scale[..., 0].unbind(1) if kept else (scale, None)
+        elif scale is not None:
+            rows = rows.to(x.dtype) * scale
         if reordered:
             q = einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
         if group is not None:
@@ -193,6 +201,8 @@ class TargetAttention(Module):
             history_offsets,
             visible=visible,
             history_index=index,
+            k_scale=scales[0],
+            v_scale=scales[1],
             scale=dh**-0.5,
             recompute=self.recompute,
             return_lse=True,

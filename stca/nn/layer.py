@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from stca.nn.attention import Keep, TargetAttention
 from stca.nn.ffn import SwiGLUFFN
+from stca.nn.layout import Kept
 from stca.nn.module import Module
 from stca.nn.order import Order
 from stca.nn.product import matmul
@@ -86,7 +87,7 @@ class STCALayer(Module):
     def forward(
         self,
         inputs: Tensor | None,
-        history: Tensor,
+        history: Kept,
         *,
         encoded: bool = False,
         keep: Keep = "rows",
@@ -97,7 +98,7 @@ class STCALayer(Module):
 
         Args:
             inputs: [o_1, ..., o_(i-1), x_t], [T, i * D]. None: only encode the history.
-            history: [N, D], raw rows.
+            history: [N, D], raw rows; where `encoded`, what the attention takes.
             encoded: the history is what this layer made of it already.
             keep: without inputs, the form of what is given.
             checkpoint: do not keep the encoded history for the backward pass, encode it again.
@@ -108,6 +109,8 @@ class STCALayer(Module):
             [N, 2, H, D / H]. A row of it depends on its own raw row alone, so it can be kept for later requests.
         """
         group = self.attention.history_group
+        if not encoded:
+            assert isinstance(history, Tensor)
         if not encoded and checkpoint:
             history = checkpointed(self.history_ffn, history, group, use_reentrant=False)
         elif not encoded:

@@ -22,6 +22,25 @@ _ARGUMENTS = (
 )
 
 
+Kept = Tensor | tuple[Tensor, Tensor]
+"""A history that was kept: rows, or keys and values; or int8 and, with a last dimension of 1, what it is scaled by."""
+
+
+def split_kept(owner: str, kept: Kept) -> tuple[Tensor, Tensor | None]:
+    """A kept history's rows and what they are scaled by."""
+    if not isinstance(kept, tuple) or len(kept) != 2:
+        return kept, None  # who takes rows refuses what is no tensor
+    for name, each in zip(("rows", "their scale"), kept, strict=True):
+        check_tensor(owner, name, each)
+    rows, scale = kept
+    if rows.dtype != torch.int8 or scale.shape != (*rows.shape[:-1], 1):
+        raise ValueError(
+            f"{owner}: rows with a scale must be int8, and the scale {[*rows.shape[:-1], 1]}, got {rows.dtype} and "
+            f"{list(scale.shape)}"
+        )
+    return rows, scale
+
+
 class PackedRequests(NamedTuple):
     """The rows of all requests back to back, and how to bring a result per target into the form of the targets."""
 

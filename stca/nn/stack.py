@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stca.nn.attention import Keep
 from stca.nn.ffn import SwiGLUFFN
 from stca.nn.layer import STCALayer
-from stca.nn.layout import pack_requests
+from stca.nn.layout import Kept, pack_requests, split_kept
 from stca.nn.module import Module, check_tensor
 from stca.nn.order import Order
 from stca.nn.product import matmul
@@ -120,7 +120,7 @@ class STCA(Module):
         target_lengths: Tensor | None = None,
         history_lengths: Tensor | None = None,
         history_index: Tensor | None = None,
-        encoded: Sequence[Tensor] | None = None,
+        encoded: Sequence[Kept] | None = None,
         keep: Keep = "rows",
     ) -> Tensor | list[Tensor]:
         """z for every target, in one of three forms.
@@ -157,7 +157,7 @@ class STCA(Module):
         kept = None if encoded is None else self._checked(encoded)
         if kept is not None and history is not None:
             raise ValueError("STCA: history must be None where encoded is given, got both")
-        owner, rows = ("STCA", history) if kept is None else ("STCA.attend", kept[0])
+        owner, rows = ("STCA", history) if kept is None else ("STCA.attend", split_kept("STCA.attend", kept[0])[0])
         packed = pack_requests(owner, self.dim, targets, rows, *others)
         options = {"encoded": kept is not None, "checkpoint": self.checkpoint, **packed.options()}
         x = packed.targets
@@ -193,14 +193,14 @@ class STCA(Module):
     def attend(
         self,
         targets: Tensor,
-        encoded: Sequence[Tensor],
+        encoded: Sequence[Kept],
         target_offsets: Tensor,
         history_offsets: Tensor,
         *,
         visible: Tensor | None = None,
         history_index: Tensor | None = None,
     ) -> Tensor:
-        """z [T, D] from flat targets and what `encode_history` gave for their history.
+        """z [T, D] from flat targets and what `encode_history` gave, or pairs of it as int8 and scales.
 
         Raises:
             ValueError: another number of encodings than layers, or what `forward` refuses.
@@ -225,7 +225,7 @@ class STCA(Module):
             raise ValueError(f"STCA.encode_history: history must be [N, D] with D = {self.dim}, got {form}")
         return [layer(None, history, keep=keep) for layer in self.layers]
 
-    def _checked(self, encoded: Sequence[Tensor]) -> list[Tensor]:
+    def _checked(self, encoded: Sequence[Kept]) -> list[Kept]:
         if not isinstance(encoded, Sequence | Tensor):
             raise TypeError(
                 f"STCA.attend: encoded must be a sequence of tensors, got {type(encoded).__name__} {encoded!r}"
@@ -234,10 +234,12 @@ class STCA(Module):
             raise ValueError(
                 f"STCA.attend: encoded must hold {len(self.layers)} tensors, one a layer, got {len(encoded)}"
             )
-        for i, rows in enumerate(encoded):
+        first, _ = split_kept("STCA.attend", encoded[0])
+        for i, own in enumerate(encoded):
+            rows, _ = split_kept("STCA.attend", own)
             check_tensor("STCA.attend", f"encoded[{i}]", rows)
-            if rows.shape != encoded[0].shape:
+            if rows.shape != first.shape:
                 raise ValueError(
-                    f"STCA.attend: encoded[{i}] must be {list(encoded[0].shape)}, as encoded[0], got {list(rows.shape)}"
+                    f"STCA.attend: encoded[{i}] must be {list(first.shape)}, as encoded[0], got {list(rows.shape)}"
                 )
         return list(encoded)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from stca.nn.layout import Kept
+
 STORAGES = torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8
 
 
@@ -45,6 +47,11 @@ class Rows:
         """What `take` gave of slots of another pool."""
         for part, values in zip(self.parts, parts, strict=True):
             part.index_copy_(0, slots, values.to(part.device))
+
+    @property
+    def kept(self) -> Kept:
+        """The whole pool as attention takes it."""
+        return self.pool if self.scale is None else (self.pool, self.scale)
 
     @property
     def parts(self) -> list[Tensor]:

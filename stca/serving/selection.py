@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -35,14 +36,18 @@ class Selection:
     """Histories of chosen users as `STCA.attend` takes them. What it refers to stays until `release`, or its own end.
 
     Attributes:
-        encoded: of every layer the whole pool, [P, D] or [P, 2, H, D / H], where the cache stores what it gives, else
-            the N rows.
+        encoded: of every layer the whole pool, [P, D] or [P, 2, H, D / H], where the cache stores what it gives, and
+            with its scales where it stores int8 on the CPU; else the N rows.
         history_index: [N] rows of the pool; None where `encoded` holds the rows themselves.
         history_offsets: [U + 1], user by user.
     """
 
     def __init__(
-        self, encoded: list[Tensor], history_index: Tensor | None, history_offsets: Tensor, release: Callable[[], None]
+        self,
+        encoded: list[Any],
+        history_index: Tensor | None,
+        history_offsets: Tensor,
+        release: Callable[[], None],
     ) -> None:
         self.encoded, self.history_index, self.history_offsets = encoded, history_index, history_offsets
         self.release: Callable[[], object] = weakref.finalize(self, release)

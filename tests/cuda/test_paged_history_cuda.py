@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from accuracy import assert_all_as_accurate
+from caches import poisoned
 from cuda_devices import DEVICES, call_on
 from emulated import launched_kernels
 from plain import plain_target_attention
-from poison import poisoned
 from torch import Tensor
 
 import stca

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from poison import poisoned
+from caches import poisoned, selected
 
 from stca.serving import HistoryCache, MissingUsersError
 from stca.serving.pool import History
@@ -84,8 +84,7 @@ def test_storage(storage: torch.dtype) -> None:
     cache.append("other", [torch.randn(3, 33)])
     cache.append("user", [rows])
     with cache.select(["user"], last=36) as selection:
-        [found] = selection.encoded
-        assert selection.history_index is None
+        [found] = selected(selection)
         assert selection.history_offsets.tolist() == [0, 36]
     rows = rows[4:]
     whole = torch.isfinite(rows).all(dim=1)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from accuracy import assert_as_accurate
-from poison import poisoned
+from caches import poisoned, selected
 from torch import Tensor
 
 from stca.nn import STCA, TargetAttention
+from stca.nn.attention import Keep
 from stca.serving import HistoryCache
 
 D, H = 24, 4
@@ -47,6 +48,26 @@ def test_served_as_accurately_as_the_whole_history(m: int, page_rows: int, order
     assert_as_accurate(z, oracle, model(x, whole, target_offsets, offsets))
 
 
+@pytest.mark.parametrize("order", ["reordered", "projected"])
+@pytest.mark.parametrize("keep", ["rows", "keys_values"])
+@pytest.mark.parametrize("m", [1, 40])
+def test_int8_is_read_in_place(order: Any, keep: Keep, m: int) -> None:
+    """To the bit what the same numbers in float32 give."""
+    model = STCA(D, 2, H, order=order).requires_grad_(False)
+    cache = HistoryCache(2, D, 1024, keep=keep, num_heads=H, page_rows=16, storage=torch.int8)
+    for n in (0, 90, 33):
+        for user in ("a", "b"):
+            cache.append(user, model.encode_history(torch.randn(n, D), keep=keep))
+    x, target_offsets = torch.randn(2 * m, D), torch.arange(3) * m
+    with cache.select(["b", "a"], last=[100, 7]) as chosen:
+        assert chosen.history_index is not None
+        offsets = target_offsets, chosen.history_offsets
+        z = model.attend(x, chosen.encoded, *offsets, history_index=chosen.history_index)
+        assert torch.equal(z, model.attend(x, selected(chosen), *offsets))
+        with pytest.raises(ValueError, match=r"STCA.attend: rows with a scale must be int8, and the scale .*, got"):
+            model.attend(x, [(pool, scale[:-1]) for pool, scale in chosen.encoded], *offsets)
+
+
 @pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16, torch.int8])
 def test_storage(storage: torch.dtype) -> None:
     """int8 has a scale for each head's key and value."""
@@ -56,7 +77,7 @@ def test_storage(storage: torch.dtype) -> None:
     cache.append("other", [torch.randn(3, 2, H, 6)])
     cache.append("user", [rows])
     with cache.select(["user"], last=36) as selection:
-        [found] = selection.encoded
+        [found] = selected(selection)
     rows = rows[4:]
     whole = torch.isfinite(rows).all(dim=-1)
     bound = rows.abs().amax(dim=-1, keepdim=True) / 254 if storage == torch.int8 else rows.abs() * 2.0**-8 + 1e-7

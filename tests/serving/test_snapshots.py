@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from caches import selected
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -28,7 +29,7 @@ def _filled(storage: torch.dtype | None = None) -> HistoryCache:
 
 def _rows(cache: HistoryCache, user: int | str, until: int | None = None) -> list[torch.Tensor]:
     with cache.select([user], until=until) as chosen:
-        return [x if chosen.history_index is None else x[chosen.history_index] for x in chosen.encoded]
+        return selected(chosen)
 
 
 @pytest.mark.parametrize("storage", [None, torch.bfloat16, torch.int8])

@@ -1,11 +1,12 @@
-"""A cache whose freed pages are filled with NaN, so that a row that is read after its end shows."""
+"""Of caches: free pages filled with NaN, so that a row that is read after its end shows; and what a selection holds."""
 
 from collections.abc import Iterable
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from stca.serving import HistoryCache
+from stca.serving import HistoryCache, Selection
 
 
 def poisoned(cache: HistoryCache) -> HistoryCache:
@@ -24,3 +25,13 @@ def poisoned(cache: HistoryCache) -> HistoryCache:
     for rows in cache._pool.rows:
         rows.pool.fill_(torch.nan)
     return cache
+
+
+def selected(selection: Selection) -> list[Tensor]:
+    """The rows of a selection, of every layer, as a cache would give them where it copies."""
+    index, found = selection.history_index, []
+    for kept in selection.encoded:
+        rows, scale = kept if isinstance(kept, tuple) else (kept, None)
+        rows = rows if index is None else rows[index]
+        found.append(rows if scale is None else rows.float() * scale[index])
+    return found
