@@ -11,8 +11,7 @@ from accuracy import assert_as_accurate
 from caches import poisoned, selected
 from torch import Tensor
 
-from stca.nn import STCA, TargetAttention
-from stca.nn.attention import Keep
+from stca.nn import STCA, Keep, TargetAttention
 from stca.serving import HistoryCache
 
 D, H = 24, 4
