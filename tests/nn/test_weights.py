@@ -26,7 +26,7 @@ def _reset(model: Any) -> None:
 
 
 def test_every_exported_module_is_built_here() -> None:
-    assert {each.__name__ for each in MODULES} == {*stca.nn.__all__}
+    assert {each.__name__ for each in MODULES} == {*stca.nn.__all__} - {"Keep"}  # a type
 
 
 @pytest.mark.parametrize("sharded", [False, True])
