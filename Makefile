@@ -85,8 +85,9 @@ bench: $(INSTALLED)
 soak: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python tools/soak.py --minutes $(or $(MINUTES),60) --report build/soak.json
 
-# The targets of single steps make what the steps of all need.
 prove: $(INSTALLED) ptx
+	$(EDITABLE) '.[fuzz]'
+	command -v valgrind || apt-get install --yes valgrind
 	$(BIN)/python tools/prove.py $(PROVE)
 
 wheel: $(BIN)/python

@@ -39,7 +39,7 @@ SIZES = {
     "projected_one_group": (16, 32, 64, 128, 256),
     "few_rows": (1, 4, 8, 16, 32, 64),
     "attention_least_width": (64, 128, 192, 256),
-    "attention_wide_rows": (8, 16, 32, 64, 128),
+    "attention_wide_rows": (16, 32, 64, 128),
     "ffn_least_tiles": (1, 2, 4, 8),
 }
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, default=ROOT / "build" / "tune" / "libstca_tune.so")
     arguments = parser.parse_args()
     if not arguments.library.exists():
-        sys.exit(f"make gpu-tune: {arguments.library} is missing: run `make tune` where nvcc is")
+        sys.exit(f"make gpu-tune: {arguments.library} is missing: it is what `make tune` builds, and has to come along")
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
         sys.exit(f"make gpu-tune: torch {torch.__version__} sees no GPU of compute capability 9 here")
     torch.manual_seed(0)

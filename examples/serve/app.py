@@ -99,8 +99,8 @@ def make_app(
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:
-        """Without the value, which JSON need not be able to hold."""
-        detail = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()]
+        """The first of what is wrong, without the value, which JSON need not be able to hold."""
+        detail = [{key: each[key] for key in ("type", "loc", "msg")} for each in error.errors()[:20]]
         return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
 
     @app.exception_handler(BusyError)

@@ -12,6 +12,7 @@ from safetensors.numpy import load, save
 MOST_CANDIDATES, MOST_EVENTS = 2000, 1000
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 Counter = Annotated[int, Field(ge=0, lt=COUNTER_BUCKETS)]
+Counters = Annotated[list[Counter], Field(min_length=COUNTERS, max_length=COUNTERS)]
 
 
 class Body(BaseModel):
@@ -41,7 +42,7 @@ class Score(Body):
 
     user: Number
     candidates: Annotated[list[Number], Field(min_length=1, max_length=MOST_CANDIDATES)]
-    counters: list[Annotated[list[Counter], Field(min_length=COUNTERS, max_length=COUNTERS)]] | None = None
+    counters: Annotated[list[Counters], Field(max_length=MOST_CANDIDATES)] | None = None
     time: Number | None = None
     deadline_ms: Annotated[float, Field(gt=0, le=60_000)] = 1000
 
@@ -70,6 +71,8 @@ def read_score(body: bytes) -> Score:
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise refused("safetensors", f"must be a whole safetensors: {error}", len(body)) from error
     for name, values in arrays.items():  # [2^40, 0] takes no byte of a body, and 2^40 lists of a server
+        if name not in Score.model_fields:
+            raise refused(name, f"must be one of {sorted(Score.model_fields)}", None)
         if values.ndim > 2 or max(values.shape, default=1) > MOST_CANDIDATES:
             message = f"must have at most 2 dimensions, each at most {MOST_CANDIDATES}, got {list(values.shape)}"
             raise refused(name, message, None)

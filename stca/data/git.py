@@ -238,8 +238,9 @@ def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None, place: st
                     yield process.stdout
                 except ValueError as error:  # git may say why its output is no better
                     unread = error
-                process.stdout.read()
-            if process.returncode:
+                while unread is None and process.stdout.read(1 << 20):
+                    pass
+            if process.returncode > 0 or (process.returncode and unread is None):
                 complaints.seek(0)
                 complaint = complaints.read().decode(errors="replace").strip()
                 raise ValueError(f"{clone}: must be a git repository with commits: {complaint}") from unread

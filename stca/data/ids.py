@@ -97,6 +97,7 @@ def _kept(kept: bytes, log: Path) -> dict[str, str | None]:
         columns = json.loads(kept)
         # A name is part of a file's.
         if isinstance(columns, dict) and all(name and not {"/", "\0"} & set(name) for name in columns):
+            "".join(columns).encode()  # a ValueError where half of a surrogate pair is in a name
             return columns
     raise ValueError(f"{log}: must keep the names of its columns and digests of their ids, got {kept[:100]!r}")
 

@@ -151,7 +151,7 @@ class TargetAttention(Module):
         history, scale = split_kept("TargetAttention", history)
         if targets is None and all(each is None for each in others):
             check_tensor("TargetAttention", "history", history)
-            if history.is_nested or history.dim() != 2 or history.shape[1] != self.dim:
+            if scale is not None or history.is_nested or history.dim() != 2 or history.shape[1] != self.dim:
                 form = "nested" if history.is_nested else list(history.shape)
                 raise ValueError(f"TargetAttention: history must be [N, D] with D = {self.dim}, got {form}")
             return torch.stack(self._project(history), dim=1)
@@ -187,7 +187,7 @@ class TargetAttention(Module):
         if scale is not None and (kept or reordered):
             scales = scale[..., 0].unbind(1) if kept else (scale, None)
         elif scale is not None:
-            rows = rows.to(x.dtype) * scale
+            rows = rows.to(x.dtype).mul_(scale)
         if reordered:
             q = einsum("thd,khd->thk", q, self.w_k.view(D, H, dh))
         if group is not None:

@@ -108,6 +108,8 @@ class STCALayer(Module):
             o_i [T, D] and lse [T, H]; without inputs the encoded history, rows [N, D] or keys and values
             [N, 2, H, D / H]. A row of it depends on its own raw row alone, so it can be kept for later requests.
         """
+        if keep not in ("rows", "keys_values") or (keep != "rows" and inputs is not None):
+            raise ValueError(f"STCALayer: keep must be 'rows', or without inputs 'keys_values', got {keep!r}")
         group = self.attention.history_group
         if not encoded:
             assert isinstance(history, Tensor)

@@ -28,15 +28,18 @@ Kept = Tensor | tuple[Tensor, Tensor]
 
 def split_kept(owner: str, kept: Kept) -> tuple[Tensor, Tensor | None]:
     """A kept history's rows and what they are scaled by."""
+    if isinstance(kept, Tensor) and kept.dtype == torch.int8:
+        raise ValueError(f"{owner}: int8 rows must come with their scale, as a pair, got {list(kept.shape)} alone")
     if not isinstance(kept, tuple) or len(kept) != 2:
         return kept, None  # who takes rows refuses what is no tensor
     for name, each in zip(("rows", "their scale"), kept, strict=True):
         check_tensor(owner, name, each)
     rows, scale = kept
-    if rows.dtype != torch.int8 or scale.shape != (*rows.shape[:-1], 1):
+    flat = rows.dim() in (2, 4) and scale.shape == (*rows.shape[:-1], 1)
+    if not flat or rows.dtype != torch.int8 or scale.dtype != torch.float32:
         raise ValueError(
-            f"{owner}: rows with a scale must be int8, and the scale {[*rows.shape[:-1], 1]}, got {rows.dtype} and "
-            f"{list(scale.shape)}"
+            f"{owner}: rows with a scale must be int8 [N, D] or [N, 2, H, D / H], and the scale float32 with a last "
+            f"dimension of 1, got {rows.dtype} {list(rows.shape)} and {scale.dtype} {list(scale.shape)}"
         )
     return rows, scale
 

@@ -220,7 +220,7 @@ class STCA(Module):
         if keep not in ("rows", "keys_values"):
             raise ValueError(f"STCA.encode_history: keep must be 'rows' or 'keys_values', got {keep!r}")
         check_tensor("STCA.encode_history", "history", history)
-        if history.is_nested or history.dim() < 1 or history.shape[-1] != self.dim:
+        if history.is_nested or history.dim() != 2 or history.shape[-1] != self.dim:
             form = "nested" if history.is_nested else list(history.shape)
             raise ValueError(f"STCA.encode_history: history must be [N, D] with D = {self.dim}, got {form}")
         return [layer(None, history, keep=keep) for layer in self.layers]

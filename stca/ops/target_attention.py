@@ -130,7 +130,7 @@ def target_attention(
     """
     if isinstance(scale, Tensor):
         raise ValueError("target_attention: scale must be a float or None, got a Tensor (it would get no gradient)")
-    refuse_tangents("target_attention", q=q, k=k, v=v)
+    refuse_tangents("target_attention", q=q, k=k, v=v, k_scale=k_scale, v_scale=v_scale)
     q, k, v = autocast(q), autocast(k), autocast(v)
     inputs = q, k, v, k_scale, v_scale
     backward = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in inputs)

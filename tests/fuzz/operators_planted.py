@@ -20,7 +20,9 @@ def _hangs(f: Callable[..., Any], *args: Any, **options: Any) -> Any:
 
 def _takes_memory(f: Callable[..., Any], *args: Any, **options: Any) -> Any:
     kept = [torch.ones(2**26) for _ in range(16)]
-    return f(*args, **options), kept
+    result = f(*args, **options)
+    del kept
+    return result
 
 
 def _wrong_value(f: Callable[..., Any], *args: Any, **options: Any) -> Any:

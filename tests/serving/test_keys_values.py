@@ -49,22 +49,27 @@ def test_served_as_accurately_as_the_whole_history(m: int, page_rows: int, order
 
 @pytest.mark.parametrize("order", ["reordered", "projected"])
 @pytest.mark.parametrize("keep", ["rows", "keys_values"])
-@pytest.mark.parametrize("m", [1, 40])
-def test_int8_is_read_in_place(order: Any, keep: Keep, m: int) -> None:
-    """To the bit what the same numbers in float32 give."""
-    model = STCA(D, 2, H, order=order).requires_grad_(False)
-    cache = HistoryCache(2, D, 1024, keep=keep, num_heads=H, page_rows=16, storage=torch.int8)
+@pytest.mark.parametrize(("m", "dtype"), [(1, torch.float32), (40, torch.float32), (40, torch.bfloat16)])
+def test_int8_is_read_in_place(order: Any, keep: Keep, m: int, dtype: torch.dtype) -> None:
+    """To the bit what the same numbers in the type of the computation give."""
+    model = STCA(D, 2, H, order=order, dtype=dtype).requires_grad_(False)
+    cache = HistoryCache(2, D, 1024, dtype=dtype, keep=keep, num_heads=H, page_rows=16, storage=torch.int8)
     for n in (0, 90, 33):
         for user in ("a", "b"):
-            cache.append(user, model.encode_history(torch.randn(n, D), keep=keep))
-    x, target_offsets = torch.randn(2 * m, D), torch.arange(3) * m
+            cache.append(user, model.encode_history(torch.randn(n, D, dtype=dtype), keep=keep))
+    x, target_offsets = torch.randn(2 * m, D, dtype=dtype), torch.arange(3) * m
     with cache.select(["b", "a"], last=[100, 7]) as chosen:
         assert chosen.history_index is not None
         offsets = target_offsets, chosen.history_offsets
         z = model.attend(x, chosen.encoded, *offsets, history_index=chosen.history_index)
-        assert torch.equal(z, model.attend(x, selected(chosen), *offsets))
-        with pytest.raises(ValueError, match=r"STCA.attend: rows with a scale must be int8, and the scale .*, got"):
+        rows = [own.to(dtype) for own in selected(chosen)]
+        assert torch.equal(z, model.attend(x, rows, *offsets))
+        with pytest.raises(ValueError, match=r"STCA.attend: rows with a scale must be int8 .*, got torch.int8"):
             model.attend(x, [(pool, scale[:-1]) for pool, scale in chosen.encoded], *offsets)
+        with pytest.raises(ValueError, match=r"STCA.attend: rows with a scale must be int8 .*, got torch.int8"):
+            model.attend(x, [(pool, scale.double()) for pool, scale in chosen.encoded], *offsets)
+        with pytest.raises(ValueError, match=r"STCA.attend: int8 rows must come with their scale, as a pair, got"):
+            model.attend(x, [pool for pool, _ in chosen.encoded], *offsets)
 
 
 @pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16, torch.int8])
