@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import gpu_tune
 import pytest
@@ -53,7 +54,13 @@ def test_feed_forward(name: str, variant: int) -> None:
     assert_bitwise_equal(actual, expected)  # the same sums in the same order
 
 
-@pytest.mark.parametrize("name", [name for name, count in CHOICES.items() if count > 0])
+def _marked(name: str) -> Any:
+    """Wide attention takes the machine of PTX half a minute."""
+    long = name.startswith("attention") and not name.endswith("256_forward")
+    return pytest.param(name, marks=[pytest.mark.slow, *([pytest.mark.long] if long else [])])
+
+
+@pytest.mark.parametrize("name", [_marked(name) for name, count in CHOICES.items() if count > 0])
 def test_trials(name: str) -> None:
     """The calls that variants are timed by: right as they are, and told where they are not."""
     with emulated_device(hopper=True):
