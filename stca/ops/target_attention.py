@@ -98,7 +98,8 @@ def target_attention(
             pass. False: it gets them, 6 products, at 4 bytes (float64: 8) for each target, head and history row.
             "auto": they are kept where those of this call take 1 GiB at most. The gradients are the same to the bit.
             Kept are those of the reordered form alone, where V = K, without `visible`, on the CPU, outside compiled
-            programs, and where a gradient is required.
+            programs, and where a gradient is required; those of requests with so few query rows for each history head
+            that scores are dot products (up to about 16) are computed again all the same, though room is taken.
         return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
         k_scale: [N, Hk], float32 ([P, Hk] with `history_index`): k is int8, and row n of head j stands for
             `k_scale[n, j] * k[n, j]`. The product is made as a tile is read, in float32 (float64 for float64), and
