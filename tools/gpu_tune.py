@@ -114,21 +114,29 @@ def time_threshold(kernels: tuning.Kernels, name: str, clock: Clock, device: str
     return best, {str(size): list(times) for size, times in ms.items()}, faults
 
 
-def tune(kernels: tuning.Kernels, clock: Clock, device: str, seconds: float) -> dict[str, Any]:
-    """All choices in turn, variants before thresholds; those that there is no time for stay as they are."""
+def tune(kernels: tuning.Kernels, clock: Clock, device: str, seconds: float) -> Iterator[dict[str, Any]]:
+    """All choices in turn, variants before thresholds; those that there is no time for stay as they are.
+
+    What was found so far is given after each, since a variant that hangs or faults may be the last that this process
+    tries.
+    """
     began = time.monotonic()
     names = sorted(kernels.choices(), key=lambda name: name in SIZES)
     result: dict[str, Any] = {"ms": {}, "faults": [], "out of time": []}
     for name in names:
         if time.monotonic() - began > seconds:
             result["out of time"].append(name)
+            yield result | {"choices": {name: value for name, (value, _) in kernels.choices().items()}}
             continue
-        best, ms, faults = (time_threshold if name in SIZES else time_variants)(kernels, name, clock, device)
+        try:
+            best, ms, faults = (time_threshold if name in SIZES else time_variants)(kernels, name, clock, device)
+        except RuntimeError as error:  # after a fault of one variant the device may refuse all others
+            best, ms, faults = kernels.choices()[name][0], {}, [f"{name}: {str(error).splitlines()[0]}"]
         kernels.choose(**{name: best})
         result["ms"][name] = ms
         result["faults"] += faults
         print(f"{name:26} {best:4}  {ms}  {' '.join(faults)}", flush=True)
-    return result | {"choices": {name: value for name, (value, _) in kernels.choices().items()}}
+        yield result | {"choices": {name: value for name, (value, _) in kernels.choices().items()}}
 
 
 def main() -> None:
@@ -144,10 +152,10 @@ def main() -> None:
     about = torch.cuda.get_device_properties(0)
     reports = torch.zeros(64, dtype=torch.int32, device="cuda")
     kernels = tuning.Kernels(arguments.library, about.multi_processor_count, SHARED_BYTES, reports.data_ptr())
-    result = tune(kernels, Clock("cuda"), "cuda", SECONDS)
     out = Path(os.environ.get("OUT", ROOT / "build" / "gpu")).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    (out / "sm90-tuned.json").write_text(json.dumps(measured_on() | result, indent=1) + "\n")
+    for result in tune(kernels, Clock("cuda"), "cuda", SECONDS):
+        (out / "sm90-tuned.json").write_text(json.dumps(measured_on() | result, indent=1) + "\n")
     print(f"wrote {out / 'sm90-tuned.json'}; {len(result['faults'])} faults, {len(result['out of time'])} out of time")
     sys.exit(bool(result["faults"] or result["out of time"]))
 

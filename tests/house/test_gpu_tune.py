@@ -105,7 +105,8 @@ def _tune(monkeypatch: pytest.MonkeyPatch, kernels: Any, seconds: float, faults:
 
     monkeypatch.setattr(gpu_tune, "trials_of", lambda *_: [Each(kernels.run, [], [], [])])
     _Clock.kernels = kernels
-    return gpu_tune.tune(kernels, _Clock("cpu"), "cpu", seconds)
+    *_, result = gpu_tune.tune(kernels, _Clock("cpu"), "cpu", seconds)
+    return result
 
 
 def test_tuning_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +124,17 @@ def test_a_wrong_variant_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPat
     result = _tune(monkeypatch, kernels, 100, {1: "results are off"})
     assert result["choices"] == {"ffn_gate": 0, "few_rows": 16}
     assert result["faults"] == ["ffn_gate 1: results are off"]
+
+
+def test_a_call_that_fails_leaves_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cost(values: dict[str, int]) -> float:
+        if values["few_rows"] == gpu_tune.ALWAYS:
+            raise RuntimeError("an illegal access\nand where")
+        return 1.0 + (values["ffn_gate"] == 0)
+
+    result = _tune(monkeypatch, _Kernels(cost), 100, {})
+    assert result["choices"] == {"ffn_gate": 1, "few_rows": 16}
+    assert result["faults"] == ["few_rows: an illegal access"]
 
 
 def test_what_there_is_no_time_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
