@@ -26,7 +26,7 @@ from sanitizers import SANITIZERS, Sanitizer, judged
 import stca
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("stca", "tests", "examples", "benchmarks", "conftest.py", "pyproject.toml")
+COPIED = ("stca", "tests", "tools", "examples", "benchmarks", "conftest.py", "pyproject.toml")
 
 QUICK = (
     "tests/ops/test_request_gather.py",

@@ -133,11 +133,12 @@ def smaller(recipe: Any) -> Iterator[Any]:
 
 def smallest(child: Child, recipe: Any, outcome: str) -> Any:
     """The simplest call found that goes wrong in the same way."""
-    kind = outcome.split(":")[0]
-    for _ in range(60):
-        found = next((r for r in smaller(recipe) if child.outcome(r).split(":")[0] == kind), None)
-        if found is None:
-            break
+    kind, end = outcome.split(":")[0], time.monotonic() + SECONDS
+
+    def goes_wrong(other: Any) -> bool:
+        return time.monotonic() < end and child.outcome(other).split(":")[0] == kind
+
+    while (found := next(filter(goes_wrong, smaller(recipe)), None)) is not None:
         recipe = found
     return recipe
 
@@ -167,6 +168,7 @@ def main() -> None:
         return serve(args.child)
     begin = time.monotonic()
     missed = [] if args.call else [fault for fault in PLANTED if not found(fault, args.seed)]
+    print(f"planted faults: {time.monotonic() - begin:.0f} s", flush=True)
     findings = [f"the planted fault {fault!r} is not found in {PLANTED_CALLS} calls" for fault in missed]
     child, outcomes = Child(), Counter[str]()
     numbers = range(args.seed, args.seed + (1 if args.call else args.count))
@@ -177,6 +179,7 @@ def main() -> None:
         outcome = child.outcome(recipe)
         outcomes[outcome if is_well(outcome) else "wrong"] += 1
         if not is_well(outcome):
+            print(f"call {seed}: {outcome}", flush=True)
             findings.append(json.dumps({"seed": seed, "outcome": outcome, "call": smallest(child, recipe, outcome)}))
             print(findings[-1], flush=True)
     child.end()

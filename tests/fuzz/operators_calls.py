@@ -133,9 +133,10 @@ def _enlarge(rng: Random, args: Recipe) -> None:
     ):
         new = 2 ** rng.choice(powers)
         shapes = [[new if size == old else size for size in spec["shape"]] for spec in specs]
-        if all(math.prod(size for size in shape if size) < 2**63 for shape in shapes):  # else torch has no such tensor
-            for spec, shape in zip(specs, shapes, strict=True):
-                spec.update(shape=shape, layout="one_element")
+        if any(math.prod(size for size in shape if size) >= 2**63 for shape in shapes):
+            return  # torch has no such tensor
+        for spec, shape in zip(specs, shapes, strict=True):
+            spec.update(shape=shape, layout="one_element")
 
 
 def _spoil(rng: Random, args: Recipe) -> None:
@@ -160,8 +161,9 @@ def _spoil(rng: Random, args: Recipe) -> None:
 
 
 def _spoil_values(rng: Random, spec: Recipe) -> None:
-    values = spec["values"]
-    number = rng.choice(NUMBERS)
+    values, number = spec["values"], rng.choice(NUMBERS)
+    if values == 0:
+        return
     if spec["dtype"] == "int32":
         number = max(-(2**31), min(number, 2**31 - 1))
     if not values or rng.random() < 0.2:
@@ -207,7 +209,8 @@ def _tensor(spec: Recipe) -> Tensor:
 def laid_out(x: Tensor, layout: str) -> Tensor:
     """The same numbers elsewhere in memory, or, of the last layouts, some of them in each other's place."""
     if layout == "transposed":
-        return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+        backwards = tuple(reversed(range(x.dim())))
+        return x.permute(backwards).contiguous().permute(backwards)
     if layout == "offset":
         return torch.cat([x.new_zeros(3), x.reshape(-1)])[3:].view(x.shape)
     if x.dim() == 0 or layout in ("contiguous", "one_element"):

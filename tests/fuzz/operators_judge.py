@@ -12,6 +12,7 @@ from torch import Tensor
 import stca
 
 _HUGE = 2**27  # elements of a tensor that an oracle would copy
+_MANY_SUMS = 16  # times the few ulp that a test of known inputs allows
 _NO_MEMORY = ("memory", "overflow", "too large", "tebi")  # errors of torch about sizes
 
 
@@ -128,6 +129,8 @@ def judge(recipe: Recipe) -> str:
     tensors = [x for x in args.values() if isinstance(x, Tensor)]
     huge = any(x.numel() > _HUGE or max(x.shape, default=0) > _HUGE for x in tensors)
     devices = {x.device.type for x in tensors}
+    if op == "request_gather" and devices == {"cpu"} and gather_fits(args):
+        huge |= int(args["target_offsets"][-1]) > _HUGE
     fits = not huge and devices == {"cpu"} and FITS[op](args)
     results, error = _called(op, dict(args), recipe["mode"])
     if error is not None:
@@ -195,7 +198,8 @@ def _compare(op: str, args: dict[str, Any], results: list[Tensor]) -> None:
     else:
         expected = getattr(stca.reference, op)(**args)
         expected = [expected] if isinstance(expected, Tensor) else list(expected)
-        named = ({str(i): x for i, x in enumerate(each)} for each in (results, expected))
+        assert [x.shape for x in results] == [x.shape for x in expected]
+        named = ({str(i): x.reshape(-1) for i, x in enumerate(each)} for each in (results, expected))
         assert_bitwise_equal(*named)
 
 
@@ -206,28 +210,44 @@ def _compare_attention(args: dict[str, Any], results: list[Tensor]) -> None:
     dout, dlse = (torch.randn(s, generator=generator).to(q.dtype) for s in (shape, q.shape[:2]))
     inputs = TargetAttentionInputs(**args, dout=dout, dlse=dlse)
     references = target_attention_references(inputs)
-    # Of a score of inf the oracle's lse is inf; NaN is allowed too (docs/numbers.md).
-    lse = results[1].where(references["lse"][0] != torch.inf, references["lse"][0].to(results[1].dtype))
-    assert not results[1][references["lse"][0] == torch.inf].isfinite().any()
-    forward = {"out": results[0], "lse": lse}
+    # Where docs/numbers.md allows another result than the oracle's: of a score of inf, and where all scores are -inf.
+    oracle = {name: references[name][0] for name in ("out", "lse")}
+    assert not results[1][oracle["lse"] == torch.inf].isfinite().any()
+    assert not results[0][oracle["lse"] == -torch.inf].any()
+    out = results[0].where(oracle["lse"][..., None] != -torch.inf, oracle["out"].to(q.dtype))
+    forward = {"out": out, "lse": results[1].where(oracle["lse"] != torch.inf, oracle["lse"].to(results[1].dtype))}
     finite = all(x is None or bool(x.isfinite().all()) for x in (q, k, v))
-    if finite and v is not k:
+    if finite and v is not k and abs(args["scale"] or 0) <= 1:
         forward |= {name: x for name, x in inputs.results().items() if name not in forward}
     else:
         references = {name: references[name] for name in forward}
-    assert_all_as_accurate(forward, references)
+    pairs = {name: (x, _where_finite(x, plain)) for name, (x, plain) in references.items()}
+    assert_all_as_accurate(forward, pairs, sensitivity=_MANY_SUMS)
+
+
+def _where_finite(oracle: Tensor, plain: Tensor) -> Tensor:
+    """Plain PyTorch's result, or the oracle's where only the former overflows: no error is allowed there then."""
+    return plain.where(plain.isfinite() | ~oracle.isfinite(), oracle.to(plain.dtype))
 
 
 def _compare_swiglu(args: dict[str, Any], y: Tensor) -> None:
-    inputs: dict[str, Any] = {name: x for name, x in args.items() if isinstance(x, Tensor)}
+    inputs = {name: x for name, x in args.items() if isinstance(x, Tensor)}
+    if not all(bool(x.isfinite().all()) for x in inputs.values()):  # infinities: what products make of them
+        assert y[inputs["x"].isnan().any(dim=1)].isnan().all()
+        return
     wide: dict[str, Any] = {name: x.double() for name, x in inputs.items()}
+    h = stca.reference.swiglu_ffn_norm(*(wide[name] for name in ("x", "w_u", "w_v", "w_o")))
+    if args["norm_weight"] is not None and (h.var(dim=1, correction=0) < 1e-3).any():
+        return  # the norm magnifies what rounding leaves of a row that has one value
     oracle = stca.reference.swiglu_ffn_norm(**wide, eps=args["eps"])
-    plain = stca.reference.swiglu_ffn_norm(**inputs, eps=args["eps"])
-    assert_as_accurate(y, oracle, plain, "y")
-    if args["eps"] == 1e-5 and all(bool(x.isfinite().all()) for x in inputs.values()):
+    plain = stca.reference.swiglu_ffn_norm(**inputs, eps=args["eps"])  # type: ignore[arg-type]
+    assert_as_accurate(y, oracle, _where_finite(oracle, plain), "y")
+    # Of two columns, and of multiples of one row, the norm makes the same whatever x is: gradients are rounding.
+    if args["eps"] == 1e-5 and (args["norm_weight"] is None or (y.shape[1] > 2 and inputs["w_u"].shape[1] > 1)):
         dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y.dtype)
         leaves: dict[str, Any] = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
         again = stca.ops.swiglu_ffn_norm(**leaves, recompute=args["recompute"])
         grads = torch.autograd.grad(again, list(leaves.values()), dy)
         actual = {"y": again.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
-        assert_all_as_accurate(actual, swiglu_references(inputs, dy))
+        pairs = {name: (x, _where_finite(x, each)) for name, (x, each) in swiglu_references(inputs, dy).items()}
+        assert_all_as_accurate(actual, pairs, sensitivity=_MANY_SUMS)
