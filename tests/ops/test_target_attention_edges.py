@@ -147,6 +147,25 @@ def test_nan_in_a_seen_row_reaches_every_result(dtype: torch.dtype, row: int, is
     assert in_value.results()["dq"][:2].isnan().all()
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("scale", [1e6, -1e10, 2.0**63])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("targets", [1, 3, 40])
+def test_scores_of_any_size_leave_the_largest_its_weight(
+    targets: int, dtype: torch.dtype, scale: float, isa: str
+) -> None:
+    """What rounding takes from scores of 10^8 is much in an exponent: the largest one's weight is 2^0 all the same."""
+    case = TargetAttentionCase("", [(targets, 300), (1, 1)], 2, 1, 17)
+    inputs = case.build(dtype).but(scale=scale)
+    actual = inputs.results()
+    oracle = inputs.to(torch.float64).call(stca.reference.target_attention)[1]
+    torch.testing.assert_close(actual["lse"].double(), oracle, rtol=32 * torch.finfo(torch.bfloat16).eps, atol=0)
+    assert actual["out"].isfinite().all()
+    assert actual["out"].any(dim=2).all()
+    assert torch.equal(actual["out"][-1], inputs.k[-1].expand(2, 17))
+    assert all(actual[name].isfinite().all() for name in ("dq", "dk"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_infinite_scores_do_not_give_finite_results(dtype: torch.dtype, isa: str) -> None:
     """As in torch.softmax, a score of +inf has no weight that could be told: NaN, not a number."""

@@ -29,7 +29,8 @@ struct RowState {
 };
 
 // Replaces the scores [n, stride] of `columns` query rows (one vector of them) by 2^(unit * score - maximum), and
-// brings their running state to the new maximum.
+// brings their running state to the new maximum. Scores in units are stored in between: a compiler would merge product
+// and difference, which then sees what rounding took from the maximum, and of scores of 10^8 that is more than 2^8.
 template <class A>
 void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A unit, A* row_max, A* row_sum, A* out,
                   int64_t width) {
@@ -38,6 +39,7 @@ void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A unit,
   Vec new_max = old_max;
   for (int64_t i = 0; i < n; ++i) {
     const Vec s = load(scores + i * stride) * unit;
+    store(scores + i * stride, s);
     new_max = s > new_max ? s : new_max;
   }
   // Where all scores are -inf: weights of 0, not 2^(-inf + inf).
@@ -46,7 +48,7 @@ void exponentiate(A* scores, int64_t n, int64_t stride, int64_t columns, A unit,
   for (int64_t i = 0; i < n;) {
     Vec block_sum{};
     for (const int64_t end = min(i + kSumBlock, n); i < end; ++i) {
-      const Vec w = exp2<A>(load(scores + i * stride) * unit - shift);
+      const Vec w = exp2<A>(load(scores + i * stride) - shift);
       store(scores + i * stride, w);
       block_sum += w;
     }

@@ -13,6 +13,13 @@ namespace stca {
 namespace STCA_ISA {
 namespace {
 
+// Scores in units of log 2, rounded as the forward pass rounded their maximum: before anything is subtracted.
+template <class A>
+void scale_scores(A* scores, int64_t n, int64_t stride, A unit) {
+  if (unit == A(1)) return;
+  for (int64_t i = 0; i < n; ++i) store(scores + i * stride, load(scores + i * stride) * unit);
+}
+
 // scores -> p and dp -> scale * ds, [n, stride], for the `columns` query rows from `row` on (one vector of them).
 template <class A, class S>
 void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns, const Run<S>& run, int64_t row, A unit,
@@ -20,8 +27,9 @@ void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns,
   const vec_t<A> row_max = load_first(run.row_max + row, columns, A(0));
   const vec_t<A> inverse = load_first(run.inverse + row, columns, A(0));
   const vec_t<A> delta = load_first(run.delta + row, columns, A(0));
+  scale_scores(scores, n, stride, unit);
   for (int64_t i = 0; i < n; ++i) {
-    const vec_t<A> w = exp2<A>(load(scores + i * stride) * unit - row_max) * inverse;
+    const vec_t<A> w = exp2<A>(load(scores + i * stride) - row_max) * inverse;
     store(scores + i * stride, w);
     store(dp + i * stride, w * (load(dp + i * stride) - delta) * scale);
   }
@@ -30,8 +38,9 @@ void differentiate(A* scores, A* dp, int64_t n, int64_t stride, int64_t columns,
 // The same for one query row, whose scores and dp [n] lie one after the other, with room for a whole last vector.
 template <class A, class S>
 void differentiate_row(A* scores, A* dp, int64_t n, const Run<S>& run, int64_t row, A unit, A scale) {
+  scale_scores(scores, (n + kLanes<A> - 1) / kLanes<A>, kLanes<A>, unit);
   for (int64_t i = 0; i < n; i += kLanes<A>) {
-    const vec_t<A> w = exp2<A>(load(scores + i) * unit - run.row_max[row]) * run.inverse[row];
+    const vec_t<A> w = exp2<A>(load(scores + i) - run.row_max[row]) * run.inverse[row];
     store(scores + i, w);
     store(dp + i, w * (load(dp + i) - run.delta[row]) * scale);
   }
