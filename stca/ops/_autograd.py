@@ -127,7 +127,7 @@ def differentiable(
             if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
                 return apply(*args)
             return below_autograd(*args)
-        except (RuntimeError, TypeError, ValueError):
+        except (RuntimeError, TypeError, ValueError, AttributeError):
             check_types(schema, args)
             raise
 

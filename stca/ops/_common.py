@@ -80,6 +80,14 @@ def check_types(schema: Any, args: tuple[Any, ...]) -> None:
             raise ValueError(f"{op}: {name} must be an integer of 64 bits, got {value}") from None
 
 
+def dynamic_size(op: str) -> Any:
+    """A compiler's symbolic number of rows, for an operator whose `total` is not given."""
+    try:
+        return torch.library.get_ctx().new_dynamic_size()
+    except RuntimeError:  # on the device "meta" there are neither values nor symbols
+        raise ValueError(f"{op}: total must be given for tensors on the device meta, got None") from None
+
+
 def check_total(op: str, name: str, total: int | None) -> None:
     """Raises ValueError for a negative number of rows. A compiler's symbolic number cannot be judged and passes."""
     if isinstance(total, int) and total < 0:

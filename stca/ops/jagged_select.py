@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from stca.ops._autograd import batch_as_columns, differentiable, refuse_tangents
-from stca.ops._common import check_total, register_fake
+from stca.ops._common import check_total, dynamic_size, register_fake
 
 
 def jagged_select(
@@ -52,7 +51,7 @@ def _fake(
     values: Tensor, offsets: Tensor, index: Tensor, keep: Tensor | None, total: int | None
 ) -> tuple[Tensor, Tensor]:
     check_total("jagged_select", "total", total)
-    size = torch.library.get_ctx().new_dynamic_size() if total is None else total
+    size = dynamic_size("jagged_select") if total is None else total
     return values.new_empty(size, *values.shape[1:]), offsets.new_empty(index.shape[0] + 1)
 
 

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, overload
 
-import torch
 from torch import Tensor
 
 from stca.ops._autograd import batch_as_columns, differentiable, refuse_tangents
-from stca.ops._common import check_total, register_fake
+from stca.ops._common import check_total, dynamic_size, register_fake
 from stca.ops.request_reduce import request_reduce
 
 
@@ -57,7 +56,7 @@ def request_gather(
 @register_fake("request_gather")
 def _fake(xs: Sequence[Tensor], target_offsets: Tensor, total: int | None) -> list[Tensor]:
     check_total("request_gather", "total", total)
-    size = torch.library.get_ctx().new_dynamic_size() if total is None else total
+    size = dynamic_size("request_gather") if total is None else total
     return [x.new_empty(size, *x.shape[1:]) for x in xs]
 
 

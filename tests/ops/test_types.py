@@ -73,3 +73,16 @@ def test_integers_of_more_than_64_bits(total: int) -> None:
         ops.request_gather(x, ONE, total=total)
     with pytest.raises(ValueError, match=rf"^jagged_select: total must be an integer of 64 bits, got {total}$"):
         ops.jagged_select(x, ONE, ONE[:1], None, total)
+
+
+def test_nothing_beside_tensors_without_values() -> None:
+    with pytest.raises(TypeError, match=r"^request_reduce: x must be a Tensor, got NoneType None$"):
+        ops.request_reduce(None, ONE.to("meta"))
+
+
+def test_totals_of_tensors_without_values() -> None:
+    """A number of rows that depends on values cannot be found without them."""
+    rows, at = x.detach().to("meta"), ONE.to("meta")
+    for op, arguments in (("request_gather", (rows, at)), ("jagged_select", (rows, at, at))):
+        with pytest.raises(ValueError, match=f"^{op}: total must be given for tensors on the device meta, got None$"):
+            getattr(ops, op)(*arguments)
