@@ -128,8 +128,9 @@ def _enlarge(rng: Random, args: Recipe) -> None:
     """Makes one size or two huge wherever they occur, without memory for them; no result of such a size fits."""
     specs = [spec for spec in args.values() if isinstance(spec, dict) and spec.get("shape")]
     sizes = sorted({size for spec in specs for size in spec["shape"]})
+    second = (22, 38) if "w_u" in args else (38,)  # a weight may have 2^62 elements
     for old, powers in zip(
-        rng.sample(sizes, min(len(sizes), rng.choice((1, 2)))), ((38, 40, 43, 61), (22, 38)), strict=False
+        rng.sample(sizes, min(len(sizes), rng.choice((1, 2)))), ((38, 40, 43, 61), second), strict=False
     ):
         new = 2 ** rng.choice(powers)
         shapes = [[new if size == old else size for size in spec["shape"]] for spec in specs]
@@ -167,7 +168,7 @@ def _spoil_values(rng: Random, spec: Recipe) -> None:
     if spec["dtype"] == "int32":
         number = max(-(2**31), min(number, 2**31 - 1))
     if not values or rng.random() < 0.2:
-        spec["values"] = rng.choice(([], [*values, number], [[0]], 0))
+        spec["values"] = rng.choice(([], [*values, *values[-1:]], [[0]], 0))
         return
     at = rng.randrange(len(values))
     values[at] = [number, *values[at][1:]] if isinstance(values[at], list) else number
