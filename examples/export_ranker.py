@@ -98,8 +98,9 @@ def main(arguments: list[str] | None = None) -> None:
     out: Path = args.out or args.checkpoint.with_name("ranker.pt2")
 
     ranker = Ranker()
+    saved = load_checkpoint(args.checkpoint, ["model"])
     with whole_checkpoint(args.checkpoint):
-        ranker.load_state_dict(load_checkpoint(args.checkpoint, ["model"])["model"])
+        ranker.load_state_dict(saved["model"])
     package(export(ranker), " ".join(DIMENSIONS), random_request([200], [10_000]), out)
 
 

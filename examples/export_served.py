@@ -85,8 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calls", type=int, default=20, help="that are timed in Python")
     args = parser.parse_args(arguments)
     out: Path = args.out or args.checkpoint.with_name("served.pt2")
+    saved = load_checkpoint(args.checkpoint, ("state", "model"))
     with whole_checkpoint(args.checkpoint):
-        saved = load_checkpoint(args.checkpoint, ("state", "model"))
         ranker = ranker_of(saved["state"]["best_model"] or saved["model"]).eval().requires_grad_(False)
     torch.manual_seed(0)
     request = random_request(ranker, args.candidates, args.events)

@@ -56,7 +56,7 @@ def header(tuned: dict[str, Any], sm90: dict[str, Any]) -> str:
             "namespace cuda {",
             "namespace tuned {",
             "",
-            f"// Source: {source_of(tuned, 'chosen by hand, nothing measured')}.",
+            f"// Source: {source_of(tuned, 'chosen by hand, some by the H200 run of benchmarks/NOTES.md')}.",
             *(f"constexpr int {name} = {number};" for name, number in tuned["choices"].items()),
             "",
             "}  // namespace tuned",

@@ -110,6 +110,10 @@ struct TargetAttentionPlan {
   int64_t max_targets;   // of an item
 };
 
+// Targets of a block where `targets` are cut into blocks of nearly equal size. Both passes cut by this, so that kept
+// scores are read by the blocks that wrote them.
+int64_t target_attention_block_targets(const TargetAttentionTiling& tiling, int64_t targets);
+
 // Accumulator elements of a partial result: out [targets * H, Dv] unnormalised, then row_max and row_sum [targets * H].
 int64_t target_attention_partial_size(const TargetAttentionParams& params, int64_t targets);
 

@@ -101,6 +101,10 @@ int64_t tile_rows(const TargetAttentionParams& p, int64_t stacked) {
 
 }  // namespace
 
+int64_t target_attention_block_targets(const TargetAttentionTiling& tiling, int64_t targets) {
+  return divide_up(targets, std::max<int64_t>(1, divide_up(targets, tiling.block_targets)));
+}
+
 int64_t target_attention_partial_size(const TargetAttentionParams& p, int64_t targets) {
   return divide_up(targets * p.heads * (p.value_dim + 2), 16) * 16;  // whole cache lines
 }
@@ -111,8 +115,7 @@ TargetAttentionPlan plan_target_attention(const TargetAttentionParams& p, int th
   for (int64_t r = 0; r < p.num_requests; ++r) {
     const int64_t first = p.target_offsets[r], last = p.target_offsets[r + 1];
     if (first == last) continue;
-    const int64_t blocks = divide_up(last - first, plan.tiling.block_targets);
-    const int64_t block_targets = divide_up(last - first, blocks);
+    const int64_t block_targets = target_attention_block_targets(plan.tiling, last - first);
     for (int64_t begin = first; begin < last; begin += block_targets) {
       const int64_t end = std::min(begin + block_targets, last);
       const auto rows = seen_rows(p, r, begin, end);

@@ -86,8 +86,7 @@ class Batcher(Generic[Job, Result]):
             self._arrived.clear()
             waiting = [entry for entry in self._jobs if not entry[1].done()]
             left = waiting[0][2] + self.max_wait - time.monotonic() if waiting else None
-            full = sum(self._size(job) for job, _, _ in waiting) >= self.max_size
-            if left is None or (left > 0 and not full):
+            if left is None or (left > 0 and sum(self._size(job) for job, _, _ in waiting) < self.max_size):
                 try:
                     await asyncio.wait_for(self._arrived.wait(), left)
                 except TimeoutError:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ranker.batches import log_bucket
-from ranker.checkpoint import load_checkpoint
+from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from ranker.model import Ranker
 from ranker.requests import COUNTERS, TIME_BUCKETS
 from torch import Tensor
@@ -42,17 +42,15 @@ class Scorer:
     def __init__(
         self, checkpoint: Path, store: Store, capacity_rows: int, length: int, keep: Keep = "rows", **options: Any
     ) -> None:
-        try:
-            saved = load_checkpoint(checkpoint, ("settings", "state", "model", "time_parts"))
+        hint = " of STCA by train_ranker.py --event-time"
+        saved = load_checkpoint(checkpoint, ("settings", "state", "model", "time_parts"), hint)
+        with whole_checkpoint(checkpoint, hint):
             if "event_time=True" not in saved["settings"]:
                 raise ValueError(saved["settings"])
             weights, self.parts = saved["state"]["best_model"] or saved["model"], saved["time_parts"]
             if self.parts.shape != (TIME_BUCKETS - 1,) or self.parts.dtype != torch.int64:
                 raise ValueError(f"time_parts must be int64 [{TIME_BUCKETS - 1}], got {self.parts.dtype}")
             self.model = ranker_of(weights).eval().requires_grad_(False)
-        except Exception as error:  # as many kinds as there are files that are no such checkpoint
-            expected = "must be a checkpoint of STCA by train_ranker.py --event-time"
-            raise ValueError(f"{checkpoint}: {expected}: {error!r}") from error
         assert isinstance(self.model.stca, STCA)
         self.stack, self.store, self.length = self.model.stca, store, length
         encoder = hashlib.sha256()
@@ -80,7 +78,7 @@ class Scorer:
     def pairs(self, query: Query) -> int:
         """What a query will take: candidates times events, as many as may be of a user who has to be encoded first.
 
-        A candidate's other costs are those of some 2,000 events.
+        A candidate's other costs are taken for those of 2,000 events, which nobody measured.
         """
         return len(query.candidates) * (2000 + (self.cache.length(query.user) or self.length))
 

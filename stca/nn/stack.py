@@ -154,15 +154,15 @@ class STCA(Module):
         if targets is None and encoded is None and all(each is None for each in others):
             return self._encode(history, keep)
         check_tensor("STCA", "targets", targets)
-        kept = None if encoded is None else self._checked(encoded)
-        if kept is not None and history is not None:
+        owner, rows = ("STCA", history) if encoded is None else ("STCA.attend", self._checked(encoded))
+        if encoded is not None and history is not None:
             raise ValueError("STCA: history must be None where encoded is given, got both")
-        owner, rows = ("STCA", history) if kept is None else ("STCA.attend", split_kept("STCA.attend", kept[0])[0])
         packed = pack_requests(owner, self.dim, targets, rows, *others)
-        options = {"encoded": kept is not None, "checkpoint": self.checkpoint, **packed.options()}
+        options = {"encoded": encoded is not None, "checkpoint": self.checkpoint, **packed.options()}
         x = packed.targets
         inputs, found, lses = x, [], []
-        for layer, own_rows in zip(self.layers, kept or [packed.history] * len(self.layers), strict=True):
+        kept = [packed.history] * len(self.layers) if encoded is None else encoded
+        for layer, own_rows in zip(self.layers, kept, strict=True):
             o, lse = layer(inputs, own_rows, **options)
             found.append(o)
             lses.append(lse)
@@ -225,7 +225,8 @@ class STCA(Module):
             raise ValueError(f"STCA.encode_history: history must be [N, D] with D = {self.dim}, got {form}")
         return [layer(None, history, keep=keep) for layer in self.layers]
 
-    def _checked(self, encoded: Sequence[Kept]) -> list[Kept]:
+    def _checked(self, encoded: Sequence[Kept]) -> Tensor:
+        """The first layer's rows, whose form the others have too."""
         if not isinstance(encoded, Sequence | Tensor):
             raise TypeError(
                 f"STCA.attend: encoded must be a sequence of tensors, got {type(encoded).__name__} {encoded!r}"
@@ -234,12 +235,11 @@ class STCA(Module):
             raise ValueError(
                 f"STCA.attend: encoded must hold {len(self.layers)} tensors, one a layer, got {len(encoded)}"
             )
-        first, _ = split_kept("STCA.attend", encoded[0])
-        for i, own in enumerate(encoded):
-            rows, _ = split_kept("STCA.attend", own)
+        first, *others = (split_kept("STCA.attend", own)[0] for own in encoded)
+        for i, rows in enumerate((first, *others)):
             check_tensor("STCA.attend", f"encoded[{i}]", rows)
             if rows.shape != first.shape:
                 raise ValueError(
                     f"STCA.attend: encoded[{i}] must be {list(first.shape)}, as encoded[0], got {list(rows.shape)}"
                 )
-        return list(encoded)
+        return first

@@ -66,5 +66,7 @@ def test_what_the_service_cannot_take(tmp_path: Path, name: str, value: Any) -> 
     saved = torch.load(write_checkpoint(path := tmp_path / "ranker.pt"), weights_only=True)
     (saved["model"] if name in saved["model"] else saved)[name] = value
     torch.save(saved, path)
-    with pytest.raises(ValueError, match=rf"^{path}: must be a checkpoint of STCA by train_ranker.py --event-time"):
+    with pytest.raises(
+        ValueError, match=rf"^{path}: must be a whole checkpoint of STCA by train_ranker.py --event-time"
+    ):
         Scorer(path, SQLiteStore(tmp_path / "events.sqlite"), 64, 8, page_rows=16)

@@ -146,7 +146,7 @@ def test_what_the_service_does_not_start_with(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no checkpoint")
     for path in (by_age, tmp_path / "text", tmp_path / "missing"):
         with pytest.raises(
-            ValueError, match=f"{path.name}: must be a checkpoint of STCA by train_ranker.py --event-time"
+            ValueError, match=f"{path.name}: must be a whole checkpoint of STCA by train_ranker.py --event-time"
         ):
             Scorer(path, store, 1024, 40)
 

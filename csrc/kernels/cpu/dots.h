@@ -173,12 +173,10 @@ inline void add_block(int64_t depth, Strided<operand_t<S>> a, B b, int64_t colum
   }
 }
 
+// The columns from `column` on.
 template <class S>
 inline Rows<S> columns_from(Rows<S> b, int64_t column) {
   return {b.data + column, b.stride};
-}
-inline ScaledRows columns_from(ScaledRows b, int64_t column) {
-  return {b.data + column, b.stride, b.scale, b.scale_stride};
 }
 
 // Vectors of columns added to at a time: with their sums, R of each, operands and a weight stay in registers.
@@ -211,8 +209,7 @@ void add_rows(int64_t count, int64_t columns, int64_t depth, Strided<operand_t<S
 }
 
 // c [count, columns] += a [count, depth] b [depth, columns] for up to kMaxAccumulatedRows rows of a, without packing; b
-// is Rows or ScaledRows;
-// while a row of b is read, the one `ahead` of it is fetched.
+// is Rows or ScaledRows. While a row of b is read, the one `prefetch_rows` ahead of it is fetched.
 constexpr int kMaxAccumulatedRows = 8;
 
 template <class S, class B>

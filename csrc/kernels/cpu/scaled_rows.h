@@ -46,6 +46,11 @@ inline ScaledRows rows_from(ScaledRows rows, int64_t i) {
   return {rows.data + i * rows.stride, rows.stride, rows.scale + i * rows.scale_stride, rows.scale_stride};
 }
 
+// The columns from `column` on.
+inline ScaledRows columns_from(ScaledRows rows, int64_t column) {
+  return {rows.data + column, rows.stride, rows.scale, rows.scale_stride};
+}
+
 // A vector of a row's operands from operand k on, `count` of them and zeros behind.
 template <class E>
 inline vec_t<E> load_operands(const E* row, int64_t k, int64_t count) {

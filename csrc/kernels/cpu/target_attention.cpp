@@ -197,8 +197,7 @@ Run<T> run_of(const TargetAttentionParams& p, const TargetAttentionItem& item, i
   // With few query rows all heads take some history rows, then the next ones: memory is read whole and in order.
   run.heads = run.dots || run.count <= min(kLanes<A>, kMaxAccumulatedRows) ? p.kv_heads : 1;
   // Behind an index parts are the blocks in which rows are summed: results have the bits of rows that lie in order.
-  const bool in_blocks = run.heads > 1 || tile.k.index != nullptr || tile.k.scale.data != nullptr;
-  run.part = in_blocks ? kFineSumBlock * kTerms<S> : run.height;
+  run.part = run.heads > 1 || tile.k.index != nullptr ? kFineSumBlock * kTerms<S> : run.height;
   run.prefetch_rows = copies_tiles<T>(p) ? 0 : kPrefetchRows;
   return run;
 }

@@ -131,7 +131,7 @@ Workspace<T> workspace_of(const TargetAttentionBackwardParams& params, const Tar
   using S = tile_t<T>;
   using E = operand_t<S>;
   const TargetAttentionParams& p = params.forward;
-  // Blocks of more targets may be smaller, by block_targets_of(), but room for many must do for fewer.
+  // Blocks of more targets may be smaller, by target_attention_block_targets(), but room for many must do for fewer.
   const int64_t block_targets = min(targets, tiling.block_targets);
   const int64_t stacked = block_targets * (p.heads / p.kv_heads), rows = block_targets * p.heads;
   const int64_t key_depth = operands<S>(p.key_dim), padded_key_dim = key_depth * kTerms<S>;
@@ -233,7 +233,7 @@ void backward_item(const TargetAttentionBackwardParams& params, const TargetAtte
   const int64_t targets = item.target_end - item.target_begin;
   Scratch scratch(memory);
   Workspace<T> work = workspace_of<T>(params, tiling, targets, scratch);
-  const int64_t block_targets = block_targets_of(tiling, targets);
+  const int64_t block_targets = target_attention_block_targets(tiling, targets);
   const int64_t k_row = p.kv_heads * p.key_dim, v_row = p.kv_heads * p.value_dim;
   for (int64_t i = 0; i < targets * p.heads * p.key_dim; ++i) work.dq[i] = 0;
 

@@ -175,7 +175,8 @@ Tiles<tile_t<T>> load_tiles(const TargetAttentionParams& p, RowRange rows, const
 }
 
 // Whether rows of int8 are converted in registers, for each product anew: `count` query rows are so few that to write a
-// tile and to read it again would take longer. The least width lets a tile's buffer hold int8 rows and their scales.
+// tile and to read it again would take longer. Narrower rows than 16 are converted; a tile's buffer
+// holds rows of int8 and their scales from a width of 2 on.
 template <class T>
 constexpr bool kReadsInt8 = sizeof(tile_t<T>) == sizeof(float);
 template <class T>
@@ -238,11 +239,6 @@ product_t<operand_t<S>> score_unit(const TargetAttentionParams& p) {
 inline int64_t grouped_row(const TargetAttentionParams& p, int64_t targets, int64_t target, int64_t head) {
   const int64_t group = p.heads / p.kv_heads;
   return (head / group) * targets * group + target * group + head % group;
-}
-
-// Targets of a block where `targets` are cut into blocks of nearly equal size.
-inline int64_t block_targets_of(const TargetAttentionTiling& tiling, int64_t targets) {
-  return divide_up(targets, max(1, divide_up(targets, tiling.block_targets)));
 }
 
 // The kept scores of history head j from history row `row` and target `target` on. Rows lie kept_stride() apart.

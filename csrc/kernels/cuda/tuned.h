@@ -6,7 +6,7 @@ namespace stca {
 namespace cuda {
 namespace tuned {
 
-// Source: chosen by hand, nothing measured.
+// Source: chosen by hand, some by the H200 run of benchmarks/NOTES.md.
 constexpr int attention_256_forward = 1;
 constexpr int attention_256_backward = 1;
 constexpr int attention_512_forward = 0;

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr int64_t kMostSplits = 8;
 
-// Tiles of the two blocks of a cluster.
+// Tiles of the two blocks of a pair.
 int64_t tiles_of(int64_t rows, int64_t columns, int64_t tile_columns) {
   return divide_up(rows, 2 * kTileRows) * divide_up(columns, tile_columns);
 }
@@ -123,7 +123,7 @@ const char* launch_as(const FfnProductParams& p, const CudaDevice& device, void*
 using namespace cuda::sm90::ffn;
 namespace choice = cuda::choice;
 
-// Below half as many tiles as multiprocessors, a matrix product with smaller tiles is faster.
+// Below choice::ffn_least_tiles a matrix product with smaller tiles is faster.
 bool ffn_products_cuda_take(Dtype dtype, int64_t num_rows, int64_t dim, int64_t hidden, const CudaDevice& device) {
   return device.takes(Sm90Family::swiglu_ffn_norm) && element_size(dtype) == 2 && dim % 8 == 0 && hidden % 8 == 0 &&
          std::max(dim, hidden) < 1 << 30 &&

@@ -19,7 +19,8 @@ struct TileRows {
   int own[kCount / kWarp];  // the rows that the lane asks for, where it is none
 };
 
-// Those from row `from` of the request on; rows from `end` on become the one before, which weighs nothing there.
+// Those from row `from` of the request on. Rows from `end` on, which weigh nothing, are whatever a box holds there, and
+// the one before where rows are asked for one by one.
 template <int kCount>
 STCA_DEVICE TileRows<kCount> find_rows(const TargetAttentionParams& p, const Item& item, int from, int end, int lane) {
   TileRows<kCount> rows{int(item.row_begin) + from, true, {}};
@@ -30,8 +31,9 @@ STCA_DEVICE TileRows<kCount> find_rows(const TargetAttentionParams& p, const Ite
   bool scattered = false;
 #pragma unroll
   for (int i = 0; i < kCount / kWarp; ++i) {
-    rows.own[i] = at(from + i * kWarp + lane);
-    scattered |= rows.own[i] != rows.first + i * kWarp + lane;
+    const int row = from + i * kWarp + lane;
+    rows.own[i] = at(row);
+    scattered |= row < end && rows.own[i] != rows.first + i * kWarp + lane;
   }
   rows.box = !any_in_warp(scattered);
   return rows;

@@ -117,9 +117,8 @@ bool takes(const TargetAttentionParams& p, const CudaDevice& device) {
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device) {
   const TargetAttentionParams& p = b.forward;
   const int64_t query_rows = p.num_targets * p.heads;
-  if (!takes(p, device)) return false;
-  if (!p.shared) return takes_projected_backward(b);
-  return p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
+  if (!p.shared) return device.takes(Sm90Family::target_attention_projected) && takes_projected_backward(b);
+  return takes(p, device) && p.kv_heads == 1 && p.q_target_stride == p.heads * p.q_head_stride &&
          (p.key_dim <= 512 || query_rows >= choice::attention_wide_rows::value * p.num_requests) && query_rows > 0 &&
          query_rows < int64_t(1) << 31 && p.q_head_stride > 0 && rows_aligned(b.dout, 2, 0, 0) &&
          rows_aligned(p.visible, 8, 0, 0);
