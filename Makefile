@@ -8,7 +8,7 @@
 # make fuzz MINUTES=30  fuzzers on everything that reads files of others, with planted faults that they must find
 # make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES
 # make wheel-twice  the wheel built in two folders, byte by byte the same
-# make matrix the wheel in fresh environments, every Python here with every torch: 5 GB and a minute each
+# make matrix the wheel in fresh environments, every Python here with every torch: 5 GB at a time and a minute each
 # make arm64  the build for Arm64, cross-compiled, and tests of the operators in an emulator: 5 GB
 # make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
@@ -27,9 +27,6 @@ CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch==2.11.0
 # This machine's nvcc, or, where it has none, the one of the Python package index.
 CUDACXX ?= $(or $(shell command -v nvcc),$(VENV)/cuda/bin/nvcc)
-
-# Of make fuzz.
-MINUTES ?= 30
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet
@@ -72,7 +69,7 @@ peers: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	$(EDITABLE) '.[fuzz]'
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) $(FUZZ)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --minutes $(or $(MINUTES),30) $(FUZZ)
 
 # One table per case, peers included; compare.py and growth.py measure the whole grid, report.py writes it up.
 bench: $(INSTALLED)

@@ -154,8 +154,9 @@ def main() -> None:
     kernels = tuning.Kernels(arguments.library, about.multi_processor_count, SHARED_BYTES, reports.data_ptr())
     out = Path(os.environ.get("OUT", ROOT / "build" / "gpu")).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    machine = measured_on()
     for result in tune(kernels, Clock("cuda"), "cuda", SECONDS):
-        (out / "sm90-tuned.json").write_text(json.dumps(measured_on() | result, indent=1) + "\n")
+        (out / "sm90-tuned.json").write_text(json.dumps(machine | result, indent=1) + "\n")
     print(f"wrote {out / 'sm90-tuned.json'}; {len(result['faults'])} faults, {len(result['out of time'])} out of time")
     sys.exit(bool(result["faults"] or result["out of time"]))
 

@@ -63,7 +63,9 @@ STEPS = (
     Step("fuzz", "fuzzers of what reads files", "tests/fuzz/fuzz.py", 35, minutes=25),
     Step("soak", "one process for long, sizes at their ends", "tools/soak.py", 45, minutes=25),
     Step("faults", "kills, full disks, clocks, slow and missing ranks", "pytest", 20, ("tests/faults",)),
-    Step("ptx", "faults planted in CUDA kernels", "pytest", 5, ("tests/cuda/test_ptx.py",)),
+    Step(
+        "ptx", "faults planted in CUDA kernels", "pytest", 9, ("tests/cuda/test_ptx.py", "tests/cuda/test_variants.py")
+    ),
 )
 
 

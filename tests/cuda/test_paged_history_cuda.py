@@ -40,6 +40,7 @@ def _oracle(f: Any, q: Tensor, rows: Tensor, offsets: tuple[Tensor, Tensor], vis
     return dict(zip(("out", "lse"), f(q, rows, None, *offsets, visible=visible, return_lse=True), strict=True))
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("page_rows", [16, 64, 256])
 @pytest.mark.parametrize(("m", "H", "D"), [(2, 4, 64), (3, 8, 32), (2, 2, 130)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

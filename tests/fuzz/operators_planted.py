@@ -43,7 +43,7 @@ def _no_check(f: Callable[..., Any], x: Any, target_offsets: Any, **options: Any
         return x
 
 
-_FAULTS = {
+FAULTS = {
     "ends": ("request_reduce", _ends),
     "hangs": ("request_reduce", _hangs),
     "takes memory": ("request_reduce", _takes_memory),
@@ -55,6 +55,6 @@ _FAULTS = {
 
 def plant(fault: str) -> None:
     """Puts the operator with that fault in the operator's place."""
-    op, faulty = _FAULTS[fault]
+    op, faulty = FAULTS[fault]
     right = getattr(stca.ops, op)
     setattr(stca.ops, op, lambda *args, **options: faulty(right, *args, **options))

@@ -85,6 +85,7 @@ def test_the_oracle(case: TargetAttentionCase, dtype: torch.dtype) -> None:
     assert_all_as_accurate(results, {name: (exact[name], plain[name]) for name in results})
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("page_rows", [1, 16, 64, 256])
 @pytest.mark.parametrize("skipped", [0, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -7,6 +7,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 import torch
+from caches import selected
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
@@ -86,10 +87,7 @@ def check(data: bytes, folder: Path) -> None:
     ends = tensors["offsets"].tolist()
     for user, begin, end, last in zip(users, ends, ends[1:], tensors["last_times"].tolist(), strict=False):
         with cache.select([user]) as chosen:
-            index = chosen.history_index
-            kept = [x if isinstance(x, tuple) else (x, None) for x in chosen.encoded]
-            rows = [x if index is None else x[index] for x, _ in kept]
-            rows = [x if scale is None else x.float() * scale[index] for x, (_, scale) in zip(rows, kept, strict=True)]
+            rows = selected(chosen)
         for layer, own in enumerate(rows):
             expected = tensors[f"layer{layer}.0"][begin:end].float()
             if storage == torch.int8:
