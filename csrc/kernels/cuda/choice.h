@@ -16,8 +16,8 @@ namespace cuda {
 // on average, up to which there is a kernel of its own; `projected_one_group`: up to which a block of Hopper's kernels
 // has one warpgroup of them; `attention_least_width`: wider rows than that, where v is k, are Hopper's;
 // `attention_wide_rows`: and so are gradients of rows of more than 512 from so many query rows of a request on;
-// `ffn_least_tiles`: quarters of a pair of tiles for each multiprocessor that Hopper's products take; `ffn_swath`: rows of tiles
-// of a product that are made together.
+// `ffn_least_tiles`: quarters of a pair of tiles for each multiprocessor that Hopper's products take; `ffn_swath`: rows
+// of tiles of a product that are made together.
 #define STCA_FOR_EACH_CHOICE(X) \
   X(attention_256_forward, 3)   \
   X(attention_256_backward, 3)  \
