@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +34,7 @@ from stca.files import whole_file
 
 STEPS = 4  # of a round
 START_METHODS = ("fork", "spawn", "forkserver")
-# Bytes a step that resident memory may grow by: a prediction, which `docs/reliability/index.md` compares with what was
-# measured so far.
+# Bytes a step that resident memory may grow by; `docs/reliability/index.md` says what was measured.
 BOUND = 2048
 LEAK = 4 * BOUND  # that is planted
 LIMIT = 300.0  # seconds that a worker or a thread may take; then it hangs
@@ -123,12 +123,12 @@ def rounds(seconds: float, seed: int, leak: int, say: Callable[[str], None]) -> 
     optimizer = torch.optim.AdamW(model.parameters())
     torch.set_num_threads(1)
     expected = [Scored()[i] for i in range(len(Scored()))]
+    # The same two threads for all rounds, as a server has them: of one that multiplies and ends torch keeps up to 1 KB.
+    scorers = ThreadPoolExecutor(2)
     trim, begin = ctypes.CDLL(None).malloc_trim, time.monotonic()
     while time.monotonic() < begin + seconds or len(life.memory) < 60:
         count, stop = len(life.memory), threading.Event()
-        others = [threading.Thread(target=scorer, args=(serving, 2 * count + i, stop, life)) for i in range(2)]
-        for thread in others:
-            thread.start()
+        others = [scorers.submit(scorer, serving, 2 * count + i, stop, life) for i in range(2)]
         if count < 3 or count % 100 == 0:
             workers(START_METHODS[count if count < 3 else count // 100 % 3], expected, life)
         for _ in range(STEPS):
@@ -138,10 +138,8 @@ def rounds(seconds: float, seed: int, leak: int, say: Callable[[str], None]) -> 
             kept.append(os.urandom(leak))
         life.count(STEPS)
         stop.set()
-        for thread in others:
-            thread.join(LIMIT)
-            if thread.is_alive():
-                raise TimeoutError(f"soak: waited {LIMIT} s for a scorer of round {count}")
+        if wait(others, LIMIT).not_done:
+            raise TimeoutError(f"soak: waited {LIMIT} s for a scorer of round {count}")
         gc.collect()
         trim(0)  # what is free goes back, so that what is left is held
         life.memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE"))
@@ -150,6 +148,7 @@ def rounds(seconds: float, seed: int, leak: int, say: Callable[[str], None]) -> 
         if count % 50 == 0:
             at = f"{life.memory[-1] / 2**20:.1f} MiB, {life.files[-1]} files, {life.threads[-1]} threads"
             say(f"{time.monotonic() - begin:.0f} s: round {count}, {life.cases} cases, {at}")
+    scorers.shutdown()
     return life
 
 
