@@ -111,7 +111,7 @@ lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt %.sh,$(NATIVE)) $(wildcard tests/sanitize/*.cpp tests/ptx/*.cpp tests/ptx/*.h tests/ptx/*.cu)
+	$(BIN)/clang-format --dry-run -Werror $(filter-out %.txt %.sh,$(NATIVE)) $(wildcard tests/sanitize/*.cpp tests/sanitize/*.h tests/ptx/*.cpp tests/ptx/*.h tests/ptx/*.cu)
 
 doctest: $(INSTALLED)
 	$(PYTEST) --doctest-modules stca
