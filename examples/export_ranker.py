@@ -20,9 +20,9 @@ from train import Ranker
 
 from stca.files import check_output, whole_file
 
-# Arguments of a call, each int64: [T], [T], [N], [N], [N] (seconds), [R + 1], [R + 1].
-DIMENSIONS = "T", "T", "N", "N", "N", "R", "R"
+# Arguments of a call, each int64, ages in seconds; and by which size each goes, R for the R + 1 of offsets.
 ARGUMENTS = ("item_id", "user_id", "event_item_id", "event_label", "event_age", "target_offsets", "history_offsets")
+DIMENSIONS = "TTNNNRR"
 
 
 class Scorer(nn.Module):
@@ -52,25 +52,36 @@ def random_request(targets: list[int], events: list[int], seed: int = 0) -> tupl
     return numbers(10**6, T), numbers(10**4, T), *of_events, offsets(targets), offsets(events)
 
 
+def graph(module: nn.Module, request: tuple[Tensor, ...], dimensions: str) -> torch.export.ExportedProgram:
+    """A module over a request as a graph, for any first sizes of its tensors: a letter each, equal where these are."""
+    sizes = {name: torch.export.Dim(name, min=1 if name == "R" else 0) for name in dimensions}
+    with torch.no_grad():
+        shapes = (tuple({0: sizes[name]} for name in dimensions),)
+        return torch.export.export(module.eval(), request, dynamic_shapes=shapes)
+
+
 def export(ranker: Ranker) -> torch.export.ExportedProgram:
     """The scorer as a graph, for any number of targets T, events N and requests R, 0 among them."""
-    T, N, R1 = (torch.export.Dim(name, min=least) for name, least in (("targets", 0), ("events", 0), ("offsets", 1)))
-    rows = (T, T, N, N, N, R1, R1)
-    shapes = (tuple({0: of} for of in rows),)
-    with torch.no_grad():
-        return torch.export.export(Scorer(ranker).eval(), random_request([3, 4], [20, 11]), dynamic_shapes=shapes)
+    return graph(Scorer(ranker), random_request([3, 4], [20, 11]), DIMENSIONS)
 
 
-def package(program: torch.export.ExportedProgram, dimensions: str, request: tuple[Tensor, ...], out: Path) -> None:
+def inputs_of(program: torch.export.ExportedProgram) -> str:
+    """What a program takes, a word for each argument, as `int64[s0,9]`: sizes that are free have names."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [values[name] for name in program.graph_signature.user_inputs]
+    return " ".join(f"{str(x.dtype).removeprefix('torch.')}[{','.join(map(str, x.shape))}]" for x in inputs)
+
+
+def package(program: torch.export.ExportedProgram, request: tuple[Tensor, ...], out: Path) -> None:
     """Writes the program as a package, a request of its arguments, and the logits that it gives for them.
 
     Args:
-        program: of flat arguments.
-        dimensions: a name for the first dimension of each argument; those of one name are equally long.
+        program: of flat arguments. What they must be goes with it, as `inputs`: its code looks at one size of each
+            name and at no dtype.
         request: arguments.
         out: the package; the others are .request.pt and .logits.txt beside it.
     """
-    settings = {"aot_inductor.metadata": {"dimensions": dimensions}}
+    settings = {"aot_inductor.metadata": {"inputs": inputs_of(program)}}
     check_output(out)
     with tempfile.TemporaryDirectory() as folder:  # torch packs into names that end with .pt2 alone
         made = torch._inductor.aoti_compile_and_package(
@@ -101,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     saved = load_checkpoint(args.checkpoint, ["model"])
     with whole_checkpoint(args.checkpoint):
         ranker.load_state_dict(saved["model"])
-    package(export(ranker), " ".join(DIMENSIONS), random_request([200], [10_000]), out)
+    package(export(ranker), random_request([200], [10_000]), out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from export_ranker import package
+from export_ranker import graph, package
 from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from ranker.model import Ranker
 from ranker.requests import COUNTER_BUCKETS, COUNTERS, TIME_BUCKETS
@@ -25,7 +25,7 @@ from stca.nn import STCA
 from stca.serving import HistoryCache
 
 TARGETS = "item_id", "user_id", "time_bucket", "length_bucket", "counters"  # [T] each, counters [T, 9]
-DIMENSIONS = "T", "T", "T", "T", "T", "R", "R", "N"  # of targets, both offsets, history_index; then P of each pool
+DIMENSIONS = "TTTTTRRN"  # first sizes of targets, both offsets, history_index; then P of each pool
 Arguments = tuple[Tensor, ...]
 
 
@@ -68,11 +68,7 @@ def random_request(ranker: Ranker, m: int, events: int, users: int = 4) -> Argum
 def export(ranker: Ranker) -> torch.export.ExportedProgram:
     """The ranker as a graph, for any number of targets T, events N, requests R and rows P of the pools."""
     request = random_request(ranker, 7, 40)
-    names = [*DIMENSIONS, *("P" for _ in request[len(DIMENSIONS) :])]
-    sizes = {name: torch.export.Dim(name, min=1 if name == "R" else 0) for name in "TRNP"}
-    with torch.no_grad():
-        shapes = (tuple({0: sizes[name]} for name in names),)
-        return torch.export.export(Served(ranker).eval(), request, dynamic_shapes=shapes)
+    return graph(Served(ranker), request, DIMENSIONS.ljust(len(request), "P"))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,8 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         ranker = ranker_of(saved["state"]["best_model"] or saved["model"]).eval().requires_grad_(False)
     torch.manual_seed(0)
     request = random_request(ranker, args.candidates, args.events)
-    dimensions = " ".join([*DIMENSIONS, *("P" for _ in request[len(DIMENSIONS) :])])
-    package(export(ranker), dimensions, request, out)
+    package(export(ranker), request, out)
     milliseconds = []
     with torch.inference_mode():
         for _ in range(args.calls):

@@ -13,12 +13,14 @@
 #include <torch/csrc/jit/serialization/pickle.h>
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -46,43 +48,74 @@ std::vector<at::Tensor> read_request(const char* path) {
   try {
     std::vector<at::Tensor> arguments;
     const c10::IValue saved = torch::jit::pickle_load(bytes);
-    for (const c10::IValue& each : saved.toListRef()) arguments.push_back(each.toTensor());
+    for (const c10::IValue& each : saved.toListRef()) arguments.push_back(each.toTensor().contiguous());
     return arguments;
   } catch (const std::exception&) {
     fail(path, "must be a list of tensors, by torch.save");
   }
 }
 
-// The compiled model takes each size from one of its arguments, and looks at no other. The package says which go
-// together: a word for each argument, the name of its first dimension.
-void check(const char* path, const std::vector<at::Tensor>& arguments, const std::string& dimensions) {
-  std::istringstream words(dimensions);
-  const std::vector<std::string> names{std::istream_iterator<std::string>(words), {}};
-  const size_t count = arguments.size();
-  if (count != names.size()) {
-    fail(path, "must have " + std::to_string(names.size()) + " tensors, got " + std::to_string(count));
+using Package = torch::inductor::AOTIModelPackageLoader;
+
+std::unique_ptr<Package> load_package(const char* path) {
+  std::unique_ptr<Package> model;
+  try {
+    model = std::make_unique<Package>(path);
+  } catch (const c10::Error& error) {
+    fail(path, std::string("must be a package of a model for this machine: ") + error.what_without_backtrace());
   }
-  std::map<std::string, size_t> first;
+  if (model->get_metadata()["inputs"].empty())
+    fail(path, "must say what its inputs are, as export_ranker.py writes it");
+  return model;
+}
+
+std::string described(const at::Tensor& x) {
+  std::string sizes;
+  for (const int64_t size : x.sizes()) sizes += (sizes.empty() ? "" : ",") + std::to_string(size);
+  return std::string(c10::getDtypeNames(x.scalar_type()).first) + "[" + sizes + "]";
+}
+
+// What a tensor must be by its word of the package, `int64[s0,9]`: a size with a name is what an earlier tensor gave
+// it, or else what this one has there.
+std::string expected(const std::string& word, const at::Tensor& x, std::map<std::string, std::string>& known) {
+  const size_t bracket = word.find('[');
+  std::istringstream names(word.substr(bracket + 1, word.size() - bracket - 2));
+  std::string sizes, name;
+  for (int64_t i = 0; std::getline(names, name, ','); ++i) {
+    const bool fixed = std::isdigit(static_cast<unsigned char>(name[0])) != 0;
+    const std::string own = i < x.dim() ? std::to_string(x.size(i)) : "*";
+    sizes += (i == 0 ? "" : ",") + (fixed ? name : known.try_emplace(name, own).first->second);
+  }
+  return word.substr(0, bracket) + "[" + sizes + "]";
+}
+
+// The compiled model takes a size of each name from one of its arguments, and looks at no other and at no dtype.
+void check(const char* path, const std::vector<at::Tensor>& arguments, const std::string& inputs) {
+  std::istringstream words(inputs);
+  const std::vector<std::string> each{std::istream_iterator<std::string>(words), {}};
+  const size_t count = arguments.size();
+  if (count != each.size()) {
+    fail(path, "must have " + std::to_string(each.size()) + " tensors, got " + std::to_string(count));
+  }
+  std::map<std::string, std::string> known;
   for (size_t i = 0; i < count; ++i) {
-    if (arguments[i].dim() == 0) fail(path, "tensor " + std::to_string(i + 1) + " must have a dimension");
-    const size_t other = first.try_emplace(names[i], i).first->second;
-    if (arguments[i].size(0) == arguments[other].size(0)) continue;
-    fail(path, "tensors " + std::to_string(other + 1) + " and " + std::to_string(i + 1) + " must be equally long");
+    const std::string must = expected(each[i], arguments[i], known), is = described(arguments[i]);
+    if (must != is) fail(path, "tensor " + std::to_string(i + 1) + " must be " + must + ", got " + is);
   }
 }
 
 void score(const char* library, const char* package, const char* request, int calls) {
   load_operators(library);
   const std::vector<at::Tensor> arguments = read_request(request);
-  torch::inductor::AOTIModelPackageLoader model(package);
-  check(request, arguments, model.get_metadata()["dimensions"]);
+  const auto model = load_package(package);
+  check(request, arguments, model->get_metadata()["inputs"]);
   const c10::InferenceMode no_gradients;
   at::Tensor logits;
   std::vector<double> milliseconds;
   for (int call = 0; call < calls; ++call) {
     std::vector<at::Tensor> inputs = arguments;
     const auto begin = std::chrono::steady_clock::now();
-    logits = model.run(inputs).at(0).contiguous();
+    logits = model->run(inputs).at(0).contiguous();
     const std::chrono::duration<double, std::milli> taken = std::chrono::steady_clock::now() - begin;
     milliseconds.push_back(taken.count());
   }
@@ -101,9 +134,11 @@ int main(int count, char** words) {
   }
   try {
     score(words[1], words[2], words[3], count == 5 ? std::max(1, std::atoi(words[4])) : 1);
+    return 0;
+  } catch (const c10::Error& error) {
+    std::fprintf(stderr, "score: %s\n", error.what_without_backtrace());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "score: %s\n", error.what());
-    return 1;
   }
-  return 0;
+  return 1;
 }

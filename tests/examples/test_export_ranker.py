@@ -1,15 +1,20 @@
 """examples/export_ranker.py and examples/cpp: a trained ranker in a graph, in a package, and without Python."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import export_ranker
 import export_served
 import pytest
 import torch
-from export_ranker import ARGUMENTS, Scorer, export, random_request
+from export_ranker import ARGUMENTS, Scorer, export, inputs_of, random_request
 from export_served import Served
 from ranker.model import Ranker as ServedRanker
 from service_process import write_checkpoint
@@ -71,6 +76,23 @@ def served() -> tuple[Served, torch.nn.Module]:
     return Served(ranker), export_served.export(ranker).module()
 
 
+def test_what_a_graph_takes_is_said() -> None:
+    """A name for each size that is free, the same where two are equal; the others as they are."""
+    ranker = ServedRanker(50, 20, dim=16).eval().requires_grad_(False)
+    T, R, N, P = (rf"(?P<{name}>[a-z]\w*)" for name in "TRNP")
+    of_targets = [rf"int64\[{T}\]", *[r"int64\[(?P=T)\]"] * 3, r"int64\[(?P=T),9\]"]
+    of_history = [
+        rf"int64\[{R}\]",
+        r"int64\[(?P=R)\]",
+        rf"int64\[{N}\]",
+        rf"float32\[{P},16\]",
+        r"float32\[(?P=P),16\]",
+    ]
+    found = re.fullmatch(" ".join([*of_targets, *of_history]), said := inputs_of(export_served.export(ranker)))
+    assert found, said
+    assert len(set(found.groups())) == 4
+
+
 def _run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(filter(None, (str(ROOT / "examples"), os.environ.get("PYTHONPATH"))))
     env = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": paths, **environment}
@@ -112,23 +134,56 @@ def test_cpp_scores_as_python_does(tmp_path: Path, score: Path, program: str) ->
     assert in_cpp == [float.fromhex(line) for line in (tmp_path / "ranker.logits.txt").read_text().split()]
     assert stca.cpu_isa() in scored.stderr
     assert f"{targets} targets: p50 " in scored.stderr
-
     request = torch.load(tmp_path / "ranker.request.pt")
-    count = len(request)
-    wrong: list[tuple[object, str]] = [
-        (request[:-1], f"must have {count} tensors, got {count - 1}"),
-        ([request[0], request[1][:-1], *request[2:]], "tensors 1 and 2 must be equally long"),
-        ([*request[:-1], request[-1][:-1]], f"and {count} must be equally long"),
-        ([torch.tensor(1), *request[1:]], "tensor 1 must have a dimension"),
-        (request[0], "must be a list of tensors, by torch.save"),
-        ([1, 2], "must be a list of tensors, by torch.save"),
-    ]
-    for arguments_of_it, message in wrong:
-        torch.save(arguments_of_it, tmp_path / "bad.pt")
-        refused = _run(*command, tmp_path / "bad.pt")
+    # Columns side by side in place of rows, unlike those of the request that the package was made with.
+    torch.save([x.t().contiguous().t() if x.dim() > 1 else x for x in request], tmp_path / "columns.pt")
+    assert _run(*command, tmp_path / "columns.pt", STCA_CPU_ISA=stca.cpu_isa()).stdout == scored.stdout
+    dimensions = export_ranker.DIMENSIONS if program == "export_ranker.py" else export_served.DIMENSIONS
+    for wrong, message in _wrong(request, dimensions.ljust(len(request), "P")):
+        torch.save(wrong, bad := tmp_path / "bad.pt")
+        refused = _run(*command, bad)
         assert refused.returncode == 1
-        assert "bad.pt: " in refused.stderr
-        assert message in refused.stderr
+        assert f"score: {bad}: {message}\n" in refused.stderr
     (tmp_path / "text.pt").write_text("1 2 3")
     assert "text.pt: must be a list of tensors, by torch.save" in _run(*command, tmp_path / "text.pt").stderr
     assert "cannot read" in _run(*command, tmp_path / "none.pt").stderr
+    for package, message in ((_bare(out), "must say what its inputs are"), (tmp_path / "text.pt", "must be a package")):
+        refused = _run(score, stca.native.LIBRARY, package, tmp_path / "ranker.request.pt")
+        assert refused.returncode == 1
+        assert f"score: {package}: {message}" in refused.stderr
+        assert "frame #" not in refused.stderr
+
+
+def _shape(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')}[{','.join(map(str, x.shape))}]"
+
+
+def _wrong(request: list[Tensor], dimensions: str) -> Iterator[tuple[object, str]]:
+    """Requests with one thing wrong, each with what is to be said of it."""
+    count = len(request)
+    yield request[:-1], f"must have {count} tensors, got {count - 1}"
+    yield request[0], "must be a list of tensors, by torch.save"
+    yield [1, 2], "must be a list of tensors, by torch.save"
+    yield [torch.tensor(1), *request[1:]], "tensor 1 must be int64[*], got int64[]"
+    for i, x in enumerate(request):
+        others = [x.to(torch.int32), x.unsqueeze(-1)]
+        if dimensions[i] in dimensions[:i]:  # else the others of its size are those that are wrong
+            others.append(x[:-1])
+        if x.dim() > 1:
+            others.append(x[:, 1:])
+        for other in others:
+            message = f"tensor {i + 1} must be {_shape(x)}, got {_shape(other)}"
+            yield [*request[:i], other, *request[i + 1 :]], message
+
+
+def _bare(package: Path) -> Path:
+    """The package without a word of its inputs."""
+    out = package.with_name("bare.pt2")
+    with zipfile.ZipFile(package) as whole, zipfile.ZipFile(out, "w") as bare:
+        for name in whole.namelist():
+            content = whole.read(name)
+            if name.endswith("_metadata.json"):
+                said = json.loads(content)
+                content = json.dumps({key: said[key] for key in said if key != "inputs"}).encode()
+            bare.writestr(name, content)
+    return out
