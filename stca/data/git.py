@@ -2,10 +2,8 @@
 
 import os
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 from warnings import warn
@@ -14,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from stca.data.git_output import git_output
 from stca.data.ids import Names
 
 _TABLE = 100_000  # events of a table
@@ -51,6 +50,7 @@ def read_git(
     Raises:
         ValueError: a folder that is no git repository, or one without commits to take; negatives or days that are no
             number of them.
+        TimeoutError: git that says nothing for ten minutes.
 
     Warns:
         UserWarning: commits that are left out, since their author has no address, or their parent is not there.
@@ -140,21 +140,21 @@ def is_clone(folder: Path) -> bool:
 
 def _commits(clone: Path) -> Iterator[tuple[int, bytes, list[bytes]]]:
     """Time, author and files of every commit that is no merge and whose parent is there, newest first."""
-    with _git(clone, "rev-parse", "--absolute-git-dir") as output:
+    with git_output(clone, "rev-parse", "--absolute-git-dir") as output:
         place = os.fsdecode(output.read().rstrip(b"\n"))
-    with _git(clone, "rev-parse", "--git-path", "shallow", place=place) as output:
+    with git_output(clone, "rev-parse", "--git-path", "shallow", place=place) as output:
         shallow = Path(place, os.fsdecode(output.read().rstrip(b"\n")))
     # Where a shallow clone ends, what a commit touched cannot be told: its parent is not there.
     ends = set(shallow.read_bytes().split()) if shallow.exists() else set()
     if ends:
         warn(f"{clone}: a shallow clone, of whose commits the oldest, {len(ends)}, cannot be read", stacklevel=2)
     with tempfile.TemporaryFile() as commits:
-        with _git(clone, "rev-list", "--no-merges", "HEAD", "--", place=place) as output:
+        with git_output(clone, "rev-list", "--no-merges", "HEAD", "--", place=place) as output:
             commits.writelines(each for each in output if each.strip() not in ends)
         commits.seek(0)
         # Raw output: no setting of the user's changes it, and no name of a file can be taken for a commit.
         options = ["--stdin", "--root", "-r", "-z", "--raw", "--no-renames", "--encoding=UTF-8", "--format=%H %at %aE"]
-        with _git(clone, "diff-tree", *options, stdin=commits, place=place) as output:
+        with git_output(clone, "diff-tree", *options, stdin=commits, place=place) as output:
             yield from _parsed(clone, _tokens(output))
 
 
@@ -187,64 +187,3 @@ def _parsed(clone: Path, tokens: Iterator[bytes]) -> Iterator[tuple[int, bytes, 
         yield commit
     if nameless:  # all of them would be one user
         warn(f"{clone}: {nameless} commits are left out, whose author has no address", stacklevel=2)
-
-
-@contextmanager
-def _git(clone: Path, *arguments: str, stdin: IO[bytes] | None = None, place: str = "") -> Iterator[IO[bytes]]:
-    """The output of git, run such that nothing but the repository decides what it is.
-
-    In its own folder `place`, once that is known: there no file of the working tree counts, such as a .mailmap that was
-    not committed.
-
-    Raises:
-        ValueError: no git, or what it complains of.
-    """
-    # No settings of the user or the machine, no replaced or grafted commits, and no fetch, whatever the clone allows.
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "LC_ALL": "C",
-        "HOME": os.devnull,
-        "GIT_CEILING_DIRECTORIES": str(clone.absolute().parent),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_GRAFT_FILE": os.devnull,
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_ALLOW_PROTOCOL": "",
-        "GIT_NO_LAZY_FETCH": "1",
-    }
-    settings = {
-        "core.bare": "true",
-        "core.fsmonitor": "false",  # else a command of the clone's choice
-        "core.hooksPath": os.devnull,
-        "advice.graftFileDeprecated": "false",
-        "mailmap.file": os.devnull,
-        "mailmap.blob": "HEAD:.mailmap",
-        "safe.directory": str(clone.resolve()),
-    }
-    if place:
-        environment["GIT_DIR"] = place
-    command = ["git", "-C", place or str(clone), *arguments]
-    command[1:1] = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    try:
-        with tempfile.TemporaryFile() as complaints:
-            process = subprocess.Popen(
-                command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env=environment
-            )
-            unread: ValueError | None = None
-            with process:
-                assert process.stdout is not None
-                try:
-                    yield process.stdout
-                except ValueError as error:  # git may say why its output is no better
-                    unread = error
-                while unread is None and process.stdout.read(1 << 20):
-                    pass
-            if process.returncode > 0 or (process.returncode and unread is None):
-                complaints.seek(0)
-                complaint = complaints.read().decode(errors="replace").strip()
-                raise ValueError(f"{clone}: must be a git repository with commits: {complaint}") from unread
-            if unread is not None:
-                raise unread
-    except FileNotFoundError as error:
-        raise ValueError(f"{clone}: git must be installed to read a git repository: {error}") from error

@@ -21,9 +21,14 @@ LIMITED = {
     "DataLoader": "timeout",
 }
 OWNERS = {"run": "subprocess", "check_output": "subprocess", "check_call": "subprocess", "connect": "sqlite3"}
+ALWAYS = {"Popen"}  # and no block over one waits with a limit when it ends
 BARE = {"join", "wait", "get", "result", "acquire"}  # without any argument they wait for ever
 # What waits for work of this process, whose own waits are limited.
 ALLOWED = {
+    "stca/data/git_output.py: subprocess.Popen(command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.PIPE, "
+    "stderr=complaints, env=environment)": "each read and the end are waited for with a limit",
+    "tools/prove.py: subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=kept, stderr=kept, "
+    "start_new_session=True)": "its output is a file, and its end is waited for with a limit",
     "examples/serve/batcher.py: self._arrived.wait()": "inside asyncio.wait_for, or with nothing to do",
 }
 
@@ -39,7 +44,7 @@ def unlimited(path: Path, text: str) -> list[str]:
         keywords = {each.arg for each in node.keywords}
         bare = name in BARE and isinstance(node.func, ast.Attribute) and not node.args and not keywords
         late = name in LIMITED and OWNERS.get(name, owner) == owner and not keywords & {LIMITED[name], None}
-        if bare or late:
+        if bare or late or name in ALWAYS:
             found.append(f"{path}: {ast.unparse(node)}")
     return found
 
@@ -57,6 +62,7 @@ def test_waits_without_a_limit_are_found() -> None:
         "queue.get()",
         "DataLoader(data, num_workers=2)",
         "sqlite3.connect('x')",
+        "subprocess.Popen(['git'])",
     )
     limited = (
         "thread.join(5)",
