@@ -32,6 +32,8 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet
 # Threads that wait sleep: else those of many small operations keep a busy machine's cores from everybody.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+# Processes that share the tests: most tests keep one core busy. Each takes up to 5 GB.
+TEST_PROCESSES ?= 2
 EDITABLE := $(INSTALL) --no-build-isolation --editable
 CMAKE := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 NATIVE := $(shell find csrc -type f)
@@ -56,10 +58,10 @@ build/serve/generated-STCA.pt: | $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py --event-time --out build/serve
 
 test: $(INSTALLED) ptx
-	$(PYTEST)
+	$(PYTEST) -n $(TEST_PROCESSES)
 
 slow: $(INSTALLED) ptx
-	$(PYTEST) -m 'slow and not peers and not long'
+	$(PYTEST) -n $(TEST_PROCESSES) -m 'slow and not peers and not long'
 
 peers: $(INSTALLED)
 	$(EDITABLE) '.[ray,peers]'
