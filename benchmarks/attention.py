@@ -1,6 +1,7 @@
 """The attention of targets to histories: the op in both forms, and the whole layer, with every peer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -73,6 +74,25 @@ def reordered(requests: Requests, D: int, H: int, dtype: torch.dtype, slow: bool
             "sdpa nested": "takes no keys shared by heads of another count (enable_gqa) in nested form",
         },
     )
+
+
+def paged(requests: Requests, D: int, H: int, dtype: torch.dtype, page_rows: int) -> Problem:
+    """`reordered` behind a `history_index` of pages that lie in no order; peers get the rows in order, at no charge."""
+    problem, scale = reordered(requests, D, H, dtype, slow=False), (D // H) ** -0.5
+    pages = torch.randperm(-(-requests.N // page_rows))
+    index = (pages[:, None] * page_rows + torch.arange(page_rows)).flatten()
+    index = index[index < requests.N]
+
+    def fused(u: Tensor, x: Tensor) -> Tensor:
+        offsets = requests.target_offsets, requests.history_offsets
+        return stca.ops.target_attention(u, x[:, None], None, *offsets, history_index=index, scale=scale)
+
+    def in_order(way: Implementation) -> Implementation:
+        first, rows = [*way.forms, same, same][:2]
+        return replace(way, forms=[first, lambda x: rows(x[index])])
+
+    peers = {name: in_order(way) for name, way in problem.ways.items() if not name.startswith("stca")}
+    return replace(problem, ways={"stca": Implementation(fused), **peers})
 
 
 def _projected_ways(requests: Requests, H: int, dh: int, slow: bool) -> dict[str, Implementation]:

@@ -66,6 +66,9 @@ def cases(small: bool) -> Iterator[Case]:
         requests = Requests(m, [L] * R)
         build = partial(attention.reordered, requests, D, H, half, True)
         yield Case("target_attention reordered", f"D={D} H={H} m={m} L={L} R={R}", half, build)
+    for m in (1, 8):  # behind a cache's pages
+        build = partial(attention.paged, Requests(m, [L] * R), D, H, half, 64)
+        yield Case("target_attention reordered", f"D={D} H={H} m={m} L={L} R={R}, pages of 64 rows", half, build)
     for m in (1, 8, 64, 300):
         requests = Requests(m, uniform_lengths(many, L))
         build = partial(projected, requests, D, H, half)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import NAN_AND_INFINITIES, TargetAttentionCase
-from emulated import emulated_target_attention, launched_kernels
+from cuda_devices import HOPPERS, hopper_kernels, target_attention_on
 from plain import target_attention_references
+
+pytestmark = pytest.mark.parametrize("device", HOPPERS)
 
 PAGE = 64
 CASES = [
@@ -18,30 +20,32 @@ def _pages(rows: int) -> torch.Tensor:
     return (torch.tensor([2, 0, 3, 1])[:, None] * PAGE + torch.arange(PAGE)).flatten()[:rows]
 
 
+@pytest.mark.exhaustive(2)
 @pytest.mark.parametrize("paged", [True, False], ids=["pages", "scattered"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_same_as_rows_in_order(case: TargetAttentionCase, paged: bool) -> None:
-    inputs = case.build(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_same_as_rows_in_order(case: TargetAttentionCase, paged: bool, dtype: torch.dtype, device: str) -> None:
+    inputs = case.build(dtype)
     assert inputs.history_index is not None
     index = _pages(len(inputs.history_index)) if paged else inputs.history_index
     inputs = inputs.but(history_index=index)
-    actual = emulated_target_attention(inputs, hopper=True)
-    assert sum("sm90" in name for name in launched_kernels()) == 3
+    actual = target_attention_on(device, inputs)
+    assert hopper_kernels(device, 3) == 3
     assert_all_as_accurate(actual, target_attention_references(inputs))
     in_order = inputs.but(k=inputs.k[index], history_index=None)
-    expected = emulated_target_attention(in_order, seed=2, hopper=True)
+    expected = target_attention_on(device, in_order, seed=2)
     for name in ("out", "lse", "dq"):
         assert_bitwise_equal({name: actual[name]}, {name: expected[name]})
 
 
 @pytest.mark.parametrize("value", NAN_AND_INFINITIES)
-def test_rows_that_no_index_names_do_not_matter(value: float) -> None:
+def test_rows_that_no_index_names_do_not_matter(value: float, device: str) -> None:
     """Tiles that reach beyond the history hold its last row once more, and no row of the pool."""
     inputs = CASES[0].build(torch.bfloat16)
     assert inputs.history_index is not None
     inputs = inputs.but(history_index=inputs.history_index.remainder(100))
-    expected = emulated_target_attention(inputs, hopper=True)
+    expected = target_attention_on(device, inputs)
     k = inputs.k.clone()
     k[100:] = value
-    actual = emulated_target_attention(inputs.but(k=k), hopper=True)
+    actual = target_attention_on(device, inputs.but(k=k))
     assert_bitwise_equal(actual, expected)

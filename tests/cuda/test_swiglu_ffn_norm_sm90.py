@@ -1,10 +1,10 @@
-"""Hopper's products of swiglu_ffn_norm, as PTX of sm_90a in the machine of tests/ptx, agree with the oracle."""
+"""Hopper's products of swiglu_ffn_norm agree with the oracle: their PTX in the machine of tests/ptx, and on a GPU."""
 
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import swiglu_inputs
-from cuda_devices import call_on, swiglu_on
+from cuda_devices import call_on, needs_gpu, swiglu_on
 from emulated import launched_kernels
 from plain import swiglu_references
 from torch import Tensor
@@ -42,6 +42,23 @@ def test_accuracy(shape: tuple[int, int, int], norm: int, dtype: torch.dtype) ->
     actual = swiglu_on("hopper", inputs, dy)
     assert _products() == (6 if norm else 5)
     assert_all_as_accurate(actual, swiglu_references(inputs, dy))
+
+
+# So many rows that a GPU's multiprocessors all have tiles: two chunks, parts of tiles at every edge, and whole tiles.
+ON_GPU = [(CHUNK + 552, 264, 520), (CHUNK, 256, 512), (4_001, 1024, 2048)]
+
+
+@needs_gpu
+@pytest.mark.parametrize("device", ["hopper-gpu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("keep", [False, True], ids=["recomputed", "kept"])
+@pytest.mark.parametrize("norm", [0, 2])
+@pytest.mark.parametrize("shape", ON_GPU, ids=str)
+def test_many_rows(shape: tuple[int, int, int], norm: int, keep: bool, dtype: torch.dtype, device: str) -> None:
+    inputs, dy = _drawn(*shape, dtype, norm)
+    actual = swiglu_on(device, inputs, dy, keep)
+    assert_all_as_accurate(actual, swiglu_references(inputs, dy))
+    assert_bitwise_equal(swiglu_on(device, inputs, dy, keep), actual)
 
 
 @pytest.mark.parametrize("norm", [0, 2])

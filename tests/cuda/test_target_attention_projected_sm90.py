@@ -1,13 +1,15 @@
-"""Hopper's kernels of target_attention with v given, as PTX in the machine of tests/ptx, agree with the oracle."""
+"""Hopper's kernels of target_attention with v agree with the oracle: their PTX in the machine of tests/ptx, and a GPU."""
 
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import NAN_AND_INFINITIES, TargetAttentionCase, TargetAttentionInputs
-from cuda_devices import needs_gpu, target_attention_on
+from cuda_devices import HOPPERS, hopper_kernels, needs_gpu, target_attention_on
 from emulated import emulated_target_attention, launched_kernels
 from plain import target_attention_references
 from torch import Tensor
+
+on_hoppers = pytest.mark.parametrize("device", HOPPERS)
 
 DTYPES = (torch.bfloat16, torch.float16)
 # Up to 64 query rows of a request and history head, on average, and more.
@@ -23,44 +25,53 @@ MANY = [
     TargetAttentionCase("many-grouped", [(40, 1000), (3, 90), (30, 0)], 4, 1, 64, 72, "random"),
     TargetAttentionCase("many-grouped-narrow", [(40, 300), (3, 90), (0, 200)], 8, 1, 64, 64, "prefix"),
 ]
+# So long that all multiprocessors of a GPU have many tiles, and stages come round again and again.
+LONG = [
+    TargetAttentionCase(f"long-{D}-{m}", [(m, 3000)] * 6 + [(m, 9_000)], 4, 2, D, D, "random")
+    for D in (64, 128)
+    for m in (20, 90)
+]
 
 
-def on_hopper(inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False) -> dict[str, Tensor]:
+def on_hopper(device: str, inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False) -> dict[str, Tensor]:
     """The results, which Hopper's kernels have made."""
-    results = emulated_target_attention(inputs, seed, rough, hopper=True)
-    assert sum("projected" in name and "sm90" in name for name in launched_kernels()) == 3
+    results = target_attention_on(device, inputs, seed, rough)
+    assert hopper_kernels(device, 3) == 3
     return results
 
 
 @pytest.mark.exhaustive
+@on_hoppers
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SOME + MANY, ids=str)
-def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype) -> None:
+def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype, device: str) -> None:
     inputs = case.build(dtype)
-    assert_all_as_accurate(on_hopper(inputs), target_attention_references(inputs))
+    assert_all_as_accurate(on_hopper(device, inputs), target_attention_references(inputs))
 
 
 @needs_gpu
+@pytest.mark.parametrize("device", ["hopper-gpu"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", SOME + MANY, ids=str)
-def test_on_a_gpu(case: TargetAttentionCase, dtype: torch.dtype) -> None:
-    """By whichever kernels are on there."""
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_long_histories(case: TargetAttentionCase, dtype: torch.dtype, device: str) -> None:
     inputs = case.build(dtype)
-    assert_all_as_accurate(target_attention_on("gpu", inputs), target_attention_references(inputs))
+    assert_all_as_accurate(on_hopper(device, inputs), target_attention_references(inputs))
 
 
+@on_hoppers
 @pytest.mark.parametrize("case", [SOME[1], MANY[0]], ids=str)
-def test_the_same_bits_on_every_run(case: TargetAttentionCase) -> None:
+def test_the_same_bits_on_every_run(case: TargetAttentionCase, device: str) -> None:
     """Warps take turns, and copies and products land, in another order each time."""
     inputs = case.build(torch.bfloat16)
-    expected = on_hopper(inputs)
+    expected = on_hopper(device, inputs)
     for seed in (2, 3):
-        assert_bitwise_equal(on_hopper(inputs, seed), expected)
+        assert_bitwise_equal(on_hopper(device, inputs, seed), expected)
 
 
+@on_hoppers
 @pytest.mark.parametrize("targets", [40, 110])
 @pytest.mark.parametrize("value", NAN_AND_INFINITIES)
-def test_other_requests_do_not_matter(value: float, targets: int) -> None:
+def test_other_requests_do_not_matter(value: float, targets: int, device: str) -> None:
     """Tiles reach into the rows of the next request, which are cleared before they meet a weight of 0."""
     inputs = TargetAttentionCase("", [(targets, 70), (2, 90), (targets, 10)], 2, 1, 64, 64).build(torch.bfloat16)
     bad = inputs.map(lambda x: x.clone())
@@ -69,7 +80,7 @@ def test_other_requests_do_not_matter(value: float, targets: int) -> None:
         tensor[own] = value
     assert bad.v is not None
     bad.k[70:160] = bad.v[70:160] = value
-    expected, actual = on_hopper(inputs), on_hopper(bad)
+    expected, actual = on_hopper(device, inputs), on_hopper(device, bad)
     for name in ("out", "lse", "dq"):
         for rows in (slice(own.start), slice(own.stop, None)):
             assert_bitwise_equal({name: actual[name][rows]}, {name: expected[name][rows]})
@@ -78,19 +89,20 @@ def test_other_requests_do_not_matter(value: float, targets: int) -> None:
             assert_bitwise_equal({name: actual[name][rows]}, {name: expected[name][rows]})
 
 
+@on_hoppers
 @pytest.mark.parametrize("targets", [40, 110])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_scores(dtype: torch.dtype, targets: int) -> None:
+def test_large_scores(dtype: torch.dtype, targets: int, device: str) -> None:
     """The two passes must turn the same score into the same weight."""
     inputs = TargetAttentionCase("", [(targets, 150), (1, 40)], 2, 1, 64, 64).build(dtype)
     inputs = inputs.but(scale=1e4 / float(inputs.q.double().norm(dim=2).max()))
-    assert_all_as_accurate(on_hopper(inputs), target_attention_references(inputs), sensitivity=4)
+    assert_all_as_accurate(on_hopper(device, inputs), target_attention_references(inputs), sensitivity=4)
 
 
 @pytest.mark.parametrize("case", [SOME[0], MANY[1]], ids=str)
 def test_where_the_hardware_rounds_freely(case: TargetAttentionCase) -> None:
     inputs = case.build(torch.bfloat16)
-    assert_all_as_accurate(on_hopper(inputs, rough=True), target_attention_references(inputs))
+    assert_all_as_accurate(on_hopper("hopper", inputs, rough=True), target_attention_references(inputs))
 
 
 OTHERS = [

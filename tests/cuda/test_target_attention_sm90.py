@@ -1,11 +1,13 @@
-"""Hopper's kernels of target_attention, as PTX of sm_90a in the machine of tests/ptx, agree with the oracle."""
+"""Hopper's kernels of target_attention agree with the oracle: their PTX in the machine of tests/ptx, and on a GPU."""
 
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import NAN_AND_INFINITIES, TargetAttentionCase
-from emulated import emulated_target_attention, launched_kernels
+from cuda_devices import HOPPERS, hopper_kernels, needs_gpu, target_attention_on
 from plain import target_attention_references
+
+on_hoppers = pytest.mark.parametrize("device", HOPPERS)
 
 DTYPES = (torch.bfloat16, torch.float16)
 CASES = [
@@ -17,52 +19,67 @@ CASES = [
     TargetAttentionCase("split", [(2, 900), (1, 1)], 2, 1, 256),
     TargetAttentionCase("many-queries", [(70, 90)], 2, 1, 256, None, "suffix"),
 ]
+# So long that all multiprocessors of a GPU have many tiles, and stages come round again and again.
+LONG = [
+    TargetAttentionCase(f"long-{D}", [(8, 3000)] * 6 + [(3, 9_000)], 8, 1, D, None, "random") for D in (256, 512, 1024)
+]
 
 
 @pytest.mark.exhaustive
+@on_hoppers
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype) -> None:
+def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype, device: str) -> None:
     inputs = case.build(dtype)
-    actual = emulated_target_attention(inputs, hopper=True)
-    assert sum("sm90" in name for name in launched_kernels()) == 3  # forward, gradients of the history and of queries
+    actual = target_attention_on(device, inputs)
+    assert hopper_kernels(device, 3) == 3  # forward, gradients of the history and of queries
     assert_all_as_accurate(actual, target_attention_references(inputs))
 
 
+@needs_gpu
+@pytest.mark.parametrize("device", ["hopper-gpu"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_long_histories(case: TargetAttentionCase, dtype: torch.dtype, device: str) -> None:
+    inputs = case.build(dtype)
+    assert_all_as_accurate(target_attention_on(device, inputs), target_attention_references(inputs))
+
+
+@on_hoppers
 @pytest.mark.parametrize("case", [CASES[2], CASES[4]], ids=str)
-def test_the_same_bits_on_every_run(case: TargetAttentionCase) -> None:
+def test_the_same_bits_on_every_run(case: TargetAttentionCase, device: str) -> None:
     """Warps take turns, and copies and products land, in another order each time."""
     inputs = case.build(torch.bfloat16)
-    expected = emulated_target_attention(inputs, hopper=True)
+    expected = target_attention_on(device, inputs)
     for seed in (2, 3):
-        assert_bitwise_equal(emulated_target_attention(inputs, seed, hopper=True), expected)
+        assert_bitwise_equal(target_attention_on(device, inputs, seed), expected)
 
 
+@on_hoppers
 @pytest.mark.parametrize("value", NAN_AND_INFINITIES)
-def test_other_requests_do_not_matter(value: float) -> None:
+def test_other_requests_do_not_matter(value: float, device: str) -> None:
     """Tiles reach into the rows of the next request, which are cleared before they meet a weight of 0."""
     inputs = TargetAttentionCase("", [(2, 70), (1, 90), (2, 10)], 4, 1, 256).build(torch.bfloat16)
-    expected = emulated_target_attention(inputs, hopper=True)
+    expected = target_attention_on(device, inputs)
     k = inputs.k.clone()
     k[70:160] = value
-    actual = emulated_target_attention(inputs.but(k=k), hopper=True)
+    actual = target_attention_on(device, inputs.but(k=k))
     rows = torch.tensor([0, 1, 3, 4])
     assert_bitwise_equal({"out": actual["out"][rows]}, {"out": expected["out"][rows]})
     assert_bitwise_equal({"dk": actual["dk"][:70]}, {"dk": expected["dk"][:70]})
 
 
+@on_hoppers
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_scores(dtype: torch.dtype, kv_heads: int) -> None:
+def test_large_scores(dtype: torch.dtype, kv_heads: int, device: str) -> None:
     """With two history heads the common kernels make the gradients, from scores that they add up in another order."""
     inputs = TargetAttentionCase("", [(2, 150), (1, 40)], 4, kv_heads, 256).build(dtype)
     inputs = inputs.but(scale=1e4 / float(inputs.q.double().norm(dim=2).max()))
-    actual = emulated_target_attention(inputs, hopper=True)
+    actual = target_attention_on(device, inputs)
     assert_all_as_accurate(actual, target_attention_references(inputs), sensitivity=4)
 
 
 def test_where_the_hardware_rounds_freely() -> None:
     inputs = CASES[2].build(torch.bfloat16)
-    assert_all_as_accurate(
-        emulated_target_attention(inputs, rough=True, hopper=True), target_attention_references(inputs)
-    )
+    assert_all_as_accurate(target_attention_on("hopper", inputs, rough=True), target_attention_references(inputs))

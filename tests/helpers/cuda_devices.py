@@ -1,13 +1,14 @@
 """Where the CUDA kernels run: the emulator, on any machine, and a GPU, where there is one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cases import TargetAttentionCase, TargetAttentionInputs
-from emulated import emulated_device, emulated_target_attention
+from emulated import emulated_device, emulated_target_attention, launched_kernels
 from torch import Tensor
 
 # A machine that has a GPU must run these tests: a driver or a build that does not work is a failure, not a skip.
@@ -15,15 +16,39 @@ HAS_GPU = Path("/dev/nvidiactl").exists() or torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
 
 DEVICES = ["emulator", *(["gpu"] if HAS_GPU else [])]
+# Where Hopper's own kernels run, whether a GPU has confirmed them or not: in the emulator, and on a Hopper GPU.
+HOPPERS = ["hopper", *(["hopper-gpu"] if HAS_GPU else [])]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def target_attention_on(device: str, inputs: TargetAttentionInputs) -> dict[str, Tensor]:
-    """What `TargetAttentionInputs.results` gives, by the CUDA kernels."""
-    if device == "emulator":
-        return emulated_target_attention(inputs)
-    results = inputs.on(on_gpu).results()
+def target_attention_on(
+    device: str, inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False
+) -> dict[str, Tensor]:
+    """What `TargetAttentionInputs.results` gives, by the CUDA kernels; `seed` and `rough` are of the emulator."""
+    if device in ("emulator", "hopper"):
+        return emulated_target_attention(inputs, seed, rough, hopper=device == "hopper")
+    with _families_of(device):
+        results = inputs.on(on_gpu).results()
     return {name: x.cpu() for name, x in results.items()}
+
+
+@contextmanager
+def _families_of(device: str) -> Iterator[None]:
+    """Has a GPU take Hopper's kernels, all of them, where they are asked for, and those that are on elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        if device == "hopper-gpu":
+            if torch.cuda.get_device_capability()[0] != 9:
+                pytest.skip("needs a Hopper GPU")
+            patch.setenv("STCA_SM90", "1")  # each call looks at it
+        yield
+
+
+def hopper_kernels(device: str, expected: int) -> int:
+    """How many kernels of the last call were Hopper's own; of a GPU, which does not say, as many as are expected.
+
+    The same launchers choose there, by the same shapes.
+    """
+    return expected if device == "hopper-gpu" else sum("sm90" in name for name in launched_kernels())
 
 
 def on_gpu(storage: torch.UntypedStorage) -> torch.UntypedStorage:
@@ -34,13 +59,14 @@ def on_gpu(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 def call_on(device: str, op: str, *arguments: Any, seed: int = 1, rough: bool = False) -> Any:
     """The operator's results by the CUDA kernels, on the CPU; `seed` is the emulator's order of threads.
 
-    Where `device` is "hopper", the emulator takes Hopper's own kernels.
+    Where `device` is "hopper" or "hopper-gpu", Hopper's own kernels are taken.
     """
-    if device != "gpu":
+    if device in ("emulator", "hopper"):
         with emulated_device(seed, rough=rough, hopper=device == "hopper") as ops:
             results = getattr(ops, op)(*tree_map(torch.clone, arguments))
         return tree_map(torch.clone, results)
-    results = getattr(torch.ops.stca, op)(*tree_map(lambda x: x.cuda(), arguments))
+    with _families_of(device):
+        results = getattr(torch.ops.stca, op)(*tree_map(lambda x: x.cuda(), arguments))
     return tree_map(lambda x: x.cpu(), results)
 
 
