@@ -1,4 +1,4 @@
-"""Hopper's kernels of target_attention with v agree with the oracle: their PTX in the machine of tests/ptx, and a GPU."""
+"""Hopper's kernels of target_attention with v agree with the oracle: their PTX in the machine of tests/ptx, a GPU."""
 
 import pytest
 import torch
