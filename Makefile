@@ -14,7 +14,8 @@
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # make soak   trains and scores in one process for MINUTES, and finds what grows, a planted leak too
 # make prove  everything that tries to break the package: sanitizers, fuzzers, soak, faults; under three hours, resumable
-# make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, compute-sanitizer, benchmarks
+# make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, benchmarks, and which kernels they confirm
+# make gpu-sanitize  there too: the build and a few tests under compute-sanitizer; docs/extending.md has the order
 # make tune   all variants of the CUDA kernels, compiled where nvcc is; then, on a machine with a Hopper GPU and a torch:
 # make gpu-tune  which of them run, and where one kernel takes over from another, by time
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
@@ -45,7 +46,7 @@ TRITON := triton==3.9.0
 INSTALLED := $(VENV)/.stca-installed
 LINTERS := $(VENV)/.stca-linters
 
-.PHONY: demo serve test slow peers bench fuzz soak prove wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts sanitize sanitize-quick cuda-build gpu tune gpu-tune clean
+.PHONY: demo serve test slow peers bench fuzz soak prove wheel wheel-twice matrix arm64 lint doctest docs ptx ptx-check kernels counts sanitize sanitize-quick cuda-build gpu gpu-sanitize tune gpu-tune clean
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py
@@ -161,6 +162,9 @@ cuda-build: $(CUDA_VENV)/cuda/bin/nvcc
 # With the Python that holds torch: nothing is installed, no network is needed.
 gpu:
 	$(PYTHON) tools/on_gpu.py
+
+gpu-sanitize:
+	$(PYTHON) tools/on_gpu.py --sanitize
 
 # All in build/tune/libstca_tune.so, which needs nothing but a driver.
 tune: $(INSTALLED) $(CUDACXX)

@@ -1,9 +1,12 @@
-"""Everything that needs a GPU, in one command, `make gpu`: build, tests, compute-sanitizer, benchmarks. No network.
+"""Everything that needs a GPU, without network: `make gpu` builds, tests, confirms and measures; `make gpu-sanitize`.
 
-Takes under nine minutes on 16 cores. Every step runs, whatever the ones before gave; exits with 1 where one failed or
-could not run. Files go to build/gpu, or to the folder that OUT names.
+    python tools/on_gpu.py [--sanitize]
+
+Each takes under nine minutes on 16 cores. Every step runs, whatever the ones before gave; exits with 1 where one
+failed, could not run or had no time. JSON and one log go to build/gpu, or to the folder that OUT names.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -13,38 +16,38 @@ import sys
 import threading
 import time
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import torch
+from confirm import FAMILIES, test_fault, time_fault
 from tune_table import measured_on
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = Path(os.environ.get("OUT", ROOT / "build" / "gpu")).resolve()
-SITE = ROOT / "build" / "gpu" / "site"
+BUILD = ROOT / "build" / "gpu"
+OUT = Path(os.environ.get("OUT", BUILD)).resolve()
+SITE = BUILD / "site"
 TOTAL = 520  # seconds
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
 TESTS = [
     "tests/cuda/test_gpu.py",
     *sorted(f"tests/cuda/{path.name}" for path in ROOT.glob("tests/cuda/test_*_cuda.py")),
 ]
-# Families of Hopper's kernels, by the benchmark's operators; and how much longer a case may take with them than without
-# them, which is what the clock may err by.
-CASES = {
-    "target_attention reordered": "target_attention",
-    "target_attention projected": "target_attention_projected",
-    "swiglu_ffn_norm": "swiglu_ffn_norm",
-}
-BEHIND = 1.02
-# Small shapes of every kernel, for tools that slow them down a hundred times.
+# Small shapes of every kernel, Hopper's too, for tools that slow them down a hundred times.
 FEW = (
-    "gpu and bfloat16 and (width-13 or width-7-9 or block-edges-visible or one-long-projected"
-    " or (test_request_reduce and 200) or (test_jagged_select and 24) or (test_accuracy and 97))"
+    "bfloat16 and gpu and (width-13 or width-7-9 or block-edges-visible or one-long-projected"
+    " or (test_request_reduce and 200) or (test_jagged_select and 24) or (test_accuracy and 97)"
+    " or (test_forward_and_backward and (one-slab-more or cluster-odd or some-wide or many-wide))"
+    " or (test_the_same_as_rows_in_order and shared-cluster) or (test_many_rows and 4001))"
 )
 
 
-def run(command: list[str], seconds: float, log: str, **env: str) -> str:
-    """Runs a command from the root, its output both shown and kept: "ok", or what went wrong."""
-    settings = {**os.environ, "PYTHONPATH": str(SITE), "PYTHONUNBUFFERED": "1", **env}
+def run(command: list[str], seconds: float, title: str, **env: str) -> str:
+    """Runs a command from the root, its output both shown and kept in the log: "ok", or what went wrong."""
+    # This interpreter's cmake and ninja first, and the toolkit's nvcc where no other is.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(CUDA)])
+    settings = {**os.environ, "PATH": path, "PYTHONPATH": str(SITE), "PYTHONUNBUFFERED": "1", **env}
+    if seconds < 1:
+        return "NOT RUN: out of time"
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -54,11 +57,11 @@ def run(command: list[str], seconds: float, log: str, **env: str) -> str:
         text=True,
         start_new_session=True,
     ) as process:
-        end = threading.Timer(max(seconds, 1), os.killpg, (process.pid, signal.SIGKILL))
+        end = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
         end.start()
         assert process.stdout is not None
-        with (OUT / log).open("w") as kept:
-            for line in process.stdout:
+        with (OUT / "gpu.log").open("a") as kept:
+            for line in (f"=== {title}: {' '.join(command)}\n", *process.stdout):
                 sys.stdout.write(line)
                 kept.write(line)
         code = process.wait()
@@ -69,100 +72,129 @@ def run(command: list[str], seconds: float, log: str, **env: str) -> str:
 
 
 def build(seconds: float) -> str:
-    """The package for this GPU's architecture, into a folder of its own."""
+    """The package for this GPU's architecture, into a folder of its own; what is built already is kept."""
     major, minor = torch.cuda.get_device_capability()
-    arch = f"{major}{minor}{'a' if major == 9 else ''}"
     shutil.rmtree(SITE, ignore_errors=True)
-    options = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--target", str(SITE)]
-    settings = f"-DSTCA_CUDA=ON -DSTCA_CUDA_ARCHS={arch}"
-    return run([sys.executable, "-m", "pip", "install", *options, "."], seconds, "build.log", STCA_CMAKE_ARGS=settings)
+    shutil.copytree(ROOT / "stca", SITE / "stca", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    tree = str(BUILD / "native")
+    options = [
+        f"-DSTCA_TORCH_DIR={Path(torch.__file__).parent}",
+        f"-DCMAKE_INSTALL_PREFIX={SITE / 'stca'}",
+        "-DSTCA_CUDA=ON",
+        f"-DSTCA_CUDA_ARCHS={major}{minor}{'a' if major == 9 else ''}",
+    ]
+    end = time.monotonic() + seconds
+    outcome = run(["cmake", "-G", "Ninja", "-S", ".", "-B", tree, *options], seconds, "configure")
+    if outcome == "ok":
+        outcome = run(["cmake", "--build", tree, "--target", "install"], end - time.monotonic(), "build")
+    return outcome
 
 
-def pytest(seconds: float, log: str, *arguments: str, before: tuple[str, ...] = (), **env: str) -> str:
-    """The tests on the GPU; neither -P nor a conftest.py puts the root first, whose stca has no built part."""
+def pytest(seconds: float, title: str, *arguments: str, before: tuple[str, ...] = (), **env: str) -> str:
+    """Tests on the GPU; neither -P nor a conftest.py puts the root first, whose stca has no built part."""
     settings = ["-P", "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir=tests", "-m", ""]  # slow ones too
-    command = [*before, sys.executable, *settings, *arguments, *TESTS]
-    return run(command, seconds, log, **env)
+    return run([*before, sys.executable, *settings, *arguments], seconds, title, **env)
+
+
+def confirm(family: str, seconds: float) -> str:
+    """Runs a family's tests and benchmarks, in processes of their own: "ok", or why they do not speak for it."""
+    report, timings = BUILD / f"{family}.xml", OUT / f"{family}.json"
+    for stale in (report, timings):
+        stale.unlink(missing_ok=True)
+    op, tests = FAMILIES[family]
+    end = time.monotonic() + seconds
+    files = [f"tests/cuda/{name}" for name in tests]
+    tested = pytest(seconds / 2, family, "-k", "hopper-gpu", f"--junitxml={report}", *files)
+    fault = test_fault(FAMILIES[family], report) or ("" if tested == "ok" else tested)
+    if fault:
+        return f"not confirmed: {fault}"
+    left = end - time.monotonic()
+    script = ["benchmarks/gpu_sm90.py", op, "--json", str(timings), "--seconds", f"{max(left - 15, 1):.0f}"]
+    timed = run([sys.executable, *script], left, family)
+    fault = time_fault(timings) or ("" if timed == "ok" else timed)
+    return f"not confirmed: {fault}" if fault else "ok"
+
+
+def write_confirmed(outcomes: dict[str, str]) -> None:
+    """Writes sm90.json, which tools/tune_table.py makes the default."""
+    families = [family for family, outcome in outcomes.items() if outcome == "ok"]
+    others = {family: outcome for family, outcome in outcomes.items() if outcome != "ok"}
+    (OUT / "sm90.json").write_text(
+        json.dumps(measured_on() | {"confirmed": families, "others": others}, indent=1) + "\n"
+    )
+    print(f"confirmed: {', '.join(families) or 'none'}; tools/tune_table.py {OUT} makes that the default")
+
+
+def confirm_all(seconds: float) -> dict[str, str]:
+    """Streams, graphs and modules with Hopper's kernels, for all families; then each family by itself."""
+    end = time.monotonic() + seconds
+    general = pytest(seconds / 4, "Hopper's kernels", "tests/cuda/test_gpu.py", STCA_SM90="1")
+    outcomes = {}
+    for left, family in zip(range(len(FAMILIES), 0, -1), FAMILIES, strict=True):
+        outcome = confirm(family, (end - time.monotonic()) / left)
+        outcomes[family] = f"not confirmed: test_gpu.py: {general}" if outcome == "ok" != general else outcome
+    write_confirmed(outcomes)
+    return {f"family {name}": outcome for name, outcome in outcomes.items()}
+
+
+def benchmarks(seconds: float) -> str:
+    """Against what torch offers, with Hopper's kernels where sm90.json confirms all of them."""
+    confirmed = OUT / "sm90.json"
+    on = confirmed.exists() and len(json.loads(confirmed.read_text())["confirmed"]) == len(FAMILIES)
+    script = ["benchmarks/gpu.py", "--json", str(OUT / "gpu.json"), "--seconds", f"{max(seconds - 30, 1):.0f}"]
+    return run([sys.executable, *script], seconds, "benchmarks", STCA_SM90=str(int(on)))
 
 
 def sanitize(tool: str, seconds: float) -> str:
     """compute-sanitizer on a few tests, each allocation of torch's an allocation of CUDA's."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")
+    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=str(CUDA))
     if found is None:
         return "NOT RUN: no compute-sanitizer here"
-    before = (found, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all")
-    log = f"{tool}.log"
-    outcome = pytest(seconds, log, "-x", "-k", FEW, before=before, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    if "Device not supported" in (OUT / log).read_text():
+    before = [found, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+    if tool != "initcheck":  # which has to see what others write
+        before += ["--kernel-name", "kns=stca"]
+    files = [*TESTS, *(f"tests/cuda/{name}" for family in FAMILIES.values() for name in family.tests)]
+    outcome = pytest(seconds, tool, "-x", "-k", FEW, *files, before=(*before,), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    if "Device not supported" in (OUT / "gpu.log").read_text():
         return "NOT RUN: compute-sanitizer does not support this machine's device"
     return outcome
 
 
-def confirmed(own: list[dict[str, Any]], common: list[dict[str, Any]]) -> list[str]:
-    """Families whose kernels are ahead of the common ones: in no case of 16 bits behind, and in all together faster.
+def outcomes_of(sanitizing: bool, end: float) -> dict[str, str]:
+    """What became of each step."""
 
-    Args:
-        own: Rows of benchmarks/gpu.py with Hopper's kernels.
-        common: Rows of it without them.
-    """
+    def left() -> float:
+        return end - time.monotonic()
 
-    def times(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], float]:
-        return {(*(row[name] for name in ("op", "case", "dtype", "direction")),): row["stca_ms"] for row in rows}
-
-    before = times(common)
-    ratios: dict[str, list[float]] = {family: [] for family in CASES.values()}
-    for case, ms in times(own).items():
-        if case in before and case[0] in CASES and case[2] != "float32":
-            ratios[CASES[case[0]]].append(ms / before[case])
-    return [name for name, all_of in ratios.items() if all_of and max(all_of) <= BEHIND and fmean(all_of) < 1]
-
-
-def write_confirmed(correct: bool) -> str:
-    """Writes sm90.json, which tools/tune_table.py makes the default: none where tests or benchmarks failed."""
-    try:
-        own, common = (json.loads((OUT / name).read_text()) for name in ("gpu-sm90.json", "gpu.json"))
-    except OSError as error:
-        return f"NOT RUN: {error}"
-    families = confirmed(own, common) if correct else []
-    (OUT / "sm90.json").write_text(json.dumps(measured_on() | {"confirmed": families}, indent=1) + "\n")
-    print(f"confirmed: {', '.join(families) or 'none'}; tools/tune_table.py {OUT} makes that the default")
-    return "ok"
+    outcomes = {"build": build(300)}
+    if outcomes["build"] != "ok":
+        return outcomes
+    if sanitizing:
+        for others, tool in zip(range(len(TOOLS), 0, -1), TOOLS, strict=True):
+            outcomes[tool] = sanitize(tool, left() / others)
+        return outcomes
+    outcomes["tests"] = pytest(min(100, left()), "tests", "-k", "gpu", *TESTS, STCA_SM90="0")
+    if torch.cuda.get_device_capability()[0] == 9:
+        outcomes |= confirm_all(min(240, left()))
+    return outcomes | {"benchmarks": benchmarks(left())}
 
 
 def main() -> None:
     """All steps in turn, then what became of them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sanitize", action="store_true", help="run compute-sanitizer instead of tests and benchmarks")
+    arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(f"make gpu: torch {torch.__version__} sees no GPU here")
-    OUT.mkdir(parents=True, exist_ok=True)
-    for stale in ("gpu.json", "gpu-sm90.json", "sm90.json"):
+    for folder in (OUT, BUILD):
+        folder.mkdir(parents=True, exist_ok=True)
+    for stale in ("gpu.log", *(() if arguments.sanitize else ("sm90.json", "gpu.json"))):
         (OUT / stale).unlink(missing_ok=True)
     began = time.monotonic()
-
-    def left() -> float:
-        return TOTAL - (time.monotonic() - began)
-
-    outcomes = {"build": build(300)}
-    if outcomes["build"] == "ok":
-        outcomes["tests"] = pytest(min(200, left()), "tests.log", "-k", "gpu", "--durations=5", STCA_SM90="0")
-        hopper = torch.cuda.get_device_capability()[0] == 9
-        if hopper:  # its own kernels: families that this and the times speak for are to become the default
-            chosen = ("-k", "gpu and (attention or stack or feed or swiglu)")
-            outcomes["tests, sm90"] = pytest(min(100, left()), "tests-sm90.log", *chosen, STCA_SM90="1")
-            only = "(reordered|projected).*bfloat|STCA|Target|swiglu"
-            script = ["benchmarks/gpu.py", "--json", str(OUT / "gpu-sm90.json"), "--only", only]
-            script += ["--seconds", f"{max(min(60, left() - 30), 1):.0f}"]
-            outcomes["benchmarks, sm90"] = run([sys.executable, *script], left(), "benchmarks-sm90.log", STCA_SM90="1")
-        for tool in ("memcheck", "racecheck"):
-            outcomes[tool] = sanitize(tool, min(40, left() - 90))
-        script = ["benchmarks/gpu.py", "--json", str(OUT / "gpu.json"), "--seconds", f"{max(left() - 30, 1):.0f}"]
-        outcomes["benchmarks"] = run([sys.executable, *script], left(), "benchmarks.log", STCA_SM90="0")
-        if hopper:
-            needed = "tests, sm90", "benchmarks, sm90", "benchmarks"
-            outcomes["families, sm90"] = write_confirmed(all(outcomes[name] == "ok" for name in needed))
+    outcomes = outcomes_of(arguments.sanitize, began + TOTAL)
     print()
     for step, outcome in outcomes.items():
-        print(f"{step:24} {outcome}")
+        print(f"{step:36} {outcome}")
     print(f"{time.monotonic() - began:.0f} s; files in {OUT}")
     sys.exit(any(outcome != "ok" for outcome in outcomes.values()))
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from confirm import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 HEADER = ROOT / "csrc" / "kernels" / "cuda" / "tuned.h"
 FILES = ("sm90-tuned.json", "sm90.json")
-FAMILIES = ("target_attention", "target_attention_projected", "swiglu_ffn_norm")
 
 
 def measured_on() -> dict[str, Any]:

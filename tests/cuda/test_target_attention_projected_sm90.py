@@ -25,11 +25,11 @@ MANY = [
     TargetAttentionCase("many-grouped", [(40, 1000), (3, 90), (30, 0)], 4, 1, 64, 72, "random"),
     TargetAttentionCase("many-grouped-narrow", [(40, 300), (3, 90), (0, 200)], 8, 1, 64, 64, "prefix"),
 ]
-# So long that all multiprocessors of a GPU have many tiles, and stages come round again and again.
+# So long that blocks on all multiprocessors of a GPU go round their stages again and again.
 LONG = [
-    TargetAttentionCase(f"long-{D}-{m}", [(m, 3000)] * 6 + [(m, 9_000)], 4, 2, D, D, "random")
+    TargetAttentionCase(f"long-{D}-{m}", [(m, rows)] * 4, 2, 2, D, D, "random")
     for D in (64, 128)
-    for m in (20, 90)
+    for m, rows in ((20, 9000), (90, 2000))
 ]
 
 

@@ -19,9 +19,12 @@ CASES = [
     TargetAttentionCase("split", [(2, 900), (1, 1)], 2, 1, 256),
     TargetAttentionCase("many-queries", [(70, 90)], 2, 1, 256, None, "suffix"),
 ]
-# So long that all multiprocessors of a GPU have many tiles, and stages come round again and again.
+# So long that blocks on all multiprocessors of a GPU go round their stages again and again.
 LONG = [
-    TargetAttentionCase(f"long-{D}", [(8, 3000)] * 6 + [(3, 9_000)], 8, 1, D, None, "random") for D in (256, 512, 1024)
+    TargetAttentionCase("long-256", [(2, 9000)] * 8, 2, 1, 256, None, "random"),
+    TargetAttentionCase("long-512", [(2, 9000)] * 8, 1, 1, 512),
+    TargetAttentionCase("long-cluster", [(1, 9000)] * 8, 1, 1, 1024),
+    TargetAttentionCase("long-cluster-many", [(2, 3000)] * 4, 16, 1, 1024, None, "suffix"),
 ]
 
 

@@ -1,6 +1,5 @@
-"""What tools/gpu_tune.py and tools/on_gpu.py make of times, with made-up ones, and the table that launchers read."""
+"""What tools/gpu_tune.py makes of times, with made-up ones, and the table that launchers read."""
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gpu_tune
-import on_gpu
 import pytest
 import tune_table
 import tuning
@@ -141,40 +139,3 @@ def test_what_there_is_no_time_for_stays(monkeypatch: pytest.MonkeyPatch) -> Non
     result = _tune(monkeypatch, _Kernels(lambda values: 1.0), -1, {})
     assert result["choices"] == {"ffn_gate": 0, "few_rows": 16}
     assert result["out of time"] == ["ffn_gate", "few_rows"]
-
-
-def _rows(*times: float, dtype: str = "bfloat16") -> list[dict[str, Any]]:
-    cases = itertools.product(("target_attention reordered", "swiglu_ffn_norm"), ("forward", "backward"))
-    return [
-        {"op": op, "case": "", "dtype": dtype, "direction": direction, "stca_ms": ms}
-        for (op, direction), ms in zip(cases, times, strict=True)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("own", "families"),
-    [
-        (_rows(0.5, 1.0, 0.9, 0.9), ["target_attention", "swiglu_ffn_norm"]),
-        (_rows(0.5, 1.1, 0.9, 0.9), ["swiglu_ffn_norm"]),  # one case is behind
-        (_rows(1.0, 1.0, 1.0, 1.0), []),  # none is ahead
-        (_rows(0.5, 0.5, 0.5, 0.5, dtype="float32"), []),  # Hopper's kernels take 16 bits
-        ([], []),
-    ],
-)
-def test_families_that_are_ahead(own: list[dict[str, Any]], families: list[str]) -> None:
-    common = _rows(1.0, 1.0, 1.0, 1.0) + _rows(1.0, 1.0, 1.0, 1.0, dtype="float32")
-    assert on_gpu.confirmed(own, common) == families
-
-
-@pytest.mark.parametrize("correct", [True, False])
-def test_no_family_is_confirmed_where_tests_fail(
-    correct: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(on_gpu, "OUT", tmp_path)
-    monkeypatch.setattr(on_gpu, "measured_on", lambda: {"gpu": "A GPU"})
-    assert on_gpu.write_confirmed(correct).startswith("NOT RUN")
-    (tmp_path / "gpu-sm90.json").write_text(json.dumps(_rows(0.5, 0.5, 2.0, 2.0)))
-    (tmp_path / "gpu.json").write_text(json.dumps(_rows(1.0, 1.0, 1.0, 1.0)))
-    assert on_gpu.write_confirmed(correct) == "ok"
-    written = json.loads((tmp_path / "sm90.json").read_text())
-    assert written == {"gpu": "A GPU", "confirmed": ["target_attention"] if correct else []}
