@@ -38,7 +38,7 @@ struct TargetAttentionParams {
   const void* q;               // [T, H, Dk]
   const void* k;               // [P, Hk, Dk]; P = N without an index
   const void* v;               // [P, Hk, Dv]
-  RowScales k_scale, v_scale;  // on the CPU, forward only; v's are nowhere where v is k
+  RowScales k_scale, v_scale;  // forward only; v's are nowhere where v is k, and on CUDA both or neither are given
   int64_t q_target_stride, q_head_stride;
   int64_t k_row_stride, k_head_stride;
   int64_t v_row_stride, v_head_stride;

@@ -72,8 +72,6 @@ RowScales checked_scale(const char* name, const Tensor& rows, const optional<Ten
     check_same(kOp, name, rows, "q", q);
     return {};
   }
-  STCA_CHECK(!runs_on_cuda(q), kOp, name, " must have the dtype of q on CUDA, ", q.scalar_type(), ", got ",
-             rows.scalar_type(), " with ", scale_name);
   STCA_CHECK(rows.scalar_type() == at::kChar, kOp, name, " must be int8 where ", scale_name, " is given, got ",
              rows.scalar_type());
   STCA_CHECK(scale->scalar_type() == at::kFloat && scale->sizes() == rows.sizes().slice(0, 2), kOp, scale_name,
@@ -105,6 +103,8 @@ Inputs checked_inputs(const Tensor& q, const Tensor& k, const optional<Tensor>& 
                "v must be [N, Hk, Dv] with k's N = ", k.size(0), " and Hk = ", k.size(1), ", got ", v->sizes());
     STCA_CHECK(v->size(2) > 0, kOp, "v must have a head width Dv of at least 1, got ", v->sizes());
   }
+  STCA_CHECK(!runs_on_cuda(q) || !v.has_value() || v->scalar_type() == k.scalar_type(), kOp,
+             "v must have the dtype of k on CUDA, ", k.scalar_type(), ", got ", v->scalar_type());
   STCA_CHECK(v.has_value() || !v_scale.has_value(), kOp, "v_scale must be None where v is None, got ",
              v_scale->sizes());
   in.q = with_contiguous_rows(q);

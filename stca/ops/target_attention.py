@@ -103,9 +103,10 @@ def target_attention(
         return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
         k_scale: [N, Hk], float32 ([P, Hk] with `history_index`): k is int8, and row n of head j stands for
             `k_scale[n, j] * k[n, j]`. The product is made as a tile is read, in float32 (float64 for float64), and
-            rounded to bfloat16 where q is and the CPU multiplies that itself; the result has the bits of rows that
-            hold such products. On the CPU only, and without a backward pass. None: k has q's dtype.
-        v_scale: [N, Hk], float32, the same for v.
+            rounded to 16 bits where those are multiplied: to bfloat16 where q is and the CPU multiplies that itself,
+            to q's dtype on CUDA. The result is that of rows that hold such products, on the CPU to the bit; on CUDA
+            Hopper's own kernels take no int8. Without a backward pass. None: k has q's dtype.
+        v_scale: [N, Hk], float32, the same for v. On CUDA both are given, or neither.
 
     Returns:
         out [T, H, Dv] in q's dtype; with `return_lse` also lse [T, H], float32 (float64 for float64).
@@ -113,7 +114,7 @@ def target_attention(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, another `recompute`, offsets that do not start at 0,
             decrease or do not end at T or N, a visible range outside its request's history, an index that is no row of
-            k, int8 without a scale or on CUDA or where an input requires a gradient, or widths that take more shared
+            k, int8 without a scale or where an input requires a gradient or, on CUDA, of k or v alone, or widths that take more shared
             memory than the GPU has, for the gradients too where one is required.
 
     Under `torch.autocast` q, k and v are first converted to the autocast dtype, unless they are float64.

@@ -31,8 +31,8 @@ class HistoryCache:
         capacity_rows: of all users, rounded up to whole pages. Each user's first and last page are filled in part.
         dtype: of rows as they come and as `STCA.attend` takes them.
         storage: of rows in the pool: `dtype` (None), another float dtype, or torch.int8 with a scale for each row, of
-            keys and values for each head. Where it is neither `dtype` nor, on the CPU, int8, `select` copies and
-            converts what it selects.
+            keys and values for each head. Where it is neither `dtype` nor int8, `select` copies and converts what it
+            selects.
         keep: what a row is, as of `STCA.encode_history`: "rows", encoded and of width D, for one head, or where memory
             counts; "keys_values", for 2 heads and more, to which rows cost H times the FLOPs at each request.
         num_heads: H, for keys and values.
@@ -164,7 +164,7 @@ class HistoryCache:
         index = torch.from_numpy(np.concatenate(slots)).to(pool.device)
         offsets = torch.tensor([len(own) for own in slots]).cumsum(0).to(pool.device)
         selection = Selection([rows.kept for rows in pool.rows], index, offsets, lambda: pool.pages.let_go(held))
-        if self.storage == self.dtype or (self.storage == torch.int8 and index.is_cpu):
+        if self.storage in (self.dtype, torch.int8):
             return selection
         with selection:
             return Selection([rows.read(index) for rows in pool.rows], None, offsets, lambda: None)

@@ -37,7 +37,7 @@ class Selection:
 
     Attributes:
         encoded: of every layer the whole pool, [P, D] or [P, 2, H, D / H], where the cache stores what it gives, and
-            with its scales where it stores int8 on the CPU; else the N rows.
+            with its scales where it stores int8; else the N rows.
         history_index: [N] rows of the pool; None where `encoded` holds the rows themselves.
         history_offsets: [U + 1], user by user.
     """

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accuracy import assert_all_as_accurate
 from cases import TARGET_ATTENTION_SMALL, TargetAttentionCase, TargetAttentionInputs
+from int8_rows import in_float, quantised
 from torch import Tensor
 
 import stca
@@ -29,28 +30,6 @@ OP: Any = stca.ops.target_attention
 ORACLE: Any = stca.reference.target_attention
 
 
-def _quantised(inputs: TargetAttentionInputs) -> tuple[TargetAttentionInputs, dict[str, Any]]:
-    """k and v as int8 numbers, and their scales, of which some are 0."""
-    numbers: dict[str, Any] = {"k": None, "v": None}
-    scales: dict[str, Any] = {"k_scale": None, "v_scale": None}
-    for name in NAMES:
-        rows = getattr(inputs, name)
-        if rows is not None:
-            numbers[name] = torch.randint(-128, 128, rows.shape, dtype=torch.int8)
-            scales[f"{name}_scale"] = torch.rand(rows.shape[:2]) * (torch.rand(rows.shape[:2]) > 0.1) / 64
-    return inputs.but(**numbers), scales
-
-
-def _in_float(inputs: TargetAttentionInputs, scales: dict[str, Any], dtype: torch.dtype) -> Any:
-    """The rows that they stand for, as float32 or float64 products rounded to `dtype`."""
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    rows = {}
-    for name in NAMES:
-        numbers, scale = getattr(inputs, name), scales[f"{name}_scale"]
-        rows[name] = None if scale is None else (numbers.to(wide) * scale[:, :, None]).to(dtype)
-    return inputs.but(**rows, q=inputs.q.to(dtype))
-
-
 def _call(inputs: TargetAttentionInputs, **options: Any) -> tuple[Tensor, Tensor]:
     return inputs.call(partial(OP, **options))
 
@@ -60,11 +39,11 @@ def _call(inputs: TargetAttentionInputs, **options: Any) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_bits_of_float_rows(isa: str, case: TargetAttentionCase, dtype: torch.dtype) -> None:
     """Of q's dtype, or of float32 where the CPU converts 16 bits to that."""
-    inputs, scales = _quantised(case.build(dtype))
+    inputs, scales = quantised(case.build(dtype))
     multiplied = isa == "avx512bf16" and dtype == torch.bfloat16
     rows = dtype if multiplied or dtype == torch.float64 else torch.float32
     out, lse = _call(inputs, **scales)
-    expected, expected_lse = _call(_in_float(inputs, scales, rows))
+    expected, expected_lse = _call(in_float(inputs, scales, rows))
     assert torch.equal(out, expected.to(dtype))
     assert torch.equal(lse, expected_lse)
     assert out.isfinite().all()
@@ -74,14 +53,14 @@ def test_the_bits_of_float_rows(isa: str, case: TargetAttentionCase, dtype: torc
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_oracle(case: TargetAttentionCase, dtype: torch.dtype) -> None:
     """As accurate as plain torch in the same dtype is on rows rounded to it."""
-    inputs, scales = _quantised(case.build(dtype))
+    inputs, scales = quantised(case.build(dtype))
     results = dict(zip(("out", "lse"), _call(inputs, **scales), strict=True))
 
     def oracle(each: TargetAttentionInputs, scales: dict[str, Any]) -> dict[str, Tensor]:
         return dict(zip(("out", "lse"), each.call(partial(ORACLE, **scales)), strict=True))
 
     exact = oracle(inputs.but(q=inputs.q.double()), scales)
-    plain = oracle(_in_float(inputs, scales, dtype), {})
+    plain = oracle(in_float(inputs, scales, dtype), {})
     assert_all_as_accurate(results, {name: (exact[name], plain[name]) for name in results})
 
 
@@ -112,7 +91,7 @@ def test_pages(isa: str, page_rows: int, skipped: int, dtype: torch.dtype, m: in
 
 
 def test_rows_that_nobody_sees_may_stand_for_anything(isa: str) -> None:
-    inputs, scales = _quantised(TargetAttentionCase("", [(4, 900)], 1, 1, 128, None, "shared").build())
+    inputs, scales = quantised(TargetAttentionCase("", [(4, 900)], 1, 1, 128, None, "shared").build())
     assert inputs.visible is not None
     clean = _call(inputs, **scales)
     begin, end = int(inputs.visible[:, 0].min()), int(inputs.visible[:, 1].max())
@@ -123,10 +102,10 @@ def test_rows_that_nobody_sees_may_stand_for_anything(isa: str) -> None:
 def test_one_of_both(isa: str) -> None:
     """v may be int8 where k is not, and the other way round."""
     inputs = TargetAttentionCase("", [(2, 300), (1, 70)], 2, 2, 64, 32).build()
-    quantised, scales = _quantised(inputs)
-    whole = _in_float(quantised, scales, torch.float32)
+    numbers, scales = quantised(inputs)
+    whole = in_float(numbers, scales, torch.float32)
     for name in NAMES:
-        mixed = inputs.but(**{name: getattr(quantised, name)})
+        mixed = inputs.but(**{name: getattr(numbers, name)})
         expected = _call(inputs.but(**{name: getattr(whole, name)}))
         found = _call(mixed, **{f"{name}_scale": scales[f"{name}_scale"]})
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -135,7 +114,7 @@ def test_one_of_both(isa: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides(dtype: torch.dtype) -> None:
     """A pool [P, D + 5] whose columns are taken, heads between heads, scales as a column."""
-    inputs, scales = _quantised(TargetAttentionCase("", [(2, 300)], 2, 2, 64).build(dtype))
+    inputs, scales = quantised(TargetAttentionCase("", [(2, 300)], 2, 2, 64).build(dtype))
     wide = torch.zeros(len(inputs.k), 3, 69, dtype=torch.int8)
     wide[:, ::2, 2:66] = inputs.k
     columns = torch.zeros(len(inputs.k), 5)
@@ -145,7 +124,7 @@ def test_strides(dtype: torch.dtype) -> None:
 
 
 def _arguments() -> tuple[Any, ...]:
-    inputs, scales = _quantised(TARGET_ATTENTION_SMALL[0].build())
+    inputs, scales = quantised(TARGET_ATTENTION_SMALL[0].build())
     return *inputs.arguments(), False, scales["k_scale"], scales["v_scale"]
 
 
@@ -160,7 +139,7 @@ class _Model(torch.nn.Module):
 
 def _small() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     case = TargetAttentionCase("", [(2, 9), (3, 4)], 4, 1, 16)
-    inputs, scales = _quantised(case.build())
+    inputs, scales = quantised(case.build())
     return inputs.q, inputs.k, inputs.target_offsets, inputs.history_offsets, scales["k_scale"]
 
 

@@ -4,7 +4,7 @@
 // warps side by side over the columns of a row, and where in shared memory everything lies.
 #pragma once
 
-#include "target_attention.cuh"
+#include "int8_tile.cuh"
 
 namespace stca {
 namespace cuda {
@@ -84,14 +84,19 @@ struct Block {
   }
 };
 
-// The history rows of an item that any of its queries sees, tile by tile through kStages stages of shared memory.
+// The history rows of an item that any of its queries sees, tile by tile through kStages stages of shared memory; rows
+// of int8 through bytes of a tile at F::kBytesOfKeys and F::kBytesOfValues, and one stage.
 template <class F>
 struct HistoryTiles {
   using T = typename F::Element;
+  using S = typename F::Stored;
+  using Bytes = Int8Tile<T, F::kMaxWidth, F::kHistoryRows, F::kThreads>;
+  static constexpr bool kAhead = F::kStages > 1 || F::kScaled;  // whether the next tile is copied while one is used
+  static_assert(!F::kScaled || F::kStages == 1);
 
   const Block<F>& block;
   Range seen;
-  History<T> keys, values;
+  History<S> keys, values;
 
   STCA_DEVICE int count() const { return (seen.end - seen.begin + F::kHistoryRows - 1) / F::kHistoryRows; }
   STCA_DEVICE int first_row(int tile) const { return seen.begin + tile * F::kHistoryRows; }
@@ -101,32 +106,50 @@ struct HistoryTiles {
   // Asks for a tile.
   STCA_DEVICE void load(int tile) const {
     const int from = first_row(tile);
-    load_history_rows<F::kMaxWidth, F::kHistoryRows, F::kThreads>(k(tile), keys, from, seen.end, block.p.key_dim,
-                                                                  block.aligned.k);
-    if constexpr (!F::kShared) {
-      load_history_rows<F::kMaxWidth, F::kHistoryRows, F::kThreads>(v(tile), values, from, seen.end, block.p.value_dim,
-                                                                    block.aligned.v);
+    const TargetAttentionParams& p = block.p;
+    if constexpr (F::kScaled) {
+      bytes_of_keys().load(tile, keys, from, seen.end, p.key_dim, block.aligned.k);
+      if constexpr (!F::kShared) bytes_of_values().load(tile, values, from, seen.end, p.value_dim, block.aligned.v);
+    } else {
+      load_history_rows<F::kMaxWidth, F::kHistoryRows, F::kThreads>(k(tile), keys, from, seen.end, p.key_dim,
+                                                                    block.aligned.k);
+      if constexpr (!F::kShared) {
+        load_history_rows<F::kMaxWidth, F::kHistoryRows, F::kThreads>(v(tile), values, from, seen.end, p.value_dim,
+                                                                      block.aligned.v);
+      }
     }
     commit_copies();
   }
 
-  // Calls use(tile) for each of them, while the next one is copied where there are stages for it. The first has been
-  // asked for.
+  // Makes rows of T of those of int8 that have come.
+  STCA_DEVICE void convert(int tile) const {
+    bytes_of_keys().convert(tile, int(block.p.key_dim), k(tile));
+    if constexpr (!F::kShared) bytes_of_values().convert(tile, int(block.p.value_dim), v(tile));
+  }
+
+  // Calls use(tile) for each of them, while the next one is copied where there is room for it. The first has been asked
+  // for.
   template <class Use>
   STCA_DEVICE void for_each(const Use& use) const {
     const int tiles = count();
     for (int tile = 0; tile < tiles; ++tile) {
       wait_copies<0>();
       sync_block();
-      if (F::kStages > 1 && tile + 1 < tiles) load(tile + 1);
+      if constexpr (F::kScaled) convert(tile);
+      if (kAhead && tile + 1 < tiles) load(tile + 1);
+      if constexpr (F::kScaled) sync_block();
       use(tile);
-      if (F::kStages == 1 && tile + 1 < tiles) {
+      if (!kAhead && tile + 1 < tiles) {
         sync_block();
         load(tile + 1);
       }
     }
     wait_copies<0>();
   }
+
+ private:
+  STCA_DEVICE Bytes bytes_of_keys() const { return {block.memory + F::kBytesOfKeys, int(threadIdx.x)}; }
+  STCA_DEVICE Bytes bytes_of_values() const { return {block.memory + F::kBytesOfValues, int(threadIdx.x)}; }
 };
 
 }  // namespace cuda

@@ -48,6 +48,13 @@ STCA_DEVICE void store_chunk(const Chunk& chunk, void* to) {
                : "memory");
 }
 
+// The same to shared memory.
+STCA_DEVICE void store_shared_chunk(const Chunk& chunk, void* to) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(uint32_t(__cvta_generic_to_shared(to))),
+               "r"(chunk.words[0]), "r"(chunk.words[1]), "r"(chunk.words[2]), "r"(chunk.words[3])
+               : "memory");
+}
+
 // x. What follows from it is found where it is used, and not kept in registers, of which there are too few.
 STCA_DEVICE int found_anew(int x) {
   asm volatile("" : "+r"(x));
@@ -89,6 +96,11 @@ STCA_DEVICE float widen(float16 x) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x.bits));
   return value;
 }
+// Byte i of four int8. Added to 128 it is the last byte of a float from 2^23 on: GPUs convert integers at a fraction of
+// the rate at which they subtract.
+STCA_DEVICE float widen_byte(uint32_t bytes, int i) {
+  return __uint_as_float(__byte_perm(bytes ^ 0x80808080u, 0x4b000000u, 0x7650u + uint32_t(i))) - (0x1p23f + 128);
+}
 STCA_DEVICE void narrow(float x, float& out) { out = x; }
 STCA_DEVICE void narrow(float x, bfloat16& out) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(x)); }
 STCA_DEVICE void narrow(float x, float16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(x)); }
@@ -113,6 +125,13 @@ STCA_DEVICE void copy_async(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
                : "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(bytes)
+               : "memory");
+}
+// 4 bytes of shared memory: those of global memory, or zeros.
+STCA_DEVICE void copy_word_async(void* shared, const void* global, bool is_there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :
+               : "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(is_there ? 4 : 0)
                : "memory");
 }
 STCA_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -21,11 +21,14 @@ struct Aligned {
   bool q, k, v, dout;
 };
 
+// Whether rows of the history are int8: those of k and of v, which differ on the CPU alone.
+inline bool has_scales(const TargetAttentionParams& p) { return p.k_scale.data != nullptr; }
+
 inline Aligned aligned_tensors(const TargetAttentionParams& p, const void* dout) {
-  const int64_t size = element_size(p.dtype);
+  const int64_t size = element_size(p.dtype), row_size = has_scales(p) ? 1 : size;
   return {rows_aligned(p.q, size, p.q_target_stride, p.q_head_stride),
-          rows_aligned(p.k, size, p.k_row_stride, p.k_head_stride),
-          rows_aligned(p.v, size, p.v_row_stride, p.v_head_stride),
+          rows_aligned(p.k, row_size, p.k_row_stride, p.k_head_stride),
+          rows_aligned(p.v, row_size, p.v_row_stride, p.v_head_stride),
           rows_aligned(dout, size, p.heads * p.value_dim, p.value_dim)};
 }
 
@@ -104,24 +107,31 @@ struct History {
   int64_t stride;        // from a row to the next
   const int64_t* index;  // of the request's rows; nullptr: none
   int64_t last;          // of the tensor's rows
+  const float* scale;    // of the same row as `rows`, where T is int8
+  int64_t scale_stride;
+
+  // How many rows from `rows` on the request's row `row` lies.
+  STCA_DEVICE int64_t place(int row) const { return index == nullptr ? row : clamp(index[row], last); }
 };
 
 template <class T>
 STCA_DEVICE History<T> history_of(const TargetAttentionParams& p, const Item& item, const void* tensor,
-                                  int64_t row_stride, int64_t head_stride) {
-  const T* head = static_cast<const T*>(tensor) + item.kv_head * head_stride;
-  const int64_t last = p.pool_rows - 1;
-  if (p.history_index != nullptr) return {head, row_stride, p.history_index + item.row_begin, last};
-  return {head + item.row_begin * row_stride, row_stride, nullptr, last};
+                                  int64_t row_stride, int64_t head_stride, const RowScales& scales) {
+  const bool indexed = p.history_index != nullptr;
+  const int64_t first = indexed ? 0 : item.row_begin;
+  const T* rows = static_cast<const T*>(tensor) + item.kv_head * head_stride + first * row_stride;
+  const int64_t* index = indexed ? p.history_index + item.row_begin : nullptr;
+  const float* scale = scales.data + item.kv_head * scales.head_stride + first * scales.row_stride;
+  return {rows, row_stride, index, p.pool_rows - 1, scale, scales.row_stride};
 }
 
 template <class T>
 STCA_DEVICE History<T> keys_of(const TargetAttentionParams& p, const Item& item) {
-  return history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride);
+  return history_of<T>(p, item, p.k, p.k_row_stride, p.k_head_stride, p.k_scale);
 }
 template <class T>
 STCA_DEVICE History<T> values_of(const TargetAttentionParams& p, const Item& item) {
-  return history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride);
+  return history_of<T>(p, item, p.v, p.v_row_stride, p.v_head_stride, p.v_scale);
 }
 
 // Copies kRows rows of the request's history from row `first` on to shared memory, as far as row `end`, which lies
@@ -144,10 +154,7 @@ STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, 
   } else {
     load_rows<kMaxWidth, kRows, kThreads>(
         to, end - first, int(width), aligned,
-        [&](int row) {
-          return history.rows + clamp(history.index[min(first + row, end - 1)], history.last) * history.stride;
-        },
-        thread);
+        [&](int row) { return history.rows + history.place(min(first + row, end - 1)) * history.stride; }, thread);
   }
 }
 

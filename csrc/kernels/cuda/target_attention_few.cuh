@@ -6,27 +6,31 @@
 // the warps have found is added up at the end, in their order.
 #pragma once
 
-#include "target_attention.cuh"
+#include "int8_tile.cuh"
 
 namespace stca {
 namespace cuda {
 
-template <class T, int kWidth, bool kKeysAreValues>
-struct FewRows : Columns<T, kWidth> {
-  using Columns<T, kWidth>::kMaxWidth;
-  using Columns<T, kWidth>::kPitch;
+template <class T, int kWidth, bool kKeysAreValues, class S>
+struct FewRows : Columns<T, kWidth, S> {
+  using C = Columns<T, kWidth, S>;
+  using C::kMaxWidth;
+  using C::kPitch;
+  using C::kScaled;
   static constexpr bool kShared = kKeysAreValues;
   static constexpr int kWarps = 4;
   static constexpr int kThreads = kWarps * kWarp;
   static constexpr int kRows = 16;                                           // query rows of a tile
   static constexpr int kHistoryRows = kShared || kMaxWidth == 64 ? 32 : 16;  // history rows of a warp's tile
   static constexpr int kBlockRows = kWarps * kHistoryRows;                   // of the tiles of all warps
-  static constexpr int kStages = 2;
+  static constexpr int kStages = kScaled ? 1 : 2;
   static constexpr int kBlocks = kMaxWidth == 64 ? 3 : 2;  // of a multiprocessor that the registers must suffice for
 
   // Shared memory, in bytes from its start. The outputs of a warp take the place of its tiles.
   static constexpr int kTile = kHistoryRows * kPitch * int(sizeof(T));
-  static constexpr int kRing = (kShared ? 1 : 2) * kStages * kTile;  // of a warp
+  static constexpr int kBytesOfKeys = (kShared ? 1 : 2) * kStages * kTile;
+  static constexpr int kBytesOfTile = kScaled ? Int8Tile<T, kMaxWidth, kHistoryRows, kWarp>::kBytes : 0;
+  static constexpr int kRing = kBytesOfKeys + (kShared ? 1 : 2) * kBytesOfTile;  // of a warp
   static constexpr int kQueries = kWarps * kRing;
   static constexpr int kStates = kQueries + kRows * kPitch * int(sizeof(T));
   static constexpr int kInfo = kStates + kWarps * kRows * int(sizeof(float2));
@@ -169,6 +173,66 @@ struct FewRowsWarp {
   }
 };
 
+// The history tiles of an item that one warp takes, every kWarps-th. Rows of int8 come through bytes of a tile, and one
+// stage.
+template <class F>
+struct WarpTiles {
+  using T = typename F::Element;
+  using S = typename F::Stored;
+  using Bytes = Int8Tile<T, F::kMaxWidth, F::kHistoryRows, kWarp>;
+
+  const TargetAttentionParams& p;
+  const Aligned& aligned;
+  FewRowsWarp<F>& own;
+  Range seen;
+  History<S> keys, values;
+
+  // Asks for a tile, if there is such a one, by turns at place 0 and 1.
+  STCA_DEVICE void load(int tile, int place) const {
+    const int from = seen.begin + tile * F::kHistoryRows, lane = int(threadIdx.x) % kWarp;
+    if (from < seen.end) {
+      if constexpr (F::kScaled) {
+        bytes(0).load(place, keys, from, seen.end, p.key_dim, aligned.k);
+        if constexpr (!F::kShared) bytes(1).load(place, values, from, seen.end, p.value_dim, aligned.v);
+      } else {
+        load_history_rows<F::kMaxWidth, F::kHistoryRows, kWarp>(own.keys(place), keys, from, seen.end, p.key_dim,
+                                                                aligned.k, lane);
+        if constexpr (!F::kShared) {
+          load_history_rows<F::kMaxWidth, F::kHistoryRows, kWarp>(own.values(place), values, from, seen.end,
+                                                                  p.value_dim, aligned.v, lane);
+        }
+      }
+    }
+    commit_copies();
+  }
+
+  STCA_DEVICE void use_all() const {
+    const int first = int(threadIdx.x) / kWarp;
+    load(first, 0);
+    int place = 0;
+    for (int tile = first; seen.begin + tile * F::kHistoryRows < seen.end; tile += F::kWarps, place ^= 1) {
+      if constexpr (F::kScaled) {
+        wait_copies<0>();
+        sync_warp();
+        bytes(0).convert(place, int(p.key_dim), own.keys(0));
+        if constexpr (!F::kShared) bytes(1).convert(place, int(p.value_dim), own.values(0));
+      }
+      load(tile + F::kWarps, place ^ 1);
+      if constexpr (!F::kScaled) wait_copies<1>();
+      sync_warp();
+      own.use(F::kScaled ? 0 : place, seen.begin + tile * F::kHistoryRows);
+      sync_warp();  // the next tile but one takes this one's place; of int8 the next one
+    }
+    wait_copies<0>();
+    sync_warp();
+  }
+
+ private:
+  STCA_DEVICE Bytes bytes(int which) const {
+    return {own.ring + F::kBytesOfKeys + which * F::kBytesOfTile, int(threadIdx.x) % kWarp};
+  }
+};
+
 // Adds up what the warps have left, and writes results, or partial results where several ranges share the tile.
 template <class F>
 STCA_DEVICE void finish_few_rows(const TargetAttentionParams& p, const Item& item, const QueryRow* rows, char* memory,
@@ -214,11 +278,12 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
     target_attention_fwd_few_kernel(const TargetAttentionParams p, const Tiling tiling, const Schedule schedule,
                                     const Partials partials, const Aligned aligned) {
   using T = typename F::Element;
+  using S = typename F::Stored;
   char* memory = shared_memory();
   Item& item = *reinterpret_cast<Item*>(memory + F::kItem);
   QueryRow* rows = reinterpret_cast<QueryRow*>(memory + F::kInfo);
   T* queries = reinterpret_cast<T*>(memory + F::kQueries);
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int warp = int(threadIdx.x) / kWarp;
   if (!start_range(&item, schedule, int(blockIdx.x))) return;
   do {
     load_item(&item, p, tiling, schedule, int(blockIdx.x));
@@ -232,31 +297,8 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
     sync_block();
 
     FewRowsWarp<F> own(p, rows, memory + warp * F::kRing, queries);
-    const History<T> keys = keys_of<T>(p, item), values = values_of<T>(p, item);
-    const int tiles = (seen.end - seen.begin + F::kHistoryRows - 1) / F::kHistoryRows;
-    const auto load = [&](int tile, int stage) {
-      const int from = seen.begin + tile * F::kHistoryRows;
-      if (tile < tiles) {
-        load_history_rows<F::kMaxWidth, F::kHistoryRows, kWarp>(own.keys(stage), keys, from, seen.end, p.key_dim,
-                                                                aligned.k, lane);
-      }
-      if (!F::kShared && tile < tiles) {
-        load_history_rows<F::kMaxWidth, F::kHistoryRows, kWarp>(own.values(stage), values, from, seen.end, p.value_dim,
-                                                                aligned.v, lane);
-      }
-      commit_copies();
-    };
-    load(warp, 0);
-    int stage = 0;
-    for (int tile = warp; tile < tiles; tile += F::kWarps, stage ^= 1) {
-      load(tile + F::kWarps, stage ^ 1);
-      wait_copies<1>();
-      sync_warp();
-      own.use(stage, seen.begin + tile * F::kHistoryRows);
-      sync_warp();  // the next tile but one takes this one's place
-    }
-    wait_copies<0>();
-    sync_warp();
+    const WarpTiles<F> tiles{p, aligned, own, seen, keys_of<S>(p, item), values_of<S>(p, item)};
+    tiles.use_all();
     own.leave(reinterpret_cast<float2*>(memory + F::kStates) + warp * F::kRows);
     sync_block();
     finish_few_rows<F>(p, item, rows, memory, partials);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "../cuda_device.h"
 #include "warp_product.cuh"
@@ -88,9 +89,12 @@ STCA_DEVICE void store_vector(const float (&from)[kVector<T>], int count, bool a
   }
 }
 
-template <class T, int kWidth>
+// S: what rows of the history are in global memory, T itself or int8 with a scale for each.
+template <class T, int kWidth, class S = T>
 struct Columns {
   using Element = T;
+  using Stored = S;
+  static constexpr bool kScaled = !std::is_same_v<S, T>;
   static constexpr int kMaxWidth = kWidth;
   static constexpr int kWarpColumns = kMaxWidth < 128 ? kMaxWidth : 128;
   static constexpr int kSlices = kMaxWidth / kWarpColumns;
@@ -117,20 +121,32 @@ STCA_DEVICE void clear(float (&c)[M][N][4]) {
   for_each_element(c, [](int, int, float& value) { value = 0; });
 }
 
+// What a thread has of a tile of kRows rows: one chunk of columns, of rows `row`, row + kStep, ..., for then nothing
+// but a row's address is left to be found for each copy; neighbours have neighbouring chunks of a row. A tile may have
+// fewer chunks than there are threads, whose `row` then lies behind it.
+template <class T, int kMaxWidth, int kRows, int kThreads>
+struct OwnChunks {
+  static constexpr int kChunks = Columns<T, kMaxWidth>::kChunks, kStep = min(kThreads / kChunks, kRows);
+  static constexpr int kCount = kRows / kStep;
+  static_assert(kThreads % kChunks == 0 && kRows % kStep == 0);
+  int row, column;
+
+  STCA_DEVICE explicit OwnChunks(int thread) : row(thread / kChunks), column(thread % kChunks * kVector<T>) {}
+};
+
 // Copies kRows rows to shared memory, rows `valid` and up as zeros, columns `width` and up as zeros to a multiple
-// of 16. Asynchronous where all rows start at multiples of 16 bytes (`aligned`). A thread keeps one chunk of columns
-// and walks down the rows threadIdx.x / kChunks, that + kThreads / kChunks, ..., for then nothing but a row's address
-// is left to be found for each copy; neighbours copy neighbouring chunks of a row. row_of(i) is where row i starts; it
-// is asked for all of the thread's rows in order, also for those past `valid`, which are not read. `thread`: which of
-// the kThreads, that of a block or of a warp, this one is.
+// of 16. Asynchronous where all rows start at multiples of 16 bytes (`aligned`). row_of(i) is where row i starts; it is
+// asked for all of the thread's rows in order, also for those past `valid`, which are not read. `thread`: which of the
+// kThreads, that of a block or of a warp, this one is.
 template <int kMaxWidth, int kRows, int kThreads, class T, class RowOf>
 STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_of, int thread = int(threadIdx.x)) {
   using C = Columns<T, kMaxWidth>;
-  constexpr int kStep = kThreads / C::kChunks, kOwn = kRows / kStep;
+  using Own = OwnChunks<T, kMaxWidth, kRows, kThreads>;
+  constexpr int kStep = Own::kStep, kOwn = Own::kCount;
   constexpr int kBatch = kOwn < 8 ? kOwn : 8;  // rows whose addresses are read from memory at once
-  static_assert(kThreads % C::kChunks == 0 && kRows % kStep == 0 && kOwn % kBatch == 0);
-  const int first = thread / C::kChunks, column = thread % C::kChunks * kVector<T>;
-  if (column >= round_up(width, 16)) return;
+  static_assert(kOwn % kBatch == 0);
+  const auto [first, column] = Own(thread);
+  if (column >= round_up(width, 16) || (kThreads / C::kChunks > kRows && first >= kRows)) return;
   const int count = max(0, min(kVector<T>, width - column));
   const int own = count > 0 ? valid - first : 0;  // rows 0, kStep, ... of this thread are copied below this
   T* target = to + first * C::kPitch + column;
@@ -155,11 +171,7 @@ STCA_DEVICE void load_rows(T* to, int valid, int width, bool aligned, RowOf row_
         continue;
       }
       for (int e = 0; e < kVector<T>; ++e) {
-        if (row < own && e < count) {
-          target[e] = source[e];
-        } else {
-          narrow(0.0f, target[e]);
-        }
+        target[e] = row < own && e < count ? source[e] : T{};
       }
     }
   }
