@@ -72,7 +72,7 @@ def test_the_oracle_and_the_cpu(case: TargetAttentionCase, dtype: torch.dtype, d
     assert_all_as_accurate(found, _references(inputs, scales))
     for x, by_cpu in zip(found.values(), inputs.call(partial(OP, **scales)), strict=True):
         most = float(by_cpu[by_cpu.isfinite()].abs().max())
-        torch.testing.assert_close(x, by_cpu, rtol=0, atol=8 * torch.finfo(dtype).eps * most)
+        torch.testing.assert_close(x, by_cpu, rtol=0, atol=8 * torch.finfo(dtype).eps * most + 1e-5)
 
 
 @pytest.mark.parametrize(("case", "dtype"), ALIKE, ids=str)
@@ -152,19 +152,17 @@ def test_rows_that_nobody_sees_may_stand_for_anything(poison: float, targets: in
 @pytest.mark.parametrize("name", ["k_scale", "v_scale"])
 @pytest.mark.parametrize("row", [0, 31, 1500, 2999])
 def test_a_scale_reaches_its_own_row_and_head_alone(row: int, name: str, targets: int, device: str) -> None:
-    """A planted fault changes what sees the row through that head, and nothing else."""
+    """A planted NaN is in all results of targets that see the row, through the heads that it belongs to."""
     case = TargetAttentionCase("", [(targets, 3000), (1, 4)], 4, 2, 16, 16)
     inputs, scales = quantised(case.build(torch.bfloat16))
-    scales = {each: scale.clamp(min=1 / 64) for each, scale in scales.items()}
     before = _on(device, inputs, scales)
-    scales[name][row, 1] = 3.0  # of 127: it has all the weight, or most of the sum
+    scales[name][row, 1] = torch.nan
     after = _on(device, inputs, scales)
-    same = {"out": (before["out"] == after["out"]).all(dim=2), "lse": before["lse"] == after["lse"]}
-    changed = ["out", "lse"] if name == "k_scale" else ["out"]
-    for each in same:
-        assert same[each][:, :2].all()
-        assert same[each][targets:].all()
-        assert bool(same[each][:targets, 2:].any()) == (each not in changed)
+    for each, reached in {"out": True, "lse": name == "k_scale"}.items():
+        assert after[each][:targets, 2:].isnan().all() == reached
+        assert reached or torch.equal(after[each], before[each])
+        assert torch.equal(after[each][:, :2], before[each][:, :2])
+        assert torch.equal(after[each][targets:], before[each][targets:])
 
 
 @pytest.mark.parametrize(("m", "H", "D"), [(2, 4, 64), (3, 8, 32), (2, 2, 130)])
