@@ -5,7 +5,8 @@
     examples/cpp (see there) scores the request in C++
 
 The request is 300 candidates of a user with 10,000 events, whose encoded rows lie in pages of a `HistoryCache` beside
-those of others. The program gets the pools whole, and `history_index`.
+those of others. The program gets the pools whole, and `history_index`. With `--storage int8` each pool is int8 and its
+scales follow it.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from stca.nn import STCA
 from stca.serving import HistoryCache
 
 TARGETS = "item_id", "user_id", "time_bucket", "length_bucket", "counters"  # [T] each, counters [T, 9]
-DIMENSIONS = "TTTTTRRN"  # first sizes of targets, both offsets, history_index; then P of each pool
+DIMENSIONS = "TTTTTRRN"  # first sizes of targets, both offsets, history_index; then P of each pool, and of its scales
+STORAGES = {"float32": torch.float32, "int8": torch.int8}
 Arguments = tuple[Tensor, ...]
 
 
@@ -40,17 +42,19 @@ class Served(nn.Module):
         """Logits [T]."""
         targets = dict(zip(TARGETS, arguments, strict=False))
         *offsets, history_index = arguments[len(TARGETS) : len(DIMENSIONS)]
-        pools, stack = arguments[len(DIMENSIONS) :], self.ranker.stca
+        parts, stack = arguments[len(DIMENSIONS) :], self.ranker.stca
         assert isinstance(stack, STCA)
+        int8 = parts[0].dtype == torch.int8
+        pools = list(zip(parts[::2], parts[1::2], strict=True)) if int8 else list(parts)
         z = stack.attend(self.ranker.target_rows(targets), pools, *offsets, history_index=history_index)
         return self.ranker.logits(z, targets)
 
 
-def random_request(ranker: Ranker, m: int, events: int, users: int = 4) -> Arguments:
+def random_request(ranker: Ranker, m: int, events: int, users: int = 4, storage: str = "float32") -> Arguments:
     """Of one user among others, whose histories grew by turns."""
     stack, num_items, num_users = ranker.stca, ranker.candidate.num_embeddings, ranker.user.num_embeddings
     assert isinstance(stack, STCA)
-    cache = HistoryCache(len(stack.layers), stack.dim, users * (events + 512))
+    cache = HistoryCache(len(stack.layers), stack.dim, users * (events + 512), storage=STORAGES[storage])
     for part in np.array_split(np.arange(events), 5):
         n = users * len(part)
         new = {"item_id": torch.randint(num_items, (n,)), "label": torch.randint(2, (n,))}
@@ -62,12 +66,13 @@ def random_request(ranker: Ranker, m: int, events: int, users: int = 4) -> Argum
         assert chosen.history_index is not None
         offsets = torch.tensor([0, m]), chosen.history_offsets
         counters = torch.randint(COUNTER_BUCKETS, (m, COUNTERS))
-        return *targets, counters, *offsets, chosen.history_index, *chosen.encoded
+        parts = [part for kept in chosen.encoded for part in (kept if isinstance(kept, tuple) else (kept,))]
+        return *targets, counters, *offsets, chosen.history_index, *parts
 
 
-def export(ranker: Ranker) -> torch.export.ExportedProgram:
+def export(ranker: Ranker, storage: str = "float32") -> torch.export.ExportedProgram:
     """The ranker as a graph, for any number of targets T, events N, requests R and rows P of the pools."""
-    request = random_request(ranker, 7, 40)
+    request = random_request(ranker, 7, 40, storage=storage)
     return graph(Served(ranker), request, DIMENSIONS.ljust(len(request), "P"))
 
 
@@ -78,6 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the package; served.pt2 beside the checkpoint")
     parser.add_argument("--events", type=int, default=10_000, help="N")
     parser.add_argument("--candidates", type=int, default=300, help="T")
+    parser.add_argument("--storage", choices=STORAGES, default="float32", help="of the pools")
     parser.add_argument("--calls", type=int, default=20, help="that are timed in Python")
     args = parser.parse_args(arguments)
     out: Path = args.out or args.checkpoint.with_name("served.pt2")
@@ -85,8 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     with whole_checkpoint(args.checkpoint):
         ranker = ranker_of(saved["state"]["best_model"] or saved["model"]).eval().requires_grad_(False)
     torch.manual_seed(0)
-    request = random_request(ranker, args.candidates, args.events)
-    package(export(ranker), request, out)
+    request = random_request(ranker, args.candidates, args.events, storage=args.storage)
+    package(export(ranker, args.storage), request, out)
     milliseconds = []
     with torch.inference_mode():
         for _ in range(args.calls):

@@ -60,20 +60,21 @@ def test_a_loaded_graph_takes_any_sizes(
 
 @torch.no_grad()
 @pytest.mark.parametrize(("m", "events"), [(5, 60), (1, 1), (0, 3), (3, 0)])
-def test_a_graph_over_a_cache_takes_any_sizes(m: int, events: int, served: tuple[Served, torch.nn.Module]) -> None:
-    module, graph = served
-    request = export_served.random_request(module.ranker, m, events)
+def test_a_graph_over_a_cache_takes_any_sizes(m: int, events: int, served: tuple[str, Served, torch.nn.Module]) -> None:
+    storage, module, graph = served
+    request = export_served.random_request(module.ranker, m, events, storage=storage)
+    assert str(request[len(export_served.DIMENSIONS)].dtype) == f"torch.{storage}"
     logits: Tensor = graph(*request)
     assert logits.shape == (m,)
     assert torch.equal(logits, module(*request))
 
 
-@pytest.fixture(scope="module")
-def served() -> tuple[Served, torch.nn.Module]:
-    """A served ranker over its cache's pool, and its graph."""
+@pytest.fixture(scope="module", params=export_served.STORAGES)
+def served(request: pytest.FixtureRequest) -> tuple[str, Served, torch.nn.Module]:
+    """What its cache's pool holds, a served ranker over it, and its graph."""
     torch.manual_seed(0)
     ranker = ServedRanker(50, 20, dim=16).eval().requires_grad_(False)
-    return Served(ranker), export_served.export(ranker).module()
+    return request.param, Served(ranker), export_served.export(ranker, request.param).module()
 
 
 def test_what_a_graph_takes_is_said() -> None:
@@ -112,7 +113,7 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("program", ["export_ranker.py", "export_served.py"])
+@pytest.mark.parametrize("program", ["export_ranker.py", "export_served.py", "export_served.py --storage int8"])
 def test_cpp_scores_as_python_does(tmp_path: Path, score: Path, program: str) -> None:
     """The package gives the same bits in C++ as in Python, of raw events and of a cache's pool."""
     path, targets = tmp_path / "checkpoint.pt", 200 if program == "export_ranker.py" else 300
@@ -122,8 +123,9 @@ def test_cpp_scores_as_python_does(tmp_path: Path, score: Path, program: str) ->
     else:
         write_checkpoint(path)
     out = tmp_path / "ranker.pt2"
-    arguments = program, "--checkpoint", str(path), "--out", str(out)
-    made = _run(sys.executable, f"examples/{arguments[0]}", *arguments[1:], STCA_CPU_ISA=stca.cpu_isa())
+    example, *options = program.split()
+    arguments = *options, "--checkpoint", str(path), "--out", str(out)
+    made = _run(sys.executable, f"examples/{example}", *arguments, STCA_CPU_ISA=stca.cpu_isa())
     assert made.returncode == 0, made.stderr
     assert f"{targets} targets" in made.stdout
 
