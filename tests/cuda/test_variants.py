@@ -1,6 +1,7 @@
 """Every variant of Hopper's kernels that tools/gpu_tune.py chooses among, in the machine of tests/ptx."""
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import TargetAttentionCase, swiglu_inputs
 from cuda_devices import swiglu_on
 from emulated import emulated_device, emulated_target_attention, launched_kernels, tuned_kernels
+from gpu_clock import Clock
 from plain import swiglu_references, target_attention_references
+from progress import Progress
 from trials import trials_of
 
 HEADER = Path(__file__).parents[2] / "csrc" / "kernels" / "cuda" / "choice.h"
@@ -61,16 +64,50 @@ def _marked(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", [_marked(name) for name, count in CHOICES.items() if count > 0])
-def test_trials(name: str) -> None:
+def test_trials(name: str, tmp_path: Path) -> None:
     """The calls that variants are timed by: right as they are, and told where they are not."""
     with emulated_device(hopper=True):
         kernels = tuned_kernels()
         trials = trials_of(kernels, name, "cpu")
-        found = dict(gpu_tune.right_variants(kernels, name, trials))
-        assert found == dict.fromkeys(range(CHOICES[name]), "")
+        progress, clock = Progress(tmp_path / "a.json", {}), Clock("cpu")
+        assert gpu_tune.right_variants(kernels, name, trials, clock, progress) == [*range(CHOICES[name])]
         trials[-1].expected[-1].mul_(1.1)
-        assert all("off by" in fault for _, fault in gpu_tune.right_variants(kernels, name, trials))
+        assert gpu_tune.right_variants(kernels, name, trials, clock, progress) == []
+        assert len(progress.result["faults"]) == CHOICES[name]
+        assert all("off by" in fault for fault in progress.result["faults"])
         del trials
+
+
+class _OneCall(Clock):
+    """Runs a call once, and takes each for as fast as any."""
+
+    def ms(self, call: Callable[[], object], times: int) -> float:
+        call()
+        return 1.0
+
+    def medians(self, calls: Mapping[str, Callable[[], object]], rounds: int = 1) -> dict[str, float]:
+        return {name: self.ms(call, 1) for name, call in calls.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ffn_swath", "few_rows", "projected_one_group", "ffn_least_tiles"])
+def test_a_rehearsal_of_tuning(name: str, tmp_path: Path) -> None:
+    """Calls that rule both passes run both, on both sides of each size of a threshold; equal times change nothing."""
+    with emulated_device(hopper=True):
+        kernels = tuned_kernels()
+        before = {each: value for each, (value, _) in kernels.choices().items()}
+        progress = Progress(
+            tmp_path / "a.json",
+            {"choices": before, "ms": {each: {} for each in before if each != name}, "out of time": []},
+        )
+        gpu_tune.tune(kernels, _OneCall("cpu"), "cpu", 1000, progress)
+        assert progress.result["faults"] == []
+        assert [int(each) for each in progress.result["ms"][name]] == [
+            *gpu_tune.NUMBERS.get(name, gpu_tune.SIZES.get(name, ()))
+        ]
+        assert progress.result["choices"] == before
+    if name in ("few_rows", "projected_one_group"):
+        assert {"fwd", "bwd"} <= {part for each in launched_kernels() for part in ("fwd", "bwd", "dkv") if part in each}
 
 
 def test_choices_that_there_are_not() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import pytest
 import tune_table
 import tuning
 from gpu_clock import Clock
+from progress import Progress
 from trials import Trial
 
 ROOT = Path(__file__).parents[2]
@@ -96,20 +97,28 @@ class _Clock(Clock):
         return self.kernels.spent - before
 
 
-def _tune(monkeypatch: pytest.MonkeyPatch, kernels: Any, seconds: float, faults: Mapping[int, str]) -> dict[str, Any]:
+def _begun(file: Path, kernels: _Kernels) -> Progress:
+    return Progress(file, {"choices": dict(kernels.values), "ms": {}, "out of time": []})
+
+
+def _tune(
+    monkeypatch: pytest.MonkeyPatch, kernels: Any, progress: Progress, seconds: float = 100, wrong: int | None = None
+) -> dict[str, Any]:
     class Each(Trial):
         def fault(self) -> str:
-            return faults.get(kernels.values["ffn_gate"], "")
+            self.run()
+            return "results are off" if kernels.values["ffn_gate"] == wrong else ""
 
     monkeypatch.setattr(gpu_tune, "trials_of", lambda *_: [Each(kernels.run, [], [], [])])
     _Clock.kernels = kernels
-    *_, result = gpu_tune.tune(kernels, _Clock("cpu"), "cpu", seconds)
-    return result
+    gpu_tune.tune(kernels, _Clock("cpu"), "cpu", seconds, progress)
+    return progress.result
 
 
-def test_tuning_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kernels = _Kernels(lambda values: (1 + (values["ffn_gate"] == 0)) * (1 + (values["few_rows"] > 0)))
-    result = _tune(monkeypatch, kernels, 100, {})
+    result = _tune(monkeypatch, kernels, _begun(tmp_path / "a.json", kernels))
+    assert result == json.loads((tmp_path / "a.json").read_text())
     assert result["choices"] == {"ffn_gate": 1, "few_rows": 0}
     assert result["ms"]["ffn_gate"] == {"0": [2.0], "1": [1.0]}
     assert list(result["ms"]["few_rows"].values()) == [[2.0, 1.0]] * len(gpu_tune.SIZES["few_rows"])
@@ -117,25 +126,42 @@ def test_tuning_takes_what_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not result["out of time"]
 
 
-def test_a_wrong_variant_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variant_is_not_taken_however_fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kernels = _Kernels(lambda values: 1.0 + (values["ffn_gate"] == 0))
-    result = _tune(monkeypatch, kernels, 100, {1: "results are off"})
+    result = _tune(monkeypatch, kernels, _begun(tmp_path / "a.json", kernels), wrong=1)
     assert result["choices"] == {"ffn_gate": 0, "few_rows": 16}
     assert result["faults"] == ["ffn_gate 1: results are off"]
 
 
-def test_a_call_that_fails_leaves_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_fails_leaves_what_was_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def cost(values: dict[str, int]) -> float:
         if values["few_rows"] == gpu_tune.ALWAYS:
             raise RuntimeError("an illegal access\nand where")
         return 1.0 + (values["ffn_gate"] == 0)
 
-    result = _tune(monkeypatch, _Kernels(cost), 100, {})
+    kernels = _Kernels(cost)
+    result = _tune(monkeypatch, kernels, _begun(tmp_path / "a.json", kernels))
     assert result["choices"] == {"ffn_gate": 1, "few_rows": 16}
     assert result["faults"] == ["few_rows: an illegal access"]
 
 
-def test_what_there_is_no_time_for_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = _tune(monkeypatch, _Kernels(lambda values: 1.0), -1, {})
+def test_what_there_is_no_time_for_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kernels = _Kernels(lambda values: 1.0)
+    result = _tune(monkeypatch, kernels, _begun(tmp_path / "a.json", kernels), seconds=-1)
     assert result["choices"] == {"ffn_gate": 0, "few_rows": 16}
     assert result["out of time"] == ["ffn_gate", "few_rows"]
+
+
+def test_it_goes_on_without_what_was_at_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As after a process that hung: neither what was found nor what was at fault is tried again."""
+    kernels = _Kernels(lambda values: 1.0 + (values["ffn_gate"] == 0) + (values["few_rows"] > 0))
+    progress = _begun(tmp_path / "a.json", kernels)
+    progress.fault("ffn_gate 1", "no news in 60 s")
+    progress.fault("few_rows 4", "no news in 60 s")
+    result = _tune(monkeypatch, kernels, Progress(tmp_path / "a.json"))
+    assert result["choices"] == {"ffn_gate": 0, "few_rows": 0}
+    assert result["ms"]["ffn_gate"].keys() == {"0"}
+    assert "4" not in result["ms"]["few_rows"]
+    before = kernels.spent
+    assert _tune(monkeypatch, kernels, Progress(tmp_path / "a.json")) == result
+    assert kernels.spent == before
