@@ -17,7 +17,7 @@
 # make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, benchmarks, and which kernels they confirm
 # make gpu-sanitize  there too: the build and a few tests under compute-sanitizer; docs/extending.md has the order
 # make tune   all variants of the CUDA kernels, compiled where nvcc is; then, on a machine with a Hopper GPU and a torch:
-# make gpu-tune  which of them run, and where one kernel takes over from another, by time
+# make gpu-tune  which of them run, and where one kernel takes over from another, by time; before make gpu
 # Everything is installed into VENV, made with PYTHON. Where it holds no torch yet, TORCH is installed.
 PYTHON ?= python3
 VENV ?= .venv
