@@ -90,7 +90,9 @@ class _OneCall(Clock):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ffn_swath", "few_rows", "projected_one_group", "ffn_least_tiles"])
+@pytest.mark.parametrize(
+    "name", ["few_rows", "ffn_least_tiles", pytest.param("projected_one_group", marks=pytest.mark.long)]
+)
 def test_a_rehearsal_of_tuning(name: str, tmp_path: Path) -> None:
     """Calls that rule both passes run both, on both sides of each size of a threshold; equal times change nothing."""
     with emulated_device(hopper=True):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -165,3 +166,30 @@ def test_it_goes_on_without_what_was_at_fault(monkeypatch: pytest.MonkeyPatch, t
     before = kernels.spent
     assert _tune(monkeypatch, kernels, Progress(tmp_path / "a.json")) == result
     assert kernels.spent == before
+
+
+def test_the_program_begins_a_file_and_has_a_process_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All of main but the kernels, the watch over the process, and what it is told about the GPU."""
+    kernels = _Kernels(lambda values: 1.0 + (values["ffn_gate"] == 0))
+
+    def supervise(command: Callable[[float], list[str]], file: Path, seconds: float) -> None:
+        monkeypatch.setattr(sys, "argv", command(seconds)[1:])
+        gpu_tune.main()
+
+    def work(library: Path, file: Path, seconds: float) -> None:
+        assert seconds == gpu_tune.SECONDS
+        _tune(monkeypatch, kernels, Progress(file), seconds)
+
+    for name, value in (("supervise", supervise), ("work", work), ("measured_on", lambda: {"gpu": "A GPU"})):
+        monkeypatch.setattr(gpu_tune, name, value)
+    monkeypatch.setattr(tuning, "Kernels", lambda *_: kernels)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    monkeypatch.setenv("OUT", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["", "--library", __file__])
+    with pytest.raises(SystemExit) as end:
+        gpu_tune.main()
+    assert end.value.code == 0
+    result = json.loads((tmp_path / "sm90-tuned.json").read_text())
+    assert result["gpu"] == "A GPU"
+    assert result["choices"] == {"ffn_gate": 1, "few_rows": 16}
