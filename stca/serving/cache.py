@@ -81,7 +81,7 @@ class HistoryCache:
             raise ValueError(f"HistoryCache: keep must be 'rows' or 'keys_values', got {keep!r}")
         if dim % num_heads != 0:
             raise ValueError(f"HistoryCache: num_heads must divide dim = {dim}, got {num_heads}")
-        self.layers, self.dim, self.dtype, self.storage, self.encoder = layers, dim, dtype, storage, encoder
+        self.layers, self.dtype, self.storage, self.encoder = layers, dtype, storage, encoder
         self.row_shape = (dim,) if keep == "rows" else (2, num_heads, dim // num_heads)
         self._pool = Pool(layers, self.row_shape, capacity_rows, dtype, storage, page_rows, torch.device(device))
 
