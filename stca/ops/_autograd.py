@@ -42,9 +42,14 @@ def autocast(tensor: _MaybeTensor) -> _MaybeTensor:
     return cast("_MaybeTensor", tensor.to(torch.get_autocast_dtype(device)))
 
 
+def is_transformed() -> bool:
+    """Whether a transform of torch.func sees the calls made now."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def is_watched() -> bool:
     """Whether a transform of torch.func or a dispatch mode, such as that of fake tensors, sees the calls made now."""
-    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+    return is_transformed() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def refuse_tangents(op: str, **tensors: Tensor | Sequence[Tensor] | None) -> None:
@@ -79,7 +84,7 @@ def autograd_function(
     transformed = function(forward=forward, setup_context=setup_context, backward=backward)
 
     def apply(*args: Any) -> Any:
-        return (transformed if torch._C._are_functorch_transforms_active() else plain).apply(*args)
+        return (transformed if is_transformed() else plain).apply(*args)
 
     return apply
 
@@ -120,7 +125,7 @@ def differentiable(
         if is_compiling():
             return op(*args)
         try:
-            if torch._C._are_functorch_transforms_active():
+            if is_transformed():
                 return apply(*args)
             if has_torch_function(args):  # a handler may bring in tensors that require a gradient
                 return op(*args)

@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from stca.ops._autograd import autocast, differentiable, once_differentiable, refuse_tangents
+from stca.ops._autograd import autocast, differentiable, is_transformed, once_differentiable, refuse_tangents
 from stca.ops._common import Recompute, count_pairs, has_values, keeps, register_fake
 
 
@@ -98,8 +98,9 @@ def target_attention(
             pass. False: it gets them, 6 products, at 4 bytes (float64: 8) for each target, head and history row.
             "auto": they are kept where those of this call take 1 GiB at most. The gradients are the same to the bit.
             Kept are those of the reordered form alone, where V = K, without `visible`, on the CPU, outside compiled
-            programs, and where a gradient is required; those of requests with so few query rows for each history head
-            that scores are dot products (up to about 16) are computed again all the same, though room is taken.
+            programs and transforms of `torch.func`, and where a gradient is required; those of requests with so few
+            query rows for each history head that scores are dot products (up to about 16) are computed again all the
+            same, though room is taken.
         return_lse: also return the natural logarithm of each softmax's denominator; gradients flow through it.
         k_scale: [N, Hk], float32 ([P, Hk] with `history_index`): k is int8, and row n of head j stands for
             `k_scale[n, j] * k[n, j]`. The product is made as a tile is read, in float32 (float64 for float64), and
@@ -150,8 +151,11 @@ def target_attention(
 
 
 def _serves(q: Tensor, v: Tensor | None, target_offsets: Tensor, visible: Tensor | None) -> bool:
-    """Whether kept scores serve the backward pass. How many there are depends on values, which no compiler has."""
-    if torch.compiler.is_compiling() or v is not None or visible is not None:
+    """Whether kept scores serve the backward pass.
+
+    How many there are depends on values, which no compiler has, and in which members of a vmap differ.
+    """
+    if torch.compiler.is_compiling() or is_transformed() or v is not None or visible is not None:
         return False
     return all(isinstance(each, Tensor) and each.is_cpu and has_values(each) for each in (q, target_offsets))
 

@@ -97,6 +97,33 @@ def test_a_batch_of_offsets_or_indices() -> None:
         vmap(lambda at: stca.ops.request_gather(x[0, :1], at))(torch.tensor([[0, 1], [0, 2]]))
 
 
+@pytest.mark.parametrize("recompute", [True, False, "auto"])
+def test_a_batch_of_attention(recompute: Any) -> None:
+    """Whatever differs between the members, and however many scores each has: the bits of a call for each."""
+    q, k = torch.randn(2, 40, 2, 4), torch.randn(2, 30, 1, 4)
+    at, ends = torch.stack([offsets([25, 15]), offsets([0, 40])]), torch.stack([offsets([10, 20]), offsets([30, 0])])
+    both = q, k, at, ends
+
+    def loss(q: Tensor, k: Tensor, at: Tensor, ends: Tensor) -> Tensor:
+        return stca.ops.target_attention(q, k, None, at, ends, recompute=recompute).square().sum()
+
+    for dims in ((0, 0, 0, 0), (None, None, 0, None), (None, None, None, 0), (0, None, None, None), (None, 0, 0, 0)):
+        args = [x if dim == 0 else x[0] for x, dim in zip(both, dims, strict=True)]
+        members = [[x if dim is None else x[i] for x, dim in zip(args, dims, strict=True)] for i in range(2)]
+        together = vmap(grad(loss, argnums=(0, 1)), in_dims=dims)(*args)
+        for i, member in enumerate(members):
+            leaves = [x.detach().requires_grad_() for x in member[:2]]
+            expected = torch.autograd.grad(loss(*leaves, *member[2:]), leaves)
+            for actual, one in zip(together, expected, strict=True):
+                assert torch.equal(actual[i], one)
+        losses = vmap(loss, in_dims=dims)(*(x.requires_grad_(x.is_floating_point()) for x in args))
+        sums = torch.autograd.grad(losses.sum(), args[:2])
+        for dim, actual, summed in zip(dims, together, sums, strict=False):
+            torch.testing.assert_close(summed, actual if dim == 0 else actual.sum(0))
+        for x in both[:2]:
+            x.requires_grad_(False)
+
+
 def test_gradients_of_each_sample_of_a_stack() -> None:
     model = stca.nn.STCA(8, num_layers=1, num_heads=2).double()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
