@@ -1,5 +1,6 @@
 """Files of request-level batches, beside what pyarrow makes of each row's lists."""
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -13,7 +14,7 @@ from batches import make_requests
 
 from readers import refused
 from readers.tables import written
-from readers.values import INTEGERS, changed_bytes, value
+from readers.values import INTEGERS, changed_bytes
 from stca.data import RequestDataset, write_requests
 
 _NUMBERS = (
@@ -27,6 +28,8 @@ _NUMBERS = (
     pa.bool_(),
     pa.string(),
 )
+_PAGE = 1 << 20  # bytes: in pages of one byte pyarrow 26 loses lists without a word, or fails
+_GROUPS = "history", "target", "label"
 _OURS = ("visible_begin", "visible_end", "request_targets")
 
 
@@ -41,43 +44,98 @@ def seeds() -> dict[str, bytes]:
 
 
 def mutate(data: bytes, rng: Random) -> bytes:
-    """A list, a number or a type changed and written in another way, or bytes of pages and footer."""
-    if rng.random() < 0.3:
+    """One thing of valid requests changed and written in another way; rarely bytes of pages and footer."""
+    if rng.random() < 0.05:
         return changed_bytes(data, rng)
-    with suppress(pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, AttributeError):
+    errors = pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, AttributeError
+    with suppress(*errors):
         table = pq.read_table(pa.BufferReader(data)).slice(0, 12)
-        at = rng.randrange(table.num_columns)
-        name, column = table.column_names[at], table.column(at).combine_chunks()
-        rows = column.to_pylist()
-        kind = column.type
-        match rng.randrange(6):
-            case 0:
-                kind = rng.choice((pa.list_, pa.large_list))(rng.choice(_NUMBERS))
-            case 1:
-                return written(table.remove_column(at), rng)
-            case 2:
-                return written(table.append_column(rng.choice([name, "label_x", "history_y"]), column), rng)
-            case _:
-                row = rng.randrange(len(rows))
-                rows[row] = _changed(rows[row], rng)
-        return written(table.set_column(at, name, pa.array(rows, kind)), rng)
+        for _ in range(8):  # a value may be none of its column's type
+            with suppress(*errors):
+                return written(rng.choice(_CHANGES)(table, rng), rng, data_page_size=_PAGE)
     return changed_bytes(data, rng)
 
 
-def _changed(row: Any, rng: Random) -> Any:
-    if not isinstance(row, list) or not row or rng.random() < 0.1:
-        return rng.choice((None, [], [0]))
-    at, row = rng.randrange(len(row)), list(row)
-    match rng.randrange(4):
-        case 0:
-            del row[at]
-        case 1:
-            row.append(row[at])
-        case 2 if isinstance(row[at], list):
-            row[at] = _changed(row[at], rng)
-        case _:
-            row[at] = rng.choice((None, value(rng), rng.choice(INTEGERS)))
-    return row
+def _with(table: pa.Table, name: str, rows: list[Any], kind: Any = None) -> pa.Table:
+    at = table.column_names.index(name)
+    return table.set_column(at, name, pa.array(rows, kind or table.schema.field(at).type))
+
+
+def _column(table: pa.Table, rng: Random) -> pa.Table:
+    """A column missing, doubled, or beside others of as many rows."""
+    at = rng.randrange(table.num_columns)
+    name, column = table.column_names[at], table.column(at)
+    if rng.random() < 0.3:
+        return table.remove_column(at)
+    return table.append_column(rng.choice((name, "other", *(f"{part}_other" for part in _GROUPS))), column)
+
+
+def _type(table: pa.Table, rng: Random) -> pa.Table:
+    """Numbers of another type, in lists of either kind, of lists or bare."""
+    at = rng.randrange(table.num_columns)
+    kind = table.schema.field(at).type.value_type
+    inner = rng.choice(_NUMBERS) if rng.random() < 0.9 else pa.list_(rng.choice(_NUMBERS))
+    if pa.types.is_nested(kind):
+        inner = rng.choice((pa.list_(inner), pa.list_(inner, 3)))
+    column = table.column(at).cast(rng.choice((pa.list_, pa.large_list))(inner))
+    return table.set_column(at, table.column_names[at], column)
+
+
+def _rows_moved(table: pa.Table, rng: Random) -> pa.Table:
+    """Rows left out, repeated, in another order."""
+    return table.take([rng.randrange(len(table)) for _ in range(rng.choice((len(table), 0, 1, len(table) + 1)))])
+
+
+def _cell(table: pa.Table, rng: Random) -> pa.Table:
+    """One number of a list: off by one, negative, not finite, at the edge of a type, missing; or a row missing."""
+    name = rng.choice([*table.column_names, *(_OURS if rng.random() < 0.5 else ())])
+    rows, kind = table[name].to_pylist(), table.schema.field(name).type
+    row = rng.choice([i for i, cells in enumerate(rows) if cells] or [0])
+    if rng.random() < 0.05:
+        rows[row] = rng.choice((None, []))
+        return _with(table, name, rows)
+    cells, kind = rows[row], kind.value_type
+    at = rng.randrange(len(cells))
+    if isinstance(cells[at], list) and rng.random() < 0.8:
+        cells, kind = cells[at], kind.value_type
+        at = rng.randrange(len(cells))
+    x = cells[at]
+    others: list[Any] = [None, 0, 1, -1, *INTEGERS] if rng.random() < 0.4 else [x + d for d in (-1, 1)]
+    cells[at] = rng.choice([math.nan, math.inf, -0.0, 1e-300, x + 0.5] if pa.types.is_floating(kind) else others)
+    return _with(table, name, rows)
+
+
+def _length(table: pa.Table, rng: Random) -> pa.Table:
+    """A list longer or shorter by one, alone or with all that must be as long; a vector at times."""
+    begin, row = rng.choice(_GROUPS), rng.randrange(len(table))
+    names = [
+        name for name in table.column_names if name.startswith((begin, "visible") if begin != "history" else begin)
+    ]
+    if rng.random() < 0.4:
+        names = [rng.choice(table.column_names)]
+    longer, at = rng.random() < 0.5, rng.random()
+    for name in names:
+        rows = table[name].to_pylist()
+        cells = rows[row]
+        if cells and isinstance(cells[0], list) and rng.random() < 0.2:
+            cells = cells[rng.randrange(len(cells))]
+        place = int(at * len(cells))
+        cells[place : place + 1] = 2 * cells[place : place + 1] if longer else []
+        table = _with(table, name, rows)
+    return table
+
+
+def _requests(table: pa.Table, rng: Random) -> pa.Table:
+    """Targets of a row divided among requests otherwise."""
+    rows = table["request_targets"].to_pylist()
+    row = rng.randrange(len(rows))
+    count = sum(rows[row])
+    first = rng.randrange(-1, count + 2)
+    rows[row] = rng.choice(([count], [first, count - first], [0, count, 0], [count, 1], []))
+    return _with(table, "request_targets", rows)
+
+
+_CHANGES = _column, _type, _rows_moved, _cell, _cell, _cell, _length, _length, _requests
 
 
 def check(data: bytes, folder: Path) -> None:

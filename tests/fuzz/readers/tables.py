@@ -47,9 +47,10 @@ _OPTIONS: dict[str, list[Any]] = {
 }
 
 
-def written(table: pa.Table, rng: Random) -> bytes:
-    """Parquet, by options of which each is drawn."""
-    pq.write_table(table, out := io.BytesIO(), **{name: rng.choice(values) for name, values in _OPTIONS.items()})
+def written(table: pa.Table, rng: Random, **fixed: Any) -> bytes:
+    """Parquet, by options of which each is drawn, or fixed."""
+    options = {name: rng.choice(values) for name, values in _OPTIONS.items()}
+    pq.write_table(table, out := io.BytesIO(), **options | fixed)
     return out.getvalue()
 
 
