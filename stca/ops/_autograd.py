@@ -110,8 +110,7 @@ def differentiable(
     op = getattr(torch.ops.stca, name).default
     schema = op._schema
     torch.library.register_autograd(f"stca::{name}", backward, setup_context=setup_context)
-    if vmap is not None:
-        torch.library.register_vmap(f"stca::{name}", partial(vmap, op))
+    torch.library.register_vmap(f"stca::{name}", partial(vmap or one_by_one, op))
     if isinstance(schema.arguments[0].type, torch.ListType):
         op, setup_context, backward = _without_lists(op, setup_context, backward)
 
@@ -178,26 +177,32 @@ def _without_lists(
     return flat_op, flat_setup_context, flat_backward
 
 
+def one_by_one(op: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    """The vmap rule of any operator: a call for each member. torch would do so too, and warn that it is slow."""
+    leaves, spec = tree_flatten(args)
+    dims = tree_leaves(in_dims)
+
+    def of_member(i: int) -> Any:
+        members = [x if dim is None else x.select(dim, i) for x, dim in zip(leaves, dims, strict=True)]
+        return op(*tree_unflatten(members, spec))
+
+    results = [of_member(i) for i in range(info.batch_size)]
+    shapes = [[tuple(x.shape) for x in tree_leaves(each)] for each in results]
+    if any(each != shapes[0] for each in shapes):
+        name = op.name().removeprefix("stca::")
+        raise ValueError(f"{name}: under vmap all members must give as many rows, got shapes {shapes}")
+    stacked = tree_map(lambda *members: torch.stack(members), *results)
+    return stacked, tree_map(lambda _: 0, stacked)
+
+
 def batch_as_columns(op: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     """The vmap rule of an operator that copies or adds up whole rows of its first argument.
 
     The batch becomes the second dimension: each row gets wider, one call serves all members, and their results lie in
     that dimension too. Where offsets or indices have a batch dimension, the operator is called once for each member.
     """
-
-    def of_member(i: int) -> list[Any]:
-        leaves, spec = tree_flatten(args)
-        pairs = zip(leaves, tree_leaves(in_dims), strict=True)
-        return tree_unflatten([x if dim is None else x.select(dim, i) for x, dim in pairs], spec)  # type: ignore[no-any-return]
-
     if any(dim is not None for dim in in_dims[1:]):
-        results = [op(*of_member(i)) for i in range(info.batch_size)]
-        shapes = [[tuple(x.shape) for x in tree_leaves(each)] for each in results]
-        if any(each != shapes[0] for each in shapes):
-            name = op.name().removeprefix("stca::")
-            raise ValueError(f"{name}: under vmap all members must give as many rows, got shapes {shapes}")
-        stacked = tree_map(lambda *members: torch.stack(members), *results)
-        return stacked, tree_map(lambda _: 0, stacked)
+        return one_by_one(op, info, in_dims, *args)
     first = tree_map(lambda x, dim: x if dim is None else x.movedim(dim, 1), args[0], in_dims[0])
     result = op(first, *args[1:])
     if isinstance(result, tuple):  # rows, which have the batch, and offsets, which all members share

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stca
 
+pytestmark = pytest.mark.filterwarnings("error:There is a performance drop")
+
 AT = offsets([1, 0, 2])
 INDEX, KEEP = torch.tensor([2, 0, 2, 1]), torch.tensor([1, 5, 2, 3])
 Q, K = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(5, 1, 4, dtype=torch.float64)
