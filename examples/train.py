@@ -49,6 +49,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def settings_of(args: argparse.Namespace, batches: int) -> dict[str, object]:
+    """What a run that goes on must have as it began, `batches` a step included."""
+    given = {name: str(value) for name, value in vars(args).items() if name not in ("out", "patience")}
+    return {**given, "batches": batches}
+
+
 def matching(stack: stca.nn.STCA) -> stca.nn.STCA:
     """The stack, with queries and keys that start alike, so that a target finds events of its own item at once."""
     for name, weight in stack.named_parameters():
@@ -159,8 +165,7 @@ def train(args: argparse.Namespace) -> float:
     torch.manual_seed(args.seed)
     model = Ranker().to(device())
     replica, optimizer = replicated(model), torch.optim.AdamW(model.parameters(), args.learning_rate)
-    given = {name: str(value) for name, value in vars(args).items() if name not in ("out", "patience")}
-    settings = {**given, "batches": count}
+    settings = settings_of(args, count)
     first = 0
     if checkpoint.exists():
         saved = load_checkpoint(checkpoint, ("settings", "model", "optimizer", "datasets", "steps"), device=device())

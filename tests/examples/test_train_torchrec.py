@@ -58,6 +58,61 @@ def test_two_processes_serve_what_one_does(tmp_path: Path) -> None:
     assert first["held"] == second["held"] == first["all"] / 2
 
 
+def _interrupted(rank: int, folder: str) -> list[bool]:
+    """Whether a run that ends amid a step, and another after it, leave what an undisturbed one does; and a refusal."""
+    import train_torchrec
+
+    example: Any = train_torchrec
+    made: list[Any] = []
+    sharded, loss, calls = example.sharded, example.bce_loss, 0
+
+    def kept(learning_rate: float) -> Any:
+        made.append(sharded(learning_rate))
+        return made[-1]
+
+    def run(out: str, steps: int = 10) -> float:
+        args = _arguments(Path(folder), steps)
+        args.out, args.every = Path(folder, out), 4
+        return float(example.train(args))
+
+    def stop(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    example.sharded = kept
+    expected = run("undisturbed")
+    example.bce_loss = stop
+    with pytest.raises(KeyboardInterrupt):
+        run("interrupted")
+    torch.manual_seed(123 + rank)
+    same = [run("interrupted") == expected, calls == 7 + 6]  # from the fourth step on
+    first, _, again = ([*model.state_dict().items()] for model in made)
+    for (name, x), (_, y) in zip(first, again, strict=True):
+        if name.startswith("tables"):
+            x, y = (torch.cat([shard.tensor for shard in each.local_shards()]) for each in (x, y))
+        same.append(torch.equal(x, y))
+    states = [model.fused_optimizer.state_dict()["state"] for model in (made[0], made[2])]
+    for one, other in zip(*(each.values() for each in states), strict=True):
+        for x, y in zip(one.values(), other.values(), strict=True):
+            same += [torch.equal(a.tensor, b.tensor) for a, b in zip(x.local_shards(), y.local_shards(), strict=True)]
+    with pytest.raises(ValueError, match=r"checkpoint-10: must be of .*\"steps\": \"11\".* got .*\"steps\": \"10\""):
+        run("interrupted", 11)
+    return [*same, [path.name for path in Path(folder, "interrupted").glob("checkpoint-*")] == ["checkpoint-10"]]
+
+
+def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
+    """Weights, rows of tables and what Adagrad knows of them, of each process's own part."""
+    pytest.importorskip("torchrec", exc_type=ImportError)
+    pq.write_table(generate_log(num_users=20, requests_per_user=60, num_items=1100), tmp_path / "log.parquet")
+    (tmp_path / "ranks").mkdir()
+    for same in run_ranks(_interrupted, 2, tmp_path / "ranks", str(tmp_path), seconds=200):
+        assert all(same), same
+        assert len(same) > 40
+
+
 def test_ids_are_looked_up_once_however_many_targets_there_are() -> None:
     pytest.importorskip("torchrec", exc_type=ImportError)
     import train_torchrec
