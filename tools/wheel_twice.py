@@ -1,8 +1,11 @@
 """Builds the wheel twice from this commit, in two folders, and compares the files byte by byte: `make wheel-twice`.
 
-Exits with 1 where they differ, and names what does.
+Exits with 1 where they differ, and names what does; where they are equal, dist holds it.
+A compiler cache would make them equal whatever the compiler does, so ccache is told to stand aside.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,9 +35,10 @@ def differences(one: Path, other: Path) -> list[str]:
     return found or ["the order or the compression of their entries"]
 
 
-def built_in(folder: Path, options: list[str]) -> Path:
-    """The wheel of a clone of this commit; torch is fetched once for all."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+def built_in(folder: Path, commit: str, options: list[str]) -> Path:
+    """The wheel of a clone of a commit; torch is fetched once for all."""
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(folder)], check=True)
+    subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True)
     (folder / "build").mkdir()
     (folder / "build" / "torch").symlink_to(ROOT / "build" / "torch")
     subprocess.run([sys.executable, folder / "tools" / "build_wheel.py", *options], check=True)
@@ -43,12 +47,18 @@ def built_in(folder: Path, options: list[str]) -> Path:
 
 def main() -> None:
     """Builds, compares."""
+    os.environ["CCACHE_DISABLE"] = "1"
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
     (ROOT / "build" / "torch").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        one = built_in(Path(folder, "one"), sys.argv[1:])
-        other = built_in(Path(folder, "a-folder-with-a-longer-name"), sys.argv[1:])
+        one = built_in(Path(folder, "one"), commit, sys.argv[1:])
+        other = built_in(Path(folder, "a-folder-with-a-longer-name"), commit, sys.argv[1:])
         found = differences(one, other)
         print(f"{one.name}, built twice: {'; '.join(found) or f'equal, {one.stat().st_size} bytes'}")
+        if not found:
+            shutil.rmtree(ROOT / "dist", ignore_errors=True)
+            (ROOT / "dist").mkdir()
+            shutil.copy(one, ROOT / "dist")
     sys.exit(len(found) > 0)
 
 
