@@ -3,7 +3,8 @@
     make matrix                                             all pairs; 5 GB at a time
     make matrix TORCHES='2.11.0 2.15.0' MATRIX=--ends       oldest with oldest, newest with newest
 
-In each: the import from another folder, README's example, and `python -m stca.check`. Exits with 1 where one fails.
+In each: the import from another folder, README's example, and `python -m stca.check`. Ends with a table of what was
+run, as docs/start.md has it. Exits with 1 where one fails.
 uv installs, since most of a torch is the same for every Python and it unpacks that once.
 """
 
@@ -60,6 +61,14 @@ def outcome(python: str, torch: str, wheel: Path) -> str:
     return "ok"
 
 
+def table(found: dict[tuple[str, str], str]) -> str:
+    """Outcomes by Python and torch, as Markdown."""
+    pythons, torches = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
+    rows = [["torch", *(f"Python {version}" for version in pythons)], ["---"] * (len(pythons) + 1)]
+    rows += [[torch, *(found.get((version, torch), "not run") for version in pythons)] for torch in torches]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main() -> None:
     """Reads the command line, and prints a line for each pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,19 +82,19 @@ def main() -> None:
     pairs = [(python, torch) for torch in args.torches for python in pythons]
     if not pairs:
         sys.exit(f"matrix.py: none of Python {', '.join(PYTHONS)} is here")
-    failures = tried = 0
+    found: dict[tuple[str, str], str] = {}
     unpacked = None
     for (version, python), torch in (pairs[0], pairs[-1]) if args.ends else pairs:
         if torch != unpacked:
             shutil.rmtree(CACHE, ignore_errors=True)
             unpacked = torch
         began = time.monotonic()
-        found = outcome(python, torch, wheels[0])
-        failures += found.startswith("FAILED")
-        tried += found == "ok"
-        print(f"Python {version}, torch {torch}: {found} ({time.monotonic() - began:.0f} s)", flush=True)
+        told = outcome(python, torch, wheels[0])
+        found[version, torch] = told.splitlines()[0]
+        print(f"Python {version}, torch {torch}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
     shutil.rmtree(CACHE, ignore_errors=True)
-    sys.exit(failures > 0 or tried == 0)
+    print(f"{wheels[0].name} ({wheels[0].stat().st_size / 2**20:.1f} MB)\n{table(found)}")
+    sys.exit("ok" not in found.values() or any(told.startswith("FAILED") for told in found.values()))
 
 
 if __name__ == "__main__":
