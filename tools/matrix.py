@@ -82,7 +82,7 @@ def main() -> None:
     pairs = [(python, torch) for torch in args.torches for python in pythons]
     if not pairs:
         sys.exit(f"matrix.py: none of Python {', '.join(PYTHONS)} is here")
-    found: dict[tuple[str, str], str] = {}
+    outcomes: dict[tuple[str, str], str] = {}
     unpacked = None
     for (version, python), torch in (pairs[0], pairs[-1]) if args.ends else pairs:
         if torch != unpacked:
@@ -90,11 +90,11 @@ def main() -> None:
             unpacked = torch
         began = time.monotonic()
         told = outcome(python, torch, wheels[0])
-        found[version, torch] = told.splitlines()[0]
+        outcomes[version, torch] = told.splitlines()[0]
         print(f"Python {version}, torch {torch}: {told} ({time.monotonic() - began:.0f} s)", flush=True)
     shutil.rmtree(CACHE, ignore_errors=True)
-    print(f"{wheels[0].name} ({wheels[0].stat().st_size / 2**20:.1f} MB)\n{table(found)}")
-    sys.exit("ok" not in found.values() or any(told.startswith("FAILED") for told in found.values()))
+    print(f"{wheels[0].name} ({wheels[0].stat().st_size / 2**20:.1f} MB)\n{table(outcomes)}")
+    sys.exit("ok" not in outcomes.values() or any(told.startswith("FAILED") for told in outcomes.values()))
 
 
 if __name__ == "__main__":
