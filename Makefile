@@ -6,7 +6,7 @@
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
 # make sanitize  the operators compiled with sanitizers: docs/reliability/sanitizers.md; sanitize-quick: a few tests of it
 # make fuzz MINUTES=30  fuzzers on everything that reads files of others, with planted faults that they must find
-# make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES
+# make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES; CUDA=1 with kernels for CUDA_ARCHS
 # make wheel-twice  the wheel built in two folders, byte by byte the same
 # make matrix the wheel in fresh environments, every Python here with every torch: 5 GB at a time and a minute each
 # make arm64  the build for Arm64, cross-compiled, and tests of the operators in an emulator: 5 GB
@@ -24,6 +24,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # What the wheel is built for; all that tools/build_wheel.py lists where none is named.
 TORCHES ?=
+# With CUDA=1: machine code, which serves later minor versions too (86: sm_89), and PTX of 100 for what comes after.
+CUDA_ARCHS ?= 80-real;86-real;90a-real;100;120-real
 CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch==2.11.0
 # This machine's nvcc, or, where it has none, the one of the Python package index.
@@ -90,10 +92,10 @@ prove: $(INSTALLED) ptx
 	command -v valgrind || apt-get install --yes valgrind
 	$(BIN)/python tools/prove.py $(PROVE)
 
-wheel: $(BIN)/python
+wheel: $(BIN)/python $(if $(CUDA),$(CUDACXX))
 	$(BIN)/python tools/install.py build
 	$(BIN)/python tools/install.py wheel
-	$(BIN)/python tools/build_wheel.py $(TORCHES)
+	$(if $(CUDA),CUDACXX=$(abspath $(CUDACXX))) $(BIN)/python tools/build_wheel.py $(if $(CUDA),--cuda '$(CUDA_ARCHS)') $(TORCHES)
 
 wheel-twice: $(BIN)/python
 	$(BIN)/python tools/install.py build

@@ -13,7 +13,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.dist_info import dist_info
 
 ROOT = Path(__file__).resolve().parent
-VERSION = "0.1.0"
+VERSION = "0.1.0" + os.environ.get("STCA_LOCAL_VERSION", "")  # "+cu13", by tools/build_wheel.py
 
 
 def torch_folders() -> list[Path]:

@@ -1,11 +1,15 @@
 """Builds dist/stca-*.whl, one file for every Python and every torch below: `make wheel`.
 
+    make wheel CUDA=1 TORCHES=2.13.0 CUDA_ARCHS='80-real;90a-real'      with CUDA kernels, for that torch and those GPUs
+
 The kernels are compiled once, csrc/ops for each torch; stca/native.py takes the library that fits. Of a torch's wheel
 only headers and the libraries to link with are kept, in build/torch. A commit gives the same bytes in any folder, by
 the same compiler: tools/wheel_twice.py.
 """
 
+import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TORCHES = ("2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0")  # the last release of each minor version
 KEPT = ("torch/include/", "torch/version.py", "torch/lib/libtorch_cpu.so", "torch/lib/libc10.so")
-MOST = 15 * 2**20  # bytes of the wheel
+KEPT_CUDA = "torch/lib/libc10_cuda.so"  # of a torch with CUDA: streams, and nothing else, is asked of torch there
+MOST = 15 * 2**20  # bytes of the wheel without CUDA
 
 
 def run(command: list[str], **environment: str) -> None:
@@ -25,17 +30,18 @@ def run(command: list[str], **environment: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PATH": path, **environment})
 
 
-def torch_to_build_with(version: str) -> Path:
-    """The folder of a torch, fetched where it is not there yet."""
+def torch_to_build_with(version: str, needed: str = "") -> Path:
+    """The folder of a torch, fetched where it is not there yet, or not with the file that is needed."""
     folder = ROOT / "build" / "torch" / version
-    if not folder.exists():
+    if not (folder / needed).exists():
+        shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as fetched:
             # The version is exact: a constraint of this machine's could only refuse it.
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", fetched]
             run([*pip, "--only-binary=:all:", f"torch=={version}"], PIP_CONSTRAINT=os.devnull)
             with zipfile.ZipFile(next(Path(fetched).glob("*.whl"))) as wheel:
-                members = [name for name in wheel.namelist() if name.startswith(KEPT)]
+                members = [name for name in wheel.namelist() if name.startswith((*KEPT, KEPT_CUDA))]
                 wheel.extractall(Path(fetched) / "kept", members)
             (Path(fetched) / "kept").rename(folder)
     return folder / "torch"
@@ -46,21 +52,39 @@ def time_of_commit() -> str:
     return subprocess.check_output(["git", "log", "-1", "--format=%ct"], cwd=ROOT, text=True).strip()
 
 
+def cuda_major(torch: Path) -> str:
+    """Such as 13, of the CUDA that a torch is built with."""
+    found = re.search(r"^cuda.*'(\d+)\.", (torch / "version.py").read_text(), re.MULTILINE)
+    return found[1] if found else sys.exit(f"build_wheel.py: {torch} must be a torch with CUDA, got one without")
+
+
 def main() -> None:
     """Builds, takes torch's libraries for given, names the oldest glibc that will do, and weighs the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("torches", nargs="*", default=TORCHES)
+    parser.add_argument("--cuda", metavar="ARCHS", help="with CUDA kernels for these, as CMake names architectures")
+    args = parser.parse_args()
     os.umask(0o022)
     os.environ.setdefault("SOURCE_DATE_EPOCH", time_of_commit())
-    folders = [str(torch_to_build_with(version)) for version in sys.argv[1:] or TORCHES]
+    folders = [torch_to_build_with(version, KEPT_CUDA if args.cuda else "") for version in args.torches]
+    kind = {"STCA_TORCH_DIRS": os.pathsep.join(map(str, folders)), "STCA_CMAKE_ARGS": "-DSTCA_CUDA=OFF"}
+    if args.cuda:
+        majors = {cuda_major(folder) for folder in folders}
+        if len(majors) > 1:
+            sys.exit(f"build_wheel.py: the torches must share CUDA's major version, got {', '.join(sorted(majors))}")
+        kind["STCA_CMAKE_ARGS"] = f"-DSTCA_CUDA=ON -DSTCA_CUDA_ARCHS={args.cuda}"
+        kind["STCA_LOCAL_VERSION"] = f"+cu{majors.pop()}"
     for stale in (*ROOT.glob("build/lib*"), *ROOT.glob("build/bdist*"), *ROOT.glob("build/wheel")):
         shutil.rmtree(stale)
     built = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "build/wheel", "."]
-    run([sys.executable, "-m", *built], STCA_TORCH_DIRS=os.pathsep.join(folders))
-    repair = ["auditwheel", "repair", "--exclude", "libtorch*", "--exclude", "libc10*", "--wheel-dir", "dist"]
+    run([sys.executable, "-m", *built], **kind)
+    torchs_own = [part for name in ("libtorch*", "libc10*", "libcudart*") for part in ("--exclude", name)]
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    repair = ["auditwheel", "repair", *torchs_own, "--wheel-dir", "dist"]
     run([sys.executable, "-m", *repair, *map(str, ROOT.glob("build/wheel/*.whl"))])
     for wheel in ROOT.glob("dist/*.whl"):
         print(f"{wheel.relative_to(ROOT)}: {wheel.stat().st_size / 2**20:.1f} MB")
-        if wheel.stat().st_size > MOST:
+        if not args.cuda and wheel.stat().st_size > MOST:
             sys.exit(f"build_wheel.py: {wheel.name} must have at most {MOST / 2**20:.0f} MB")
 
 
