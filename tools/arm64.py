@@ -2,6 +2,8 @@
 
     make arm64 ARM64_TESTS='tests/ops/test_request_gather.py -k empty'      other tests than those of TESTS
 
+Ends with a table of what was run, as docs/start.md has it.
+
 Debian's g++-aarch64-linux-gnu compiles, its qemu-user runs, with Python out of Debian's packages for Arm64 and torch
 out of its wheel for Arm64, 5 GB. All of them stay in build/arm64; nothing of them is installed.
 """
@@ -10,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "build" / "arm64"
@@ -26,8 +30,18 @@ CPU part\t: 0xd0c
 CPU revision\t: 1
 
 """
-# Not what starts processes, which would be of this machine's kind, nor what compiles.
-TESTS = ["tests/ops", "-k", "not compile and not inductor and not process and not export"]
+# Small cases of each operator, forward and backward, in every dtype. Not what compiles, nor what starts processes,
+# which would be of this machine's kind.
+TESTS = [
+    "tests/ops/test_target_attention.py::test_scale",
+    "tests/ops/test_target_attention.py::test_large_scores",
+    "tests/ops/test_int8_history.py::test_the_oracle",
+    "tests/ops/test_swiglu_ffn_norm.py::test_accuracy",
+    "tests/ops/test_request_gather.py",
+    "tests/ops/test_request_reduce.py",
+    "tests/ops/test_jagged_select.py",
+    *("-k", "not in_torch and not million and not long_request"),
+]
 
 
 def fetch_python() -> Path:
@@ -81,6 +95,18 @@ def build(torch: Path) -> Path:
     return package
 
 
+def table(report: Path) -> str:
+    """Cases by file and outcome, of pytest's report, as rows of Markdown."""
+    files: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for case in ElementTree.parse(report).iter("testcase"):
+        told = next((part.tag for part in case if part.tag in ("failure", "error", "skipped")), "passed")
+        files[case.attrib["classname"].replace(".", "/")][told] += 1
+    rows = [
+        f"| `{name}.py` | {', '.join(f'{n} {told}' for told, n in counts.items())} |" for name, counts in files.items()
+    ]
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Fetches, builds, runs `python -m stca.check` and the tests; exits with their status."""
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -92,7 +118,11 @@ def main() -> None:
     env = {**os.environ, "PYTHONPATH": f"{package}:{site}"}
     subprocess.run([*run, "stca.check"], check=True, cwd=package, env=env)
     tests = sys.argv[1:] or TESTS
-    sys.exit(subprocess.run([*run, "pytest", "--timeout", "0", *tests], cwd=package, env=env).returncode)
+    report = package / "report.xml"
+    done = subprocess.run([*run, "pytest", "--timeout", "0", f"--junitxml={report}", *tests], cwd=package, env=env)
+    if report.exists():
+        print(table(report))
+    sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TORCHES = ("2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0")  # the last release of each minor version
 KEPT = ("torch/include/", "torch/version.py", "torch/lib/libtorch_cpu.so", "torch/lib/libc10.so")
-KEPT_CUDA = "torch/lib/libc10_cuda.so"  # of a torch with CUDA: streams, and nothing else, is asked of torch there
+KEPT_CUDA = (*KEPT, "torch/lib/libc10_cuda.so")  # streams are all that is asked of torch's CUDA libraries
 MOST = 15 * 2**20  # bytes of the wheel without CUDA
 
 
@@ -30,18 +30,17 @@ def run(command: list[str], **environment: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PATH": path, **environment})
 
 
-def torch_to_build_with(version: str, needed: str = "") -> Path:
-    """The folder of a torch, fetched where it is not there yet, or not with the file that is needed."""
-    folder = ROOT / "build" / "torch" / version
-    if not (folder / needed).exists():
-        shutil.rmtree(folder, ignore_errors=True)
+def torch_to_build_with(version: str, cuda: bool) -> Path:
+    """The folder of a torch, fetched where it is not there yet."""
+    folder = ROOT / "build" / "torch" / (f"{version}-cuda" if cuda else version)
+    if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as fetched:
             # The version is exact: a constraint of this machine's could only refuse it.
             pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", fetched]
             run([*pip, "--only-binary=:all:", f"torch=={version}"], PIP_CONSTRAINT=os.devnull)
             with zipfile.ZipFile(next(Path(fetched).glob("*.whl"))) as wheel:
-                members = [name for name in wheel.namelist() if name.startswith((*KEPT, KEPT_CUDA))]
+                members = [name for name in wheel.namelist() if name.startswith(KEPT_CUDA if cuda else KEPT)]
                 wheel.extractall(Path(fetched) / "kept", members)
             (Path(fetched) / "kept").rename(folder)
     return folder / "torch"
@@ -66,8 +65,8 @@ def main() -> None:
     args = parser.parse_args()
     os.umask(0o022)
     os.environ.setdefault("SOURCE_DATE_EPOCH", time_of_commit())
-    folders = [torch_to_build_with(version, KEPT_CUDA if args.cuda else "") for version in args.torches]
-    kind = {"STCA_TORCH_DIRS": os.pathsep.join(map(str, folders)), "STCA_CMAKE_ARGS": "-DSTCA_CUDA=OFF"}
+    folders = [torch_to_build_with(version, bool(args.cuda)) for version in args.torches]
+    kind = {"STCA_TORCH_DIRS": os.pathsep.join(map(str, folders))}
     if args.cuda:
         majors = {cuda_major(folder) for folder in folders}
         if len(majors) > 1:
