@@ -20,18 +20,23 @@ def _tool(name: str) -> str:
     return shutil.which(name, path=f"{Path(sys.executable).parent}:/usr/bin") or name
 
 
-def _objects(tree: Path) -> list[bytes]:
-    """Of two files that name their folder, compiled in a copy of the sources with debug information."""
+def _configured(tree: Path) -> Path:
+    """The build folder of a copy of the sources, with debug information."""
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     shutil.copy(ROOT / "CMakeLists.txt", tree)
-    for name in ("c_api.cpp", "kernels/cpu_isa.cpp"):
-        with (tree / "csrc" / name).open("a") as source:
-            source.write("extern const char* const kFile;\nconst char* const kFile = __FILE__;\n")
     build = tree / "build"
     options = [f"-DSTCA_TORCH_DIR={torch.__path__[0]}", "-DSTCA_CUDA=OFF", "-DCMAKE_CXX_FLAGS=-g"]
     options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
-    configure = [_tool("cmake"), "-S", str(tree), "-B", str(build)]
-    subprocess.run([*configure, *options], check=True, capture_output=True)
+    subprocess.run([_tool("cmake"), "-S", str(tree), "-B", str(build), *options], check=True, capture_output=True)
+    return build
+
+
+def _objects(tree: Path) -> list[bytes]:
+    """Of two files that name their folder."""
+    build = _configured(tree)
+    for name in ("c_api.cpp", "kernels/cpu_isa.cpp"):
+        with (tree / "csrc" / name).open("a") as source:
+            source.write("extern const char* const kFile;\nconst char* const kFile = __FILE__;\n")
     subprocess.run([_tool("ninja"), "-C", build, *OBJECTS], check=True, capture_output=True)
     return [(build / name).read_bytes() for name in OBJECTS]
 
@@ -40,6 +45,16 @@ def test_two_folders_give_the_same_objects(tmp_path: Path) -> None:
     one, other = _objects(tmp_path / "one"), _objects(tmp_path / "a-longer-name" / "other")
     assert one == other
     assert all(str(tmp_path).encode() not in made for made in one)
+
+
+def test_the_kernels_are_compiled_once_for_every_torch(tmp_path: Path) -> None:
+    command = [_tool("ninja"), "-C", str(_configured(tmp_path)), "-t", "commands"]
+    kernels, library = (
+        subprocess.check_output([*command, target], text=True) for target in ("stca_kernels", "stca_ops")
+    )
+    assert "target_attention.cpp" in kernels
+    assert torch.__path__[0] in library
+    assert torch.__path__[0] not in kernels
 
 
 def test_the_library_names_no_folder_of_its_build() -> None:
