@@ -49,7 +49,7 @@ def target_attention(
             rows = slice(first + begin, first + end)
             scores = scale * torch.einsum("hd,nhd->hn", q[t].to(accumulation), keys[rows])
             lse = scores.logsumexp(dim=1)
-            alpha = torch.exp(scores - lse[:, None])
+            alpha = scores.softmax(dim=1)  # exp(scores - lse) keeps no digit of scores beyond 1e15
             outs.append(torch.einsum("hn,nhd->hd", alpha, values[rows]).to(q.dtype))
             lses.append(lse)
     out = torch.stack(outs) if outs else q.new_zeros(0, H, values.shape[2])

@@ -3,14 +3,17 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
 import operators_planted
+import torch
 from operators_calls import random_call
 from operators_judge import judge
+from operators_rounding import worst_of_draws
 
 import stca
 
@@ -35,3 +38,38 @@ def test_faults_are_seen(fault: str, says: str, monkeypatch: pytest.MonkeyPatch)
     operators_planted.plant(fault)
     with pytest.raises((AssertionError, KeyError), match=says):
         list(map(judge, map(random_call, range(300))))
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("sum_of_terms_that_cancel", 2**-16),
+        ("gradients_that_cancel", 2**-16),
+        ("gradients_that_cancel_in_float64", 2**-44),
+        ("sums_among_denormals", 1e-42),
+        ("scores_of_10_to_the_19", 2**-6),
+    ],
+)
+def test_rounding_excuses_no_error(name: str, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = json.loads((Path(__file__).parent / "operators_corpus" / f"{name}.json").read_text())
+    right = getattr(stca.ops, recipe["op"])
+
+    def faulty(*args: Any, **options: Any) -> Any:
+        results = right(*args, **options)
+        return results + step if isinstance(results, torch.Tensor) else (results[0] + step, *results[1:])
+
+    monkeypatch.setattr(stca.ops, recipe["op"], faulty)
+    with pytest.raises(AssertionError, match="error"):
+        judge(recipe)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1.0, 0.0])
+def test_draws_are_as_wide_as_rounding(size: float, dtype: torch.dtype) -> None:
+    """Of a sum: each term, and the sum, is moved by an ulp at most."""
+    x, limits = size * torch.randn(99, 1, dtype=torch.float64), torch.finfo(dtype)
+    exact = {"sum": x.sum(dim=0)}
+    drawn = worst_of_draws(exact, lambda of: {"sum": of(x).sum(dim=0)}, dtype)
+    distance = float((drawn["sum"] - exact["sum"]).abs())
+    terms = float(x.abs().sum()) * limits.eps + 99 * limits.smallest_normal * limits.eps
+    assert terms / 99 < distance < 2 * terms

@@ -67,14 +67,21 @@ def plain_target_attention(
     return (out, lse) if return_lse else out
 
 
-def swiglu_references(inputs: dict[str, Tensor], dy: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """y of swiglu_ffn_norm and each gradient by the oracle, in float64 and in the inputs' dtype."""
+def swiglu_results(
+    inputs: dict[str, Tensor],
+    dy: Tensor,
+    f: Callable[..., Tensor] = stca.reference.swiglu_ffn_norm,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """y of swiglu_ffn_norm and each gradient, in the dtype of the inputs."""
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    y = f(**leaves, **options)
+    grads = torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype))
+    return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
 
-    def results(dtype: torch.dtype) -> dict[str, Tensor]:
-        leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in inputs.items()}
-        y = stca.reference.swiglu_ffn_norm(**leaves)  # type: ignore[arg-type]
-        grads = torch.autograd.grad(y, list(leaves.values()), dy.to(dtype))
-        return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
 
-    exact, plain = results(torch.float64), results(dy.dtype)
+def swiglu_references(inputs: dict[str, Tensor], dy: Tensor, **options: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """`swiglu_results` of the oracle in float64, and in the inputs' dtype."""
+    exact = swiglu_results({name: x.double() for name, x in inputs.items()}, dy, **options)
+    plain = swiglu_results(inputs, dy, **options)
     return {name: (exact[name], plain[name]) for name in exact}
