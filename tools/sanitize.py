@@ -155,9 +155,10 @@ def examine(sanitizer: Sanitizer, quick: bool) -> Outcome:
         status, printed, written = run(sanitizer, clean, isas, *command)
         found, others = judged(written)
         what = " ".join(part for part in command if "/" in part or part in ("pytest", "calls"))
-        passed = re.findall(r"(\d+) passed|(\d+) calls", printed)
-        outcome.tests += sum(int(number) for pair in passed for number in pair if number)
-        wrong = [] if status == 0 else [f"{what} ends with {status}:\n{printed[-3000:]}"]
+        counts = re.findall(r"(\d+) passed|(\d+) calls from|calls: (done)", printed)
+        outcome.tests += sum(int(number) for each in counts for number in each if number.isdigit())
+        # A sanitizer that ends a process ends it with 0: only what says how many there were has come to its end.
+        wrong = [] if status == 0 and counts else [f"{what} ends with {status}:\n{printed[-3000:]}"]
         outcome.findings += [f"{sanitizer.name}: {each}" for each in (*wrong, *found)]
         print(
             f"{sanitizer.name}: {what}: {len(found)} reports, {others} of other libraries alone; {last(printed)}",
