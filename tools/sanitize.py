@@ -39,8 +39,13 @@ FULL = (
     "tests/batch",
     *(f"tests/serving/test_{name}.py" for name in ("cache_readers", "history_cache", "snapshots")),
 )
-# Tests that measure the memory of a process, which sanitizers multiply, or that start compilers under them.
-LEFT_OUT = "not compile and not export and not memory_of_narrow_rows and not forward_memory and not backward_memory"
+# Tests that measure the memory of a process, which sanitizers multiply, or that start compilers under them, and of CUDA
+# kernels, which another library runs.
+LEFT_OUT = (
+    "not compile and not export and not memory_of_narrow_rows and not forward_memory and not backward_memory"
+    " and not emulator"
+)
+
 
 
 def build(sanitizer: Sanitizer, isas: Sequence[str]) -> None:
