@@ -47,7 +47,6 @@ LEFT_OUT = (
 )
 
 
-
 def build(sanitizer: Sanitizer, isas: Sequence[str]) -> None:
     """Builds the operators, and those with a fault, into the sanitizer's folder."""
     launcher = ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []
