@@ -134,10 +134,15 @@ def _enlarge(rng: Random, args: Recipe) -> None:
     ):
         new = 2 ** rng.choice(powers)
         shapes = [[new if size == old else size for size in spec["shape"]] for spec in specs]
-        if any(math.prod(size for size in shape if size) >= 2**63 for shape in shapes):
-            return  # torch has no such tensor
+        if not all(map(_is_possible, shapes)):
+            return
         for spec, shape in zip(specs, shapes, strict=True):
             spec.update(shape=shape, layout="one_element")
+
+
+def _is_possible(shape: list[int]) -> bool:
+    """Whether torch has tensors of this shape."""
+    return math.prod(size for size in shape if size) < 2**63
 
 
 def _spoil(rng: Random, args: Recipe) -> None:
@@ -158,7 +163,9 @@ def _spoil(rng: Random, args: Recipe) -> None:
         changed = rng.choice(
             ([], [*shape, 1], shape[:-1], [*shape[:at], shape[at] + rng.choice((-1, 1)), *shape[at + 1 :]])
         )
-        spec["shape"] = [max(0, size) for size in changed]
+        changed = [max(0, size) for size in changed]
+        if _is_possible(changed):
+            spec["shape"] = changed
 
 
 def _spoil_values(rng: Random, spec: Recipe) -> None:

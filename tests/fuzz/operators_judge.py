@@ -140,7 +140,8 @@ def _compare_swiglu(args: dict[str, Any], y: Tensor) -> None:
     dy, eps = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y.dtype), args["eps"]
     actual = swiglu_results(inputs, dy, stca.ops.swiglu_ffn_norm, eps=eps, recompute=args["recompute"])
     references = swiglu_references(inputs, dy, eps=eps)
-    if not eps > 0:  # there is no such norm, nor a gradient
+    # Without a positive eps there is no such norm, and of two columns it makes 1 and -1, whatever they are.
+    if not eps > 0 or y.shape[1] == 2:
         actual, references = {"y": actual["y"]}, {"y": references["y"]}
 
     def again(of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -21,13 +21,17 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, dtype: torch.dtype, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._limits, self._generator = torch.finfo(dtype), torch.Generator().manual_seed(seed)
+        self._limits, self._seed = torch.finfo(dtype), seed
 
     def moved(self, x: Tensor) -> Tensor:
-        """By eps of a number, and by the distance of the smallest numbers, where all are as far apart."""
+        """By eps of a number, and by the distance of the smallest numbers; equal numbers, as by rounding, equally."""
         if x.dtype != torch.float64:
             return x
-        step = 2 * torch.rand(x.shape, dtype=x.dtype, generator=self._generator) - 1
+        bits = x.contiguous().view(torch.int64) if x.numel() else x.long()
+        for multiplier in (0x9E3779B97F4A7C1, 0x3F58476D1CE4E5B9):
+            bits = (bits + self._seed) * multiplier
+            bits = bits ^ (bits >> 32)
+        step = bits.double() / 2**63
         moved = x + step * (x.abs() * self._limits.eps + self._limits.smallest_normal * self._limits.eps)
         return moved.where(x.isfinite(), x)
 

@@ -16,10 +16,11 @@ def assert_as_accurate(
     rounding costs for the very same inputs, so it sets the scale. With e(x) the largest distance of x from
     the oracle, which is computed in float64 from the same (already rounded) inputs,
 
-        e(actual) <= 2 e(plain) + ulps * eps * sensitivity * max |oracle|
+        e(actual) <= 2 e(plain) + ulps * eps * sensitivity * max(max |oracle|, smallest normal number)
 
     and the same for the root mean square of the distances, which no single outlier of `plain` can widen. The
-    last term is there because plain PyTorch may be exact by luck. Infinities and NaN must stand exactly where
+    last term is there because plain PyTorch may be exact by luck; below the smallest normal number an ulp shrinks no
+    more. Infinities and NaN must stand exactly where
     the oracle has them.
 
     Args:
@@ -41,7 +42,8 @@ def assert_as_accurate(
         return
     ours, theirs = ((x.double() - oracle)[finite] for x in (actual, plain))
     ulps = _ULPS_OF_ORACLE if actual.dtype == torch.float64 else _ULPS
-    slack = ulps * sensitivity * torch.finfo(actual.dtype).eps * float(oracle[finite].abs().max())
+    limits = torch.finfo(actual.dtype)
+    slack = ulps * sensitivity * limits.eps * max(float(oracle[finite].abs().max()), limits.smallest_normal)
     for measure, of in (("largest", torch.amax), ("root mean square", _root_mean_square)):
         error, bound = float(of(ours.abs())), 2 * float(of(theirs.abs())) + slack
         assert error <= bound, f"{name}: {measure} error {error:.3g}, plain PyTorch allows {bound:.3g}"
