@@ -132,7 +132,8 @@ def predictions(kernels: dict[str, list[Counts]]) -> None:
             for kind in kinds:
                 tile = 16 if kind == "fwd_few" else ROWS[width]
                 product = 2.0 * -(-rows // tile) * tile * length * width * requests
-                own = next(c for n, c in kernels.items() if f"_{kind}" in n and re.search(rf", {width}, {shared}(, \w+)?>", n))
+                wanted = re.compile(rf"_{kind}.*, {width}, {shared}(, \w+)?>")
+                own = next(counts for name, counts in kernels.items() if wanted.search(name))
                 for counts, products in zip(own, PRODUCTS[kind], strict=True):
                     if products > 1 or kept:
                         spent += products * product / (counts.flops_per_cycle * MULTIPROCESSORS * CLOCK)

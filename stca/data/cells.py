@@ -1,6 +1,5 @@
 """Cells of a log's columns to ids, labels and features: what does not fit is an error that names its row."""
 
-from collections.abc import Callable
 from uuid import UUID
 
 import numpy as np
@@ -8,9 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stca.data.formats import LogFormat
-from stca.data.source import Piece
-
-BROKEN = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
+from stca.data.piece import BROKEN, Piece, converted
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -52,43 +49,6 @@ def cells(piece: Piece, theirs: str, form: LogFormat) -> pa.Array:
     if (count := pc.sum(empty).as_py() or 0) > 0:
         raise piece.error(theirs, "not have empty values", pc.index(empty, True).as_py(), None, count)
     return column
-
-
-def converted(piece: Piece, theirs: str, column: pa.Array, kind: pa.DataType, expected: str) -> pa.Array:
-    """The column as another type.
-
-    Raises:
-        ValueError: the first value that cannot be it.
-    """
-    return parsed(piece, theirs, column, lambda part: pc.cast(part, kind), expected)
-
-
-def parsed(
-    piece: Piece, theirs: str, column: pa.Array, parse: Callable[[pa.Array], pa.Array], expected: str
-) -> pa.Array:
-    """What `parse` makes of a column.
-
-    Raises:
-        ValueError: the first value of which it makes nothing.
-    """
-    try:
-        return parse(column)
-    except BROKEN as error:
-        at = good_part(column, parse)
-        raise piece.error(theirs, expected, at, column[at].as_py()) from error
-
-
-def good_part(column: pa.Array, parse: Callable[[pa.Array], pa.Array]) -> int:
-    """How many values, from the first on, can be parsed, of a column that cannot."""
-    good, bad = 0, len(column)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        try:
-            parse(column[:middle])
-            good = middle
-        except BROKEN:
-            bad = middle
-    return good
 
 
 def id_cells(piece: Piece, theirs: str, form: LogFormat) -> pa.Array:
@@ -198,7 +158,7 @@ def label(piece: Piece, theirs: str, form: LogFormat, binary: bool) -> pa.Array:
     """
     positive = form.positive if binary else None
     if isinstance(positive, tuple):
-        text = pc.utf8_trim_whitespace(cells(piece, theirs, form).cast(pa.string()))
+        text = pc.utf8_trim_whitespace(converted(piece, theirs, cells(piece, theirs, form), pa.string(), "be text"))
         return pc.is_in(text, pa.array(positive)).cast(pa.float32())
     values = numbers(piece, theirs, form, pa.float64()).to_numpy()
     if positive is not None:

@@ -13,8 +13,9 @@ from stca.data.folders import log_files
 from stca.data.formats import FORMATS, IDS, LogFormat, is_label
 from stca.data.git import is_clone, read_git
 from stca.data.ids import Names
+from stca.data.piece import Piece
 from stca.data.plan import Plan, Seen, look, look_at_clone, settle
-from stca.data.source import Piece, is_empty, pieces
+from stca.data.source import is_empty, pieces
 from stca.data.times import seconds
 
 _ROOM = 256 << 20  # bytes of a log that is not read a second time

@@ -14,8 +14,9 @@ from stca.data.cells import are_integers, id_cells, is_number
 from stca.data.detect import missing_column
 from stca.data.formats import FORMATS, IDS, UNITS, LogFormat, is_label
 from stca.data.ids import Names
+from stca.data.piece import Piece
 from stca.data.read import open_file
-from stca.data.source import Piece, column_names, is_parquet, pieces
+from stca.data.source import column_names, is_parquet, pieces
 from stca.data.times import times
 
 _YEARS = 631_152_000, 4_102_444_800  # seconds of 1990 and 2100
@@ -73,7 +74,7 @@ def look(path: Path, form: LogFormat, room: int = 0) -> Seen:
         with open_file(path) as file:
             schema = file.schema_arrow
     for ours, theirs in seen.columns.items():
-        kind = pa.string() if text else schema.field(theirs).type
+        kind = pa.string() if text or theirs not in schema.names else schema.field(theirs).type  # not: in a packed cell
         seen.types[ours] = kind.value_type if pa.types.is_dictionary(kind) else kind
     waiting = [ours for ours, kind in seen.types.items() if _must_be_looked_at(ours, kind, form, text)]
     kept: list[Piece] | None = [] if path.stat().st_size < room else None

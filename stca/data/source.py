@@ -6,19 +6,18 @@ import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-from numpy.typing import NDArray
 
 from stca.data.formats import FORMATS, LogFormat
+from stca.data.piece import Piece, converted
 from stca.data.read import UNREADABLE, broken_part, open_file
 
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
@@ -36,29 +35,6 @@ _BROKEN = zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, UnicodeError
 _HEAD = 1 << 20  # bytes in which a header must end
 _BLOCKS = 1 << 20, 1 << 28  # bytes of a piece; the second where a row does not fit into the first
 _SMALL = 1 << 10  # bytes of a file that may be nothing but its packing
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some rows of a file, with the file's own columns."""
-
-    path: Path
-    table: pa.Table
-    first: int  # row of the file that the first is, counted from 1 and without the header
-    text: bool  # of a text file, whose cells are bytes
-    rows: NDArray[np.int64] | None = None  # rows of the file, where they are not one after the other
-
-    def with_columns(self, columns: Mapping[str, pa.Array | None]) -> "Piece":
-        """The same rows with some columns in another form."""
-        names = self.table.column_names
-        arrays = [self.table[name] if columns.get(name) is None else columns[name] for name in names]
-        return replace(self, table=pa.table(arrays, names))
-
-    def error(self, theirs: str, expected: str, at: int, value: Any, count: int | None = None) -> ValueError:
-        """What to raise for the value of a row."""
-        row = self.first + (at if self.rows is None else int(self.rows[at]))
-        got = repr(value) if count is None else f"{count}, the first"
-        return ValueError(f"{self.path}: column {theirs} must {expected}, got {got} in row {row}")
 
 
 def is_parquet(path: Path) -> bool:
@@ -226,16 +202,16 @@ def _blocks(path: Path, form: LogFormat, types: dict[str, pa.DataType], size: in
 
 def _unpacked(piece: Piece, column: str) -> Piece:
     """A row for each of the impressions in a cell, `N1-0 N2-1`: what was shown, and what came of it."""
-    cells = piece.table[column].combine_chunks().cast(pa.string())
+    cells = converted(piece, column, piece.table[column].combine_chunks(), pa.string(), "be UTF-8")
     shown = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(cells))
     rows = pc.list_parent_indices(shown).to_numpy()
     each = pc.list_flatten(shown)
     parts = pc.split_pattern(each, "-", max_splits=1, reverse=True)
     if (at := pc.index(pc.equal(pc.list_value_length(parts), 2), False).as_py()) >= 0:
         raise replace(piece, rows=rows).error(column, "hold ITEM-LABEL in each place", at, each[at].as_py())
-    table = piece.table.drop_columns([column]).take(pa.array(rows))
+    table, kind = piece.table.drop_columns([column]).take(pa.array(rows)), pa.binary() if piece.text else pa.string()
     for name, place in (("item", 0), ("label", 1)):
-        table = table.append_column(f"{column}.{name}", pc.list_element(parts, place).cast(pa.binary()))
+        table = table.append_column(f"{column}.{name}", pc.list_element(parts, place).cast(kind))
     return replace(piece, table=table, rows=rows)
 
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stca.data.cells import BROKEN, as_integers, cells, converted, finite, good_part, integers_of_text, parsed
+from stca.data.cells import as_integers, cells, finite, integers_of_text
 from stca.data.formats import UNITS, LogFormat
 from stca.data.git import YEAR_1, YEAR_10000
-from stca.data.source import Piece
+from stca.data.piece import BROKEN, Piece, converted, good_part, parsed
 
 
 def times(piece: Piece, theirs: str, form: LogFormat) -> tuple[NDArray[Any], int | None]:
@@ -26,8 +26,8 @@ def times(piece: Piece, theirs: str, form: LogFormat) -> tuple[NDArray[Any], int
         return integers.to_numpy(), None
     column = cells(piece, theirs, form)
     if form.time_format is not None:
-        text = column.cast(pa.string())
         expected = f"be times like {form.time_format}"
+        text = converted(piece, theirs, column, pa.string(), expected)
         found = parsed(piece, theirs, text, lambda part: pc.strptime(part, form.time_format, "s"), expected)
         _check_days(piece, theirs, text, found, form.time_format)
         return found.cast(pa.int64()).to_numpy(), 1

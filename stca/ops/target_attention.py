@@ -115,8 +115,8 @@ def target_attention(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, another `recompute`, offsets that do not start at 0,
             decrease or do not end at T or N, a visible range outside its request's history, an index that is no row of
-            k, int8 without a scale or where an input requires a gradient or, on CUDA, of k or v alone, or widths that take more shared
-            memory than the GPU has, for the gradients too where one is required.
+            k, int8 without a scale or where an input requires a gradient or, on CUDA, of k or v alone, or widths that
+            take more shared memory than the GPU has, for the gradients too where one is required.
 
     Under `torch.autocast` q, k and v are first converted to the autocast dtype, unless they are float64.
 

@@ -2,11 +2,15 @@
 
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from logs import HEADER, events, parquet, write
 
+from stca.data import LogFormat
 from stca.data.convert import main
 
 
@@ -40,3 +44,27 @@ def test_options_of_text_are_not_dropped(tmp_path: Path) -> None:
             ";",
         ]
     )
+
+
+def test_bytes_that_are_no_text_are_refused_wherever_text_must_be(tmp_path: Path) -> None:
+    """Impressions, times by a format and labels by name: of text files, and of bytes in Parquet."""
+    bad = [b"N1-1 N2-0", b"N1-\xff"]
+    good = {"user_id": [1, 2], "item_id": [3, 4], "timestamp": [5, 6], "label": [b"yes", b"no"]}
+    columns = {"user_id": "user_id", "timestamp": "timestamp", "item_id": "seen.item", "label": "seen.label"}
+    shown = LogFormat(columns, impressions="seen")
+    plain = {name: name for name in good}
+    cases = [
+        ("seen", shown, good | {"seen": bad}, "be UTF-8"),
+        ("timestamp", LogFormat(plain, time_format="%Y"), good | {"timestamp": [b"2001", b"\xff"]}, "be times like %Y"),
+        ("label", LogFormat(plain, positive=("yes",)), good | {"label": [b"yes", b"\xff"]}, "be text"),
+        ("label", LogFormat(plain, positive=("yes",)), good | {"label": [["yes"], ["no"]]}, "be text"),
+    ]
+    for name, form, content, expected in cases:
+        pq.write_table(pa.table(content), path := tmp_path / "log.parquet")
+        with pytest.raises(ValueError, match=rf"log.parquet: column {name} must {expected}, got .* in row [12]"):
+            events(path, form=form)
+    pq.write_table(pa.table(good | {"seen": ["N1-1 N2-0", "N3-1"]}), path)
+    assert [event["label"] for event in events(path, form=shown)] == [1, 0, 1]
+    (path := tmp_path / "log.tsv").write_bytes(b"user_id\ttimestamp\tseen\n1\t5\tN1-1\n2\t6\tN1-\xff\n")
+    with pytest.raises(ValueError, match=r"log.tsv: column seen must be UTF-8, got b'N1-\\xff' in row 2"):
+        events(path, form=replace(shown, delimiter="\t"))

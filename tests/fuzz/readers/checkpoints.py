@@ -81,7 +81,7 @@ def check(data: bytes, folder: Path) -> None:
         refused(error, path)
         saved = None
     else:
-        again = torch.load(path, weights_only=True)
+        again = torch.load(path, map_location="cpu", weights_only=True)
         assert list(saved) == list(again)
     try:
         scorer = Scorer(path, _store, 64, 8, page_rows=16)
