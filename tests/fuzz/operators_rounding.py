@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 _DRAWS = 16
@@ -36,8 +36,9 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return moved.where(x.isfinite(), x)
 
     def widened(self, x: Tensor) -> Tensor:
-        """An input, moved too: a sum rounds each of its terms."""
-        return self.moved(x.double())
+        """An input, moved too, and once: a sum rounds each of its terms."""
+        with _disable_current_modes():
+            return self.moved(x.double())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
