@@ -48,6 +48,7 @@ def test_faults_are_seen(fault: str, says: str, monkeypatch: pytest.MonkeyPatch)
         ("gradients_that_cancel_in_float64", 2**-44),
         ("sums_among_denormals", 1e-42),
         ("scores_of_10_to_the_19", 2**-6),
+        ("one_row_700_times_in_float64", 2**-36),
     ],
 )
 def test_rounding_excuses_no_error(name: str, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
