@@ -38,8 +38,9 @@ def test_large_scores(case: TargetAttentionCase, dtype: torch.dtype, isa: str) -
     inputs = inputs.but(scale=1e4 / float(inputs.q.double().norm(dim=2).max()))
     actual = inputs.results()
     assert largest_lse(actual) > 3e3
-    # exp() turns the scores' own rounding, about 1e4 eps here, into the error of both, and luck into their ratio.
-    assert_all_as_accurate(actual, target_attention_references(inputs), sensitivity=4)
+    # exp() turns the scores' own rounding, about 1e4 eps here, into the error of both, and luck into their ratio; in
+    # float64 into that of the oracle too.
+    assert_all_as_accurate(actual, target_attention_references(inputs), sensitivity=40 if dtype == torch.float64 else 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
