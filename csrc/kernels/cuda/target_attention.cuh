@@ -117,12 +117,14 @@ struct History {
 template <class T>
 STCA_DEVICE History<T> history_of(const TargetAttentionParams& p, const Item& item, const void* tensor,
                                   int64_t row_stride, int64_t head_stride, const RowScales& scales) {
-  const bool indexed = p.history_index != nullptr;
-  const int64_t first = indexed ? 0 : item.row_begin;
-  const T* rows = static_cast<const T*>(tensor) + item.kv_head * head_stride + first * row_stride;
-  const int64_t* index = indexed ? p.history_index + item.row_begin : nullptr;
-  const float* scale = scales.data + item.kv_head * scales.head_stride + first * scales.row_stride;
-  return {rows, row_stride, index, p.pool_rows - 1, scale, scales.row_stride};
+  const T* head = static_cast<const T*>(tensor) + item.kv_head * head_stride;
+  const float* scale = scales.data + item.kv_head * scales.head_stride;
+  const int64_t last = p.pool_rows - 1;
+  if (p.history_index != nullptr) {
+    return {head, row_stride, p.history_index + item.row_begin, last, scale, scales.row_stride};
+  }
+  scale += item.row_begin * scales.row_stride;
+  return {head + item.row_begin * row_stride, row_stride, nullptr, last, scale, scales.row_stride};
 }
 
 template <class T>
@@ -154,7 +156,10 @@ STCA_DEVICE void load_history_rows(T* to, const History<T>& history, int first, 
   } else {
     load_rows<kMaxWidth, kRows, kThreads>(
         to, end - first, int(width), aligned,
-        [&](int row) { return history.rows + history.place(min(first + row, end - 1)) * history.stride; }, thread);
+        [&](int row) {
+          return history.rows + clamp(history.index[min(first + row, end - 1)], history.last) * history.stride;
+        },
+        thread);
   }
 }
 
