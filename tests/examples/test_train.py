@@ -127,7 +127,7 @@ def _check_that_the_future_is_unseen(events: pa.Table, path: Path) -> None:
     )
     past = [key for key in before if key[2] <= now]
     assert len(past) > 3000
-    assert [after[key] for key in past] == [before[key] for key in past]
+    assert sum(after[key] != before[key] for key in past) == 0  # a count: pytest would compare the lists for minutes
 
 
 def test_no_target_sees_its_future(events: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
