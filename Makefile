@@ -136,15 +136,16 @@ ptx-check: ptx build/triton/triton
 	PYTHONPATH=build/triton $(BIN)/python -m pytest tests/ptx/check_triton.py
 
 # The kernels alone, without torch and Python: for every instruction set and every CUDA architecture. What ptxas says of
-# Hopper's own is read as they are compiled (csrc/kernels/cuda/sm90/compile.sh), their machine code afterwards.
-kernels: $(INSTALLED) $(CUDACXX)
+# Hopper's own is read as they are compiled (csrc/kernels/cuda/sm90/compile.sh), their machine code afterwards, by the
+# cuobjdump that comes with Triton where the toolkit has none.
+kernels: $(INSTALLED) $(CUDACXX) build/triton/triton
 	CUDACXX=$(abspath $(CUDACXX)) $(CMAKE) -S csrc/kernels -B build/kernels -DSTCA_CUDA=ON
 	$(BIN)/cmake --build build/kernels
-	$(BIN)/python tools/sm90_code.py build/kernels/libstca_cuda.a
+	PYTHONPATH=build/triton $(BIN)/python tools/sm90_code.py build/kernels/libstca_cuda.a
 
 # What nvcc made of the attention kernels: registers, instructions of their loops, and the time that follows at the earliest.
 counts: kernels
-	$(BIN)/python tools/kernel_counts.py build/kernels
+	PYTHONPATH=build/triton $(BIN)/python tools/kernel_counts.py build/kernels
 
 # With GCC, whose sanitizers these are, and valgrind.
 sanitize: $(INSTALLED)
