@@ -15,8 +15,12 @@ def is_number(kind: pa.DataType) -> bool:
     return _is_any(kind, "integer", "floating", "decimal", "boolean")
 
 
-def _stored(piece: Piece, theirs: str) -> pa.Array:
-    """A column as numbers, times, string, or binary where Parquet has bytes."""
+def stored(piece: Piece, theirs: str) -> pa.Array:
+    """A column as numbers, times, string, or binary where Parquet has bytes.
+
+    Raises:
+        ValueError: text that is no UTF-8.
+    """
     column: pa.Array = piece.table[theirs].combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -24,10 +28,10 @@ def _stored(piece: Piece, theirs: str) -> pa.Array:
         found = column.storage.dictionary_encode()
         names = [each and str(UUID(bytes=each)) for each in found.dictionary.to_pylist()]
         column = pa.array(names, pa.string()).take(found.indices)
-    if piece.text and column.type == pa.binary():
+    if _is_any(column.type, "string", "large_string", "string_view"):  # Parquet's, of which nobody has read a byte
+        column = converted(piece, theirs, column.cast(pa.string()).cast(pa.binary()), pa.string(), "be UTF-8")
+    elif piece.text and column.type == pa.binary():
         column = converted(piece, theirs, column, pa.string(), "be UTF-8")
-    elif _is_any(column.type, "string", "large_string", "string_view"):
-        column = column.cast(pa.string())
     elif _is_any(column.type, "binary", "large_binary", "binary_view", "fixed_size_binary"):
         column = column.cast(pa.binary())
     return column
@@ -39,7 +43,7 @@ def cells(piece: Piece, theirs: str, form: LogFormat) -> pa.Array:
     Raises:
         ValueError: empty cells, or text that is no UTF-8.
     """
-    column = _stored(piece, theirs)
+    column = stored(piece, theirs)
     empty = column.is_null()
     if column.type == pa.string():
         blank = pc.or_kleene(pc.is_in(column, pa.array(("", *form.nulls), pa.string())), pc.utf8_is_space(column))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from stca.data.cells import stored
 from stca.data.formats import FORMATS, LogFormat
 from stca.data.piece import Piece, converted
 from stca.data.read import UNREADABLE, broken_part, open_file
@@ -140,14 +141,14 @@ def pieces(path: Path, form: LogFormat, wanted: Sequence[str], integers: Collect
     Raises:
         ValueError: a file that cannot be read.
     """
-    stored = sorted({form.impressions or "" if _in_cell(name, form) else name for name in wanted})
+    kept = sorted({form.impressions or "" if _in_cell(name, form) else name for name in wanted})
     row = 1
     text = not is_parquet(path)
-    known = {name: pa.int64() if name in integers else pa.binary() for name in stored}
-    for table in _of_text(path, form, known) if text else _of_parquet(path, stored):
+    known = {name: pa.int64() if name in integers else pa.binary() for name in kept}
+    for table in _of_text(path, form, known) if text else _of_parquet(path, kept):
         if len(table):
             piece = Piece(path, table, row, text)
-            yield _unpacked(piece, form.impressions) if form.impressions in stored else piece
+            yield _unpacked(piece, form.impressions) if form.impressions in kept else piece
             row += len(table)
 
 
@@ -202,7 +203,7 @@ def _blocks(path: Path, form: LogFormat, types: dict[str, pa.DataType], size: in
 
 def _unpacked(piece: Piece, column: str) -> Piece:
     """A row for each of the impressions in a cell, `N1-0 N2-1`: what was shown, and what came of it."""
-    cells = converted(piece, column, piece.table[column].combine_chunks(), pa.string(), "be UTF-8")
+    cells = converted(piece, column, stored(piece, column), pa.string(), "be UTF-8")
     shown = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(cells))
     rows = pc.list_parent_indices(shown).to_numpy()
     each = pc.list_flatten(shown)

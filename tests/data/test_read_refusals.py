@@ -46,8 +46,14 @@ def test_options_of_text_are_not_dropped(tmp_path: Path) -> None:
     )
 
 
+def _unread(values: list[bytes], kind: pa.DataType) -> pa.Array:
+    """Strings whose bytes nobody has looked at, as Parquet gives them."""
+    wide = pa.large_binary() if kind == pa.large_string() else pa.binary()
+    return pa.Array.from_buffers(kind, len(values), pa.array(values, wide).buffers())
+
+
 def test_bytes_that_are_no_text_are_refused_wherever_text_must_be(tmp_path: Path) -> None:
-    """Impressions, times by a format and labels by name: of text files, and of bytes in Parquet."""
+    """Impressions, times, labels, ids and numbers: of text files, of bytes in Parquet, and of strings that are none."""
     bad = [b"N1-1 N2-0", b"N1-\xff"]
     good = {"user_id": [1, 2], "item_id": [3, 4], "timestamp": [5, 6], "label": [b"yes", b"no"]}
     columns = {"user_id": "user_id", "timestamp": "timestamp", "item_id": "seen.item", "label": "seen.label"}
@@ -59,6 +65,17 @@ def test_bytes_that_are_no_text_are_refused_wherever_text_must_be(tmp_path: Path
         ("label", LogFormat(plain, positive=("yes",)), good | {"label": [b"yes", b"\xff"]}, "be text"),
         ("label", LogFormat(plain, positive=("yes",)), good | {"label": [["yes"], ["no"]]}, "be text"),
     ]
+    for kind in (pa.string(), pa.large_string()):
+        text = {name: _unread(values, kind) for name, values in (("label", [b"yes", b"\xff"]), ("n", [b"1", b"\xff"]))}
+        cases += [
+            ("seen", shown, good | {"seen": _unread(bad, kind)}, "be UTF-8"),
+            ("seen", shown, good | {"seen": _unread(bad, kind).dictionary_encode()}, "be UTF-8"),
+            ("timestamp", LogFormat(plain, time_format="%Y"), good | {"timestamp": text["n"]}, "be UTF-8"),
+            ("timestamp", LogFormat(plain), good | {"label": [1, 0], "timestamp": text["n"]}, "be UTF-8"),
+            ("item_id", LogFormat(plain), good | {"label": [1, 0], "item_id": text["n"]}, "be UTF-8"),
+            ("label", LogFormat(plain), good | {"label": text["n"]}, "be UTF-8"),
+            ("label", LogFormat(plain, positive=("yes",)), good | {"label": text["label"]}, "be UTF-8"),
+        ]
     for name, form, content, expected in cases:
         pq.write_table(pa.table(content), path := tmp_path / "log.parquet")
         with pytest.raises(ValueError, match=rf"log.parquet: column {name} must {expected}, got .* in row [12]"):
