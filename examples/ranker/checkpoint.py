@@ -14,7 +14,9 @@ def whole_checkpoint(path: Path, hint: str = "") -> Iterator[None]:
     """A block that reads a checkpoint, or puts it into a model: what fails there is the file's fault, and names it."""
     try:
         yield
-    except Exception as error:  # as many kinds as there are files that are no checkpoint
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # as many kinds as there are broken files; torch.distributed's are no Exception
         raise ValueError(f"{path}: must be a whole checkpoint{hint}: {error!r}") from error
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from ranker.checkpoint import load_checkpoint
+from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from serve.scorer import Scorer
 from serve.store import SQLiteStore
 from service_process import write_checkpoint
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
 
 class Code:
@@ -27,6 +29,20 @@ def test_code_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{path}: must be a whole checkpoint"):
         load_checkpoint(path, ["model"])
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+def test_parts_that_are_cut(tmp_path: Path, name: str) -> None:
+    """Of torch's distributed checkpoints, whose errors are no `Exception`."""
+    save_parts({"model": torch.rand(64, 64)}, checkpoint_id=(folder := tmp_path / "checkpoint-8"))
+    os.truncate(folder / name, (folder / name).stat().st_size // 2)
+    with pytest.raises(ValueError, match=f"^{folder}: must be a whole checkpoint"), whole_checkpoint(folder):
+        load_parts({"model": torch.zeros(64, 64)}, checkpoint_id=folder)
+
+
+def test_an_interrupted_reader_is_no_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), whole_checkpoint(tmp_path):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
