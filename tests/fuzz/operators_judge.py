@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from accuracy import assert_all_as_accurate, assert_as_accurate, assert_bitwise_equal
+from accuracy import assert_all_as_accurate, assert_as_accurate, assert_bitwise_equal, ulps
 from cases import DTYPES, TargetAttentionInputs
 from operators_calls import Recipe, made
 from operators_fits import FITS, gather_fits
@@ -128,7 +128,7 @@ def _compare_attention(args: dict[str, Any], results: list[Tensor]) -> None:
     actual = {"out": out, "lse": results[1].where(oracle["lse"] != torch.inf, oracle["lse"].to(results[1].dtype))}
     finite = all(x is None or bool(x.isfinite().all()) for x in (q, k, v))
     if finite and v is not k and abs(args["scale"] or 0) <= 1:
-        actual |= {name: x for name, x in inputs.results().items() if name not in actual}
+        actual |= {name: x for name, x in inputs.results(stca.ops.target_attention).items() if name not in actual}
     references = {name: references[name] for name in actual}
     # A history's rows are summed up, and what an index names many times has as many gradients.
     index = args["history_index"]
@@ -181,7 +181,7 @@ def _assert_within_rounding(
     for name, (oracle, plain) in _where_finite(pairs).items():
         x = actual[name]
         denormal = bool((oracle.abs() < torch.finfo(x.dtype).smallest_normal).all())
-        steps = max(1, terms / 8) if denormal or x.dtype == torch.float64 else 1
+        steps = max(1, terms / ulps(x.dtype)) if denormal or x.dtype == torch.float64 else 1
         assert_as_accurate(x, oracle, plain, name, sensitivity=steps)
 
 

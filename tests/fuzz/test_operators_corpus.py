@@ -20,6 +20,10 @@ import stca
 CORPUS = sorted((Path(__file__).parent / "operators_corpus").glob("*.json"))
 
 
+def _recipe(name: str) -> Any:
+    return json.loads((Path(__file__).parent / "operators_corpus" / f"{name}.json").read_text())
+
+
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_corpus(path: Path) -> None:
     recipe = json.loads(path.read_text())
@@ -52,7 +56,7 @@ def test_faults_are_seen(fault: str, says: str, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_rounding_excuses_no_error(name: str, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = json.loads((Path(__file__).parent / "operators_corpus" / f"{name}.json").read_text())
+    recipe = _recipe(name)
     right = getattr(stca.ops, recipe["op"])
 
     def faulty(*args: Any, **options: Any) -> Any:
@@ -61,6 +65,30 @@ def test_rounding_excuses_no_error(name: str, step: float, monkeypatch: pytest.M
 
     monkeypatch.setattr(stca.ops, recipe["op"], faulty)
     with pytest.raises(AssertionError, match="error"):
+        judge(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("gradients_that_cancel", 2**-16),
+        ("gradients_that_cancel_in_float64", 2**-46),
+        ("one_row_700_times_in_float64", 2**-38),
+        ("gradients_beyond_float16", 2**-12),
+    ],
+)
+def test_rounding_excuses_no_error_of_a_gradient(name: str, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = _recipe(name)
+    right = getattr(stca.ops, recipe["op"])
+
+    def faulty(*args: Any, **options: Any) -> Any:
+        for x in [*args, *options.values()]:
+            if isinstance(x, torch.Tensor) and x.requires_grad:
+                x.register_hook(lambda gradient: gradient + step)  # type: ignore[no-untyped-call]
+        return right(*args, **options)
+
+    monkeypatch.setattr(stca.ops, recipe["op"], faulty)
+    with pytest.raises(AssertionError, match=r"^d\w+: .* error"):
         judge(recipe)
 
 
