@@ -24,6 +24,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # What the wheel is built for; all that tools/build_wheel.py lists where none is named.
 TORCHES ?=
+# What an environment may call CUDA, such as a toolkit's folder, asks for nothing.
+WITH_CUDA := $(filter 1,$(CUDA))
 # With CUDA=1: machine code, which serves later minor versions too (86: sm_89), and PTX of 100 for what comes after.
 CUDA_ARCHS ?= 80-real;86-real;90a-real;100;120-real
 CUDA_VENV ?= .venv-cuda
@@ -92,15 +94,11 @@ prove: $(INSTALLED) ptx
 	command -v valgrind || apt-get install --yes valgrind
 	$(BIN)/python tools/prove.py $(PROVE)
 
-wheel: $(BIN)/python $(if $(CUDA),$(CUDACXX))
+wheel wheel-twice: $(BIN)/python $(if $(WITH_CUDA),$(CUDACXX))
 	$(BIN)/python tools/install.py build
 	$(BIN)/python tools/install.py wheel
-	$(if $(CUDA),CUDACXX=$(abspath $(CUDACXX))) $(BIN)/python tools/build_wheel.py $(if $(CUDA),--cuda '$(CUDA_ARCHS)') $(TORCHES)
-
-wheel-twice: $(BIN)/python
-	$(BIN)/python tools/install.py build
-	$(BIN)/python tools/install.py wheel
-	$(BIN)/python tools/wheel_twice.py $(TORCHES)
+	$(if $(WITH_CUDA),CUDACXX=$(abspath $(CUDACXX))) $(BIN)/python tools/$(if $(filter wheel,$@),build_wheel,wheel_twice).py \
+	  $(if $(WITH_CUDA),--cuda '$(CUDA_ARCHS)') $(TORCHES)
 
 matrix: wheel
 	$(BIN)/python tools/matrix.py $(MATRIX) $(TORCHES)

@@ -42,6 +42,8 @@ def torch_to_build_with(version: str, cuda: bool) -> Path:
             with zipfile.ZipFile(next(Path(fetched).glob("*.whl"))) as wheel:
                 members = [name for name in wheel.namelist() if name.startswith(KEPT_CUDA if cuda else KEPT)]
                 wheel.extractall(Path(fetched) / "kept", members)
+            if cuda:
+                cuda_major(Path(fetched) / "kept" / "torch")  # kept, one without CUDA would be refused for ever
             (Path(fetched) / "kept").rename(folder)
     return folder / "torch"
 

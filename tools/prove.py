@@ -64,7 +64,7 @@ STEPS = (
     Step("soak", "one process for long, sizes at their ends", "tools/soak.py", 72, minutes=60),
     Step("faults", "kills, full disks, clocks, slow and missing ranks", "pytest", 20, ("tests/faults",)),
     Step(
-        "ptx", "faults planted in CUDA kernels", "pytest", 9, ("tests/cuda/test_ptx.py", "tests/cuda/test_variants.py")
+        "ptx", "faults planted in CUDA kernels", "pytest", 7, ("tests/cuda/test_ptx.py", "tests/cuda/test_variants.py")
     ),
 )
 

@@ -186,10 +186,12 @@ def one_by_one(op: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tupl
         members = [x if dim is None else x.select(dim, i) for x, dim in zip(leaves, dims, strict=True)]
         return op(*tree_unflatten(members, spec))
 
+    name = op.name().removeprefix("stca::")
+    if info.batch_size == 0:
+        raise ValueError(f"{name}: under vmap there must be a member, got a dimension of size 0")
     results = [of_member(i) for i in range(info.batch_size)]
     shapes = [[tuple(x.shape) for x in tree_leaves(each)] for each in results]
     if any(each != shapes[0] for each in shapes):
-        name = op.name().removeprefix("stca::")
         raise ValueError(f"{name}: under vmap all members must give as many rows, got shapes {shapes}")
     stacked = tree_map(lambda *members: torch.stack(members), *results)
     return stacked, tree_map(lambda _: 0, stacked)

@@ -1,5 +1,7 @@
 """What the tools of wheels say: tables of what was run, and a torch that has no CUDA is refused."""
 
+import subprocess
+import zipfile
 from pathlib import Path
 
 import arm64
@@ -32,3 +34,28 @@ def test_a_torch_without_cuda_is_refused(tmp_path: Path) -> None:
     (tmp_path / "version.py").write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
     with pytest.raises(SystemExit, match="must be a torch with CUDA, got one without"):
         build_wheel.cuda_major(tmp_path)
+
+
+def test_a_fetched_torch_without_cuda_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(command: list[str], **_: str) -> None:
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1], "torch.whl"), "w") as wheel:
+            wheel.writestr("torch/version.py", "cuda: Optional[str] = None\n")
+
+    monkeypatch.setattr(build_wheel, "ROOT", tmp_path)
+    monkeypatch.setattr(build_wheel, "run", download)
+    with pytest.raises(SystemExit, match="must be a torch with CUDA"):
+        build_wheel.torch_to_build_with("2.13.0", cuda=True)
+    assert build_wheel.torch_to_build_with("2.13.0", cuda=False).is_dir()
+    assert [path.name for path in (tmp_path / "build" / "torch").iterdir()] == ["2.13.0"]
+
+
+@pytest.mark.parametrize("target", ["wheel", "wheel-twice"])
+def test_only_1_asks_for_cuda(target: str) -> None:
+    """What an environment calls CUDA is often a folder."""
+
+    def commands(value: str) -> str:
+        command = ["make", "-n", target, f"CUDA={value}"]
+        return subprocess.run(command, cwd=build_wheel.ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "--cuda" in commands("1")
+    assert not any("--cuda" in commands(value) for value in ("", "0", "/usr/local/cuda"))

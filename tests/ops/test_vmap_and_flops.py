@@ -97,6 +97,8 @@ def test_a_batch_of_offsets_or_indices() -> None:
         assert torch.equal(ends[i], expected[1])
     with pytest.raises(ValueError, match="request_gather: under vmap all members must give as many rows, got shapes"):
         vmap(lambda at: stca.ops.request_gather(x[0, :1], at))(torch.tensor([[0, 1], [0, 2]]))
+    with pytest.raises(ValueError, match="request_gather: under vmap there must be a member, got a dimension"):
+        vmap(lambda at: stca.ops.request_gather(x[0, :1], at))(torch.zeros(0, 2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("recompute", [True, False, "auto"])
