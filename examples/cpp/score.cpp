@@ -61,8 +61,10 @@ std::unique_ptr<Package> load_package(const char* path) {
   std::unique_ptr<Package> model;
   try {
     model = std::make_unique<Package>(path);
-  } catch (const c10::Error& error) {
-    fail(path, std::string("must be a package of a model for this machine: ") + error.what_without_backtrace());
+  } catch (const std::exception& error) {  // torch's own with its words alone, without the stack
+    const auto* own = dynamic_cast<const c10::Error*>(&error);
+    const std::string words = own != nullptr ? own->what_without_backtrace() : error.what();
+    fail(path, "must be a package of a model for this machine: " + words);
   }
   if (model->get_metadata()["inputs"].empty())
     fail(path, "must say what its inputs are, as export_ranker.py writes it");
