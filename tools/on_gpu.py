@@ -3,7 +3,8 @@
     python tools/on_gpu.py [--sanitize]
 
 Each takes under nine minutes on 16 cores. Every step runs, whatever the ones before gave; exits with 1 where one
-failed, could not run or had no time. JSON and one log go to build/gpu, or to the folder that OUT names.
+failed, could not run or had no time. JSON and logs go to build/gpu, or to the folder that OUT names: `make gpu` writes
+gpu.log, and `make gpu-sanitize` another one, and one for each tool, so that neither deletes what the other has found.
 """
 
 import argparse
@@ -15,7 +16,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import IO
 
 import torch
 from confirm import FAMILIES, test_fault, time_fault
@@ -26,7 +30,10 @@ BUILD = ROOT / "build" / "gpu"
 OUT = Path(os.environ.get("OUT", BUILD)).resolve()
 SITE = BUILD / "site"
 TOTAL = 520  # seconds
+DYING = 20.0  # seconds in which a killed command must end; one that waits inside of the driver may never do
+LOG = "gpu.log"
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+SANITIZE_LOGS = {step: f"sanitize-{step}.log" for step in ("build", *TOOLS)}
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin"
 TESTS = [
     "tests/cuda/test_gpu.py",
@@ -41,37 +48,59 @@ FEW = (
 )
 
 
-def run(command: list[str], seconds: float, title: str, **env: str) -> str:
+def kill(process: "subprocess.Popen[str]") -> None:
+    """Ends a command with all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def keep(title: str, output: IO[str], log: Path) -> None:
+    """Shows each line as it comes, and keeps it, so that a run that is ended from outside leaves what it has said."""
+    with log.open("a", buffering=1) as kept:
+        for line in chain([title], output):
+            print(line, end="", flush=True)
+            kept.write(line)
+
+
+def run(command: list[str], seconds: float, title: str, log: str = LOG, **env: str) -> str:
     """Runs a command from the root, its output both shown and kept in the log: "ok", or what went wrong."""
     # This interpreter's cmake and ninja first, and the toolkit's nvcc where no other is.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(CUDA)])
     settings = {**os.environ, "PATH": path, "PYTHONPATH": str(SITE), "PYTHONUNBUFFERED": "1", **env}
     if seconds < 1:
         return "NOT RUN: out of time"
-    with subprocess.Popen(
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
         start_new_session=True,
-    ) as process:
-        end = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
-        end.start()
-        assert process.stdout is not None
-        with (OUT / "gpu.log").open("a") as kept:
-            for line in (f"=== {title}: {' '.join(command)}\n", *process.stdout):
-                sys.stdout.write(line)
-                kept.write(line)
-        code = process.wait()
-        end.cancel()
-    if code == -9:
-        return f"FAILED: stopped after {seconds:.0f} s"
-    return "ok" if code == 0 else f"FAILED: exit code {code}"
+    )
+    assert process.stdout is not None
+    arguments = f"=== {title}: {' '.join(command)}\n", process.stdout, OUT / log
+    # The pipe is open as long as any process has it, and one that cannot be killed must not keep this one from its end.
+    keeper = threading.Thread(target=keep, args=arguments, daemon=True)
+    keeper.start()
+    outcome = ""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        outcome = f"FAILED: stopped after {seconds:.0f} s"
+    finally:
+        if process.poll() is None:  # its time is over, or this program was ended: no child goes on with the GPU
+            kill(process)
+    try:
+        code = process.wait(DYING)
+    except subprocess.TimeoutExpired:
+        return f"{outcome}, and has not ended {DYING:.0f} s later"
+    keeper.join(DYING)
+    return outcome or ("ok" if code == 0 else f"FAILED: exit code {code}")
 
 
-def build(seconds: float) -> str:
+def build(seconds: float, log: str) -> str:
     """The package for this GPU's architecture, into a folder of its own; what is built already is kept."""
     major, minor = torch.cuda.get_device_capability()
     shutil.rmtree(SITE, ignore_errors=True)
@@ -84,16 +113,18 @@ def build(seconds: float) -> str:
         f"-DSTCA_CUDA_ARCHS={major}{minor}{'a' if major == 9 else ''}",
     ]
     end = time.monotonic() + seconds
-    outcome = run(["cmake", "-G", "Ninja", "-S", ".", "-B", tree, *options], seconds, "configure")
+    outcome = run(["cmake", "-G", "Ninja", "-S", ".", "-B", tree, *options], seconds, "configure", log)
     if outcome == "ok":
-        outcome = run(["cmake", "--build", tree, "--target", "install"], end - time.monotonic(), "build")
+        outcome = run(["cmake", "--build", tree, "--target", "install"], end - time.monotonic(), "build", log)
     return outcome
 
 
-def pytest(seconds: float, title: str, *arguments: str, before: tuple[str, ...] = (), **env: str) -> str:
+def pytest(
+    seconds: float, title: str, *arguments: str, before: tuple[str, ...] = (), log: str = LOG, **env: str
+) -> str:
     """Tests on the GPU; neither -P nor a conftest.py puts the root first, whose stca has no built part."""
     settings = ["-P", "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir=tests", "-m", ""]  # slow ones too
-    return run([*before, sys.executable, *settings, *arguments], seconds, title, **env)
+    return run([*before, sys.executable, *settings, *arguments], seconds, title, log, **env)
 
 
 def confirm(family: str, seconds: float) -> str:
@@ -154,8 +185,9 @@ def sanitize(tool: str, seconds: float) -> str:
     if tool != "initcheck":  # which has to see what others write
         before += ["--kernel-name", "kns=stca"]
     files = [*TESTS, *(f"tests/cuda/{name}" for family in FAMILIES.values() for name in family.tests)]
-    outcome = pytest(seconds, tool, "-x", "-k", FEW, *files, before=(*before,), PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    if "Device not supported" in (OUT / "gpu.log").read_text():
+    settings, log = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, SANITIZE_LOGS[tool]
+    outcome = pytest(seconds, tool, "-x", "-k", FEW, *files, before=(*before,), log=log, **settings)
+    if outcome != "ok" and "Device not supported" in (OUT / log).read_text():  # the tool's own log, of this run alone
         return "NOT RUN: compute-sanitizer does not support this machine's device"
     return outcome
 
@@ -166,7 +198,7 @@ def outcomes_of(sanitizing: bool, end: float) -> dict[str, str]:
     def left() -> float:
         return end - time.monotonic()
 
-    outcomes = {"build": build(300)}
+    outcomes = {"build": build(300, SANITIZE_LOGS["build"] if sanitizing else LOG)}
     if outcomes["build"] != "ok":
         return outcomes
     if sanitizing:
@@ -188,7 +220,7 @@ def main() -> None:
         sys.exit(f"make gpu: torch {torch.__version__} sees no GPU here")
     for folder in (OUT, BUILD):
         folder.mkdir(parents=True, exist_ok=True)
-    for stale in ("gpu.log", *(() if arguments.sanitize else ("sm90.json", "gpu.json"))):
+    for stale in SANITIZE_LOGS.values() if arguments.sanitize else (LOG, "sm90.json", "gpu.json"):
         (OUT / stale).unlink(missing_ok=True)
     began = time.monotonic()
     outcomes = outcomes_of(arguments.sanitize, began + TOTAL)

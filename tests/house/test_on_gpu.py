@@ -107,10 +107,9 @@ class _Machine:
     def __init__(self) -> None:
         self.tests, self.commands = dict[str, list[str]](), list[list[str]]()
 
-    def run(self, command: list[str], seconds: float, title: str, **env: str) -> str:
+    def run(self, command: list[str], seconds: float, title: str, log: str = on_gpu.LOG, **env: str) -> str:
         assert seconds > 1
         self.commands.append(command)
-        (on_gpu.OUT / "gpu.log").touch()
         if "pytest" in command:
             self.collect([*command[command.index("-P") :]], title)
         elif any(word.startswith("benchmarks/") for word in command):
