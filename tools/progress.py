@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 60.0  # seconds without news after which a process hangs
+DYING = 60.0  # seconds in which a killed process must end; one that waits inside of the driver may never do
 
 
 class Progress:
@@ -36,6 +37,11 @@ class Progress:
         self.write()
         return True
 
+    def begin(self) -> None:
+        """Forgets what was tried last: a process that ends before it tries something is not to be taken for that."""
+        self.result.pop("now", None)
+        self.write()
+
     def fault(self, what: str, why: str) -> None:
         """Notes what is wrong with something."""
         self.result["faults"].append(f"{what}: {why}")
@@ -43,7 +49,7 @@ class Progress:
 
 
 def _end_of(process: "subprocess.Popen[bytes]", file: Path, end: float, patience: float) -> str:
-    """How a process ended, killed where it gives no news: "" if well."""
+    """How a process ended, killed where it gives no news: "" if well. It still runs where killing does not help."""
     news, text = time.monotonic(), ""
     while process.poll() is None:
         time.sleep(0.05)
@@ -51,14 +57,21 @@ def _end_of(process: "subprocess.Popen[bytes]", file: Path, end: float, patience
         if written != text:
             news, text = now, written
         if now > end or now - news > patience:
+            how = "out of time" if now > end else f"no news in {patience:.0f} s"
             process.kill()
-            process.wait()
-            return "out of time" if now > end else f"no news in {patience:.0f} s"
+            try:
+                process.wait(DYING)
+            except subprocess.TimeoutExpired:
+                how += f", and has not ended {DYING:.0f} s after it was killed"
+            return how
     return f"exit code {process.returncode}" if process.returncode else ""
 
 
 def supervise(command: Callable[[float], list[str]], file: Path, seconds: float, patience: float = PATIENCE) -> None:
     """Runs a command until it ends well or time is over, again without what it hung or died at.
+
+    Each process but the last adds a fault. One that ends before it tries anything ends the program, since the next
+    would do the same; one that cannot be killed is the last, since it holds the device.
 
     Args:
         command: What to run where so many seconds are left; it goes on with `Progress(file)`.
@@ -68,15 +81,20 @@ def supervise(command: Callable[[float], list[str]], file: Path, seconds: float,
     """
     end = time.monotonic() + seconds
     while True:
-        with subprocess.Popen(command(end - time.monotonic())) as process:
+        Progress(file).begin()
+        process = subprocess.Popen(command(end - time.monotonic()))
+        try:
             how = _end_of(process, file, end, patience)
+        finally:
+            if process.poll() is None:  # this program was ended: the device is for others
+                process.kill()
         progress = Progress(file)
-        at = progress.result.get("now")
-        if not how:
+        at, over = progress.result.get("now"), time.monotonic() > end
+        if not how or (at is None and over):
             return
         if at is None:
             sys.exit(f"{' '.join(command(0))}: {how}, before anything was tried")
         if progress.trying(at):  # else it has noted the fault itself
             progress.fault(at, how)
-        if time.monotonic() > end:
+        if over or process.poll() is None:
             return

@@ -1,10 +1,12 @@
 """A run goes on without what hangs or dies, and times are the device's: tools/progress.py, benchmarks/gpu_clock.py."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import progress
 import pytest
 import torch
 from gpu_clock import Clock
@@ -53,6 +55,37 @@ def test_a_run_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_process_that_does_not_begin_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="exit code 1, before anything was tried"):
         _supervise("raise ImportError", tmp_path / "a.json", 100, 100, monkeypatch)
+
+
+def test_a_process_that_does_not_begin_again_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where CUDA does not initialise after a fault; what was tried before has nothing to do with it."""
+    worker = WORKER.replace("for each", "if progress.result['faults']: raise ImportError\nfor each").replace("1:", "9:")
+    file = tmp_path / "a.json"
+    with pytest.raises(SystemExit, match="exit code 1, before anything was tried"):
+        _supervise(worker, file, 100, 100, monkeypatch)
+    assert json.loads(file.read_text()) == {"done": ["0", "1"], "faults": ["2: exit code -6"]}
+
+
+def test_time_that_is_over_before_anything_was_tried_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert _supervise("import time; time.sleep(100)", tmp_path / "a.json", 1, 100, monkeypatch)["faults"] == []
+
+
+def test_a_process_that_does_not_die_is_the_last(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As one that waits inside of the driver: none begins beside it."""
+    alive: list[subprocess.Popen[bytes]] = []
+    die = subprocess.Popen.kill
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: alive.append(process))
+    monkeypatch.setattr(progress, "DYING", 1.0)
+    try:
+        result = _supervise(WORKER.replace("1:", "0:"), tmp_path / "a.json", 100, 8, monkeypatch)
+    finally:
+        for process in set(alive):
+            die(process)
+            process.wait(30)
+    assert result["faults"] == ["0: no news in 8 s, and has not ended 1 s after it was killed"]
+    assert len(set(alive)) == 1
 
 
 class _Device:

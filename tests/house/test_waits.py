@@ -1,4 +1,4 @@
-"""No call of the package, the examples, prove or soak waits for somebody else without a limit."""
+"""No call of the package, the examples, prove, soak or what watches over a GPU waits for others without a limit."""
 
 import ast
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FILES = [path for folder in ("stca", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
 FILES += [ROOT / "tools" / name for name in ("prove.py", "soak.py", "soak_extremes.py", "soak_work.py")]
+FILES += [ROOT / "tools" / name for name in ("on_gpu.py", "progress.py")]  # whose processes may hang in the driver
 # By the last part of its name: how a call says how long it waits, by keyword or by the place of an argument.
 LIMITED = {
     "run": "timeout",
@@ -29,6 +30,10 @@ ALLOWED = {
     "stderr=complaints, env=environment)": "each read and the end are waited for with a limit",
     "tools/prove.py: subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=kept, stderr=kept, "
     "start_new_session=True)": "its output is a file, and its end is waited for with a limit",
+    "tools/on_gpu.py: subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, "
+    "stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)": "its end has a limit, and so has "
+    "the end of the thread that reads its output",
+    "tools/progress.py: subprocess.Popen(command(end - time.monotonic()))": "it is polled, and its end has a limit",
     "examples/serve/batcher.py: self._arrived.wait()": "inside asyncio.wait_for, or with nothing to do",
 }
 
