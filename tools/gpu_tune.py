@@ -3,11 +3,12 @@
     python tools/gpu_tune.py [--library build/tune/libstca_tune.so]
 
 `make tune` has compiled the library, which brings CUDA's runtime along: neither nvcc nor a build is needed where this
-runs. Every variant's results are compared with the common kernels' or with torch's; one that is wrong, or that does
-not run, is left out. Variants run in turn, timed by events of the device (benchmarks/gpu_clock.py). Then each threshold
-between two kernels is put where all sizes together take least. All that is in a process of its own: where a variant
-hangs or kills it, another one goes on without that variant. Times and choices go to sm90-tuned.json in build/gpu, or in
-the folder that OUT names; `python tools/tune_table.py FOLDER` makes them the launchers' table.
+runs. Every variant's results are compared with the common kernels' or with torch's, call after call; one that is
+wrong, or that does not run, is left out. Variants run in turn, timed by events of the device (benchmarks/gpu_clock.py).
+Then each threshold between two kernels is put where all sizes together take least. All that is in a process of its
+own: where a variant hangs or kills it, or leaves it a device that takes no more, another one goes on without that
+variant. Times and choices go to sm90-tuned.json in build/gpu, or in the folder that OUT names; `python
+tools/tune_table.py FOLDER` makes them the launchers' table.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from gpu_clock import Clock  # noqa: E402
 SHARED_BYTES = 227 * 1024  # of a block on sm_90
 SECONDS = 480  # no choice begins after that
 LAST = 30  # seconds that the last choice may take
-REPEATS = 20  # of each call of a variant, before it is timed beside others
+REPEATS = 20  # calls of a variant whose results must be right, before it is timed beside others
 ALWAYS = 1 << 30
 NEVER = 0
 SIDES = {"up to": ALWAYS, "beyond": NEVER}
@@ -58,7 +59,7 @@ def variants_of(kernels: tuning.Kernels, name: str) -> list[int]:
 def right_variants(
     kernels: tuning.Kernels, name: str, trials: list[Trial], clock: Clock, progress: Progress
 ) -> list[int]:
-    """The variants that give right results, again and again; what is wrong with others is noted."""
+    """The variants that give right results in each of many calls; what is wrong with others is noted."""
     right = []
     for variant in variants_of(kernels, name):
         what = f"{name} {variant}"
@@ -67,23 +68,37 @@ def right_variants(
         with kernels.chosen(**FORCED, **{name: variant}):
             if fault := fault_of(trials, clock):
                 progress.fault(what, fault)
-                clock.wait()  # raises where the device takes no more from this process: another one goes on
+                end_if_lost(clock)
             else:
                 right.append(variant)
     return right
 
 
 def fault_of(trials: list[Trial], clock: Clock) -> str:
-    """What is wrong with the results of some of the trials, or nothing."""
+    """What is wrong with the results of some calls of the trials, or nothing.
+
+    A GPU is asked many times, since a race may show in one call of many; the CPU's order of threads is always the same.
+    """
     try:
-        fault = next(filter(None, (trial.fault() for trial in trials)), "")
-        for trial in () if fault else trials:
-            for _ in range(REPEATS if clock.cuda else 0):
-                trial.run()
-            clock.wait()
+        for trial in trials:
+            for _ in range(REPEATS if clock.cuda else 1):
+                if fault := trial.fault():
+                    return fault
+        clock.wait()
     except RuntimeError as error:
         return str(error).splitlines()[0]
-    return fault
+    return ""
+
+
+def end_if_lost(clock: Clock) -> None:
+    """Ends the process where, after a fault that is noted, its device takes no more from it: another one goes on.
+
+    It is no RuntimeError, which would be noted as a fault of whatever is around what was tried.
+    """
+    try:
+        clock.wait()
+    except RuntimeError as error:
+        sys.exit(f"the device takes no more from this process: {str(error).splitlines()[0]}")
 
 
 def time_variants(
@@ -134,7 +149,7 @@ def time_threshold(
         with kernels.chosen(**FORCED):
             if fault := fault_of(trials, clock):
                 progress.fault(what, fault)
-                clock.wait()
+                end_if_lost(clock)
                 continue
             medians = clock.medians(sides)
         ms[size] = medians["up to"], medians["beyond"]
@@ -165,7 +180,7 @@ def tune(kernels: tuning.Kernels, clock: Clock, device: str, seconds: float, pro
             best, ms = (time_threshold if name in SIZES else time_variants)(kernels, name, clock, device, progress)
         except RuntimeError as error:  # of memory, or of a device that takes no more from this process
             progress.fault(name, str(error).splitlines()[0])
-            clock.wait()
+            end_if_lost(clock)
             continue
         kernels.choose(**{name: best})
         result["choices"][name], result["ms"][name] = best, ms
