@@ -167,7 +167,7 @@ def test_a_rehearsal(machine: _Machine, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 @pytest.mark.slow
 def test_a_rehearsal_of_the_sanitizers(machine: _Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hopper's kernels of every family are among what they look at."""
+    """Hopper's kernels of every family are among what they look at, and those of int8 rows and of float32."""
     monkeypatch.setattr(sys, "argv", ["on_gpu.py", "--sanitize"])
     with pytest.raises(SystemExit) as end:
         on_gpu.main()
@@ -176,4 +176,11 @@ def test_a_rehearsal_of_the_sanitizers(machine: _Machine, monkeypatch: pytest.Mo
     chosen = machine.tests["memcheck"]
     files = {each.partition("::")[0] for each in chosen if "hopper-gpu" in each}
     assert files == {file for family in FAMILIES.values() for file in family.tests}
+    for file in ("test_int8_history_cuda.py", "test_target_attention_cuda.py"):
+        own = [each for each in chosen if each.startswith(file)]
+        assert {dtype for dtype in ("bfloat16", "float32") for each in own if dtype in each} == {"bfloat16", "float32"}
+    int8 = " ".join(each for each in chosen if each.startswith("test_int8"))
+    assert all(
+        f"{case}-torch.bfloat16" in int8 for case in ("5-of-64-64", "33-of-64-64", "33-of-128-None", "width-1024")
+    )
     assert len(chosen) < 40
