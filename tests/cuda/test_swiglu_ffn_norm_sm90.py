@@ -1,10 +1,12 @@
 """Hopper's products of swiglu_ffn_norm agree with the oracle: their PTX in the machine of tests/ptx, and on a GPU."""
 
+from itertools import product
+
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
 from cases import swiglu_inputs
-from cuda_devices import call_on, needs_gpu, swiglu_on
+from cuda_devices import HOPPERS, call_on, hopper_kernels, needs_gpu, swiglu_on
 from emulated import launched_kernels
 from plain import swiglu_references
 from torch import Tensor
@@ -58,6 +60,16 @@ def test_many_rows(shape: tuple[int, int, int], norm: int, keep: bool, dtype: to
     actual = swiglu_on(device, inputs, dy, keep)
     assert_all_as_accurate(actual, swiglu_references(inputs, dy))
     assert_bitwise_equal(swiglu_on(device, inputs, dy, keep), actual)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("device", "shape"), [("hopper", SHAPES[2]), *product(HOPPERS[1:], MANY)], ids=str)
+def test_hoppers_kernels_run(device: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Two kinds of products forward, and all five where the gate is made again for the gradients."""
+    inputs, dy = _drawn(*shape, dtype)
+    forward = hopper_kernels(device, lambda: call_on(device, "swiglu_ffn_norm", *inputs.values(), 1e-5))
+    assert len(set(forward)) == 2
+    assert len(set(hopper_kernels(device, lambda: swiglu_on(device, inputs, dy)))) == 5
 
 
 @pytest.mark.parametrize("norm", [0, 2])
