@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -64,6 +65,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
     real = check_output(path)
     before, part = _standing(real), _beside(real)
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = stat.S_IMODE((before or part.stat()).st_mode)  # whatever the writer puts in the place of this file
     try:
         try:
             yield part
@@ -76,8 +78,7 @@ def whole_file(path: Path | str) -> Iterator[Path]:
                 raise OSError(full, f"{path}: cannot be written: {why}") from error
             raise
         with _alone(path, real, before):
-            if before is not None:
-                part.chmod(stat.S_IMODE(before.st_mode))
+            part.chmod(mode)
             part.replace(real)
     finally:
         part.unlink(missing_ok=True)
@@ -148,8 +149,11 @@ def _exchange(new: Path, real: Path, old: Path) -> None:
 def _full(part: Path, error: Exception) -> int:
     """The number of the error by which a disk, a quota or a limit refuses more, else 0.
 
-    Writers in C++, torch's among them, know by then only that a write failed: so one is tried.
+    Writers in Rust say it in their words. Those in C++, torch's among them, know by then only that a write failed: so
+    one is tried.
     """
+    if said := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(said[1]) if int(said[1]) in _FULL else 0
     if isinstance(error, OSError):
         return error.errno if error.errno in _FULL else 0
     if isinstance(error, ValueError | TypeError | LookupError):  # of what was to be written

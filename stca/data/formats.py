@@ -47,7 +47,7 @@ class LogFormat:
         columns: name of ours to name of theirs, which every file must have: user_id, item_id, timestamp, label, and any
             more. Without `label`, every event has label 1.
         extra: the same, of columns that are taken where the files have them.
-        delimiter: of text files.
+        delimiter: of text files, one ASCII character.
         header: names of the columns of a text file that does not begin with them; "" for one that is not needed.
         per_second: units of a timestamp in a second, 0.2 for units of 5 s. None: told from the values, which must lie
             between the years 1990 and 2100 in one of s, ms, us and ns; if they do in none, seconds. A warning names
@@ -98,8 +98,9 @@ class LogFormat:
                 raise ValueError(f"LogFormat: the kind of {name} must be one of {list(allowed)}, got {kind!r}")
         if self.per_second is not None and not 1e-6 <= self.per_second <= 1e15:
             raise ValueError(f"LogFormat: per_second must be positive, 1e-6 to 1e15, got {self.per_second}")
-        if len(self.delimiter) != 1:
-            raise ValueError(f"LogFormat: delimiter must be one character, got {self.delimiter!r}")
+        if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '\0\r\n"'[: 3 + self.quoted]:
+            wanted = "one ASCII character that ends no line and is no quote"
+            raise ValueError(f"LogFormat: delimiter must be {wanted}, got {self.delimiter!r}")
         if self.compression not in COMPRESSIONS:
             raise ValueError(f"LogFormat: compression must be one of {list(COMPRESSIONS)}, got {self.compression!r}")
         if any(directive in (self.time_format or "") for directive in ("%f", "%Z")):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -29,8 +30,10 @@ def write(path: Path | str, label: dict[str, str], pool: Pool) -> None:
     index = torch.from_numpy(places).to(pool.device)
     for i, rows in enumerate(pool.rows):
         tensors |= {f"layer{i}.{part}": values for part, values in enumerate(rows.take(index))}
-    with whole_file(path) as part:
-        save_file(tensors, part, metadata=label)
+    # safetensors has a temporary file of its own, beside what it writes: a killed process leaves both in this folder.
+    with whole_file(path) as part, TemporaryDirectory(".part", f"{part.stem}.", part.parent) as folder:
+        save_file(tensors, Path(folder, "rows"), metadata=label)
+        Path(folder, "rows").replace(part)
 
 
 def read(path: Path | str, label: dict[str, str], pool: Pool) -> None:

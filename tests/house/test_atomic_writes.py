@@ -32,19 +32,32 @@ def test_a_file_is_there_when_the_block_has_ended(tmp_path: Path) -> None:
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("newer", 0o600)
 
 
-def test_a_full_disk_is_told_by_the_file(tmp_path: Path) -> None:
+def test_a_writer_with_a_temporary_file_of_its_own_changes_no_permissions(tmp_path: Path) -> None:
+    path, private = tmp_path / "rows", tmp_path / "private"
+    with whole_file(path) as part:
+        private.touch(0o600)
+        private.replace(part)
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("I/O error: No space left on device (os error 28)")]
+)
+def test_a_full_disk_is_told_by_the_file(tmp_path: Path, error: Exception) -> None:
     path = tmp_path / "report.json"
-    with pytest.raises(OSError, match=r"report.json: cannot be written: .*No space left on device"):
-        _broken(path)
+    with pytest.raises(OSError, match=r"report.json: cannot be written: .*No space left on device") as told:
+        _broken(path, error)
+    assert told.value.errno == 28
     assert not any(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"r\\xe9.json': must be a name in UTF-8"):
         check_output(tmp_path / os.fsdecode(b"r\xe9.json"))
 
 
-def _broken(path: Path) -> None:
+def _broken(path: Path, error: Exception | None = None) -> None:
     with whole_file(path) as part:
         part.write_text("half")
-        raise OSError(28, "No space left on device")
+        raise error or OSError(28, "No space left on device")
 
 
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ save = safetensors.torch.save_file
 def half(tensors, path, metadata):
     save(tensors, path, metadata=metadata)
     os.truncate(path, os.path.getsize(path) // 2)
+    open(os.path.join(os.path.dirname(path), ".tmpABCDEF"), "w").close()  # as safetensors leaves one, killed in it
     os.kill(os.getpid(), signal.SIGKILL)
 safetensors.torch.save_file = half
 cache.snapshot(sys.argv[1])
@@ -150,3 +151,6 @@ def test_who_is_killed_leaves_the_older_file(tmp_path: Path) -> None:
     cache.load(path)
     assert cache.statistics().users == 3
     assert "new" not in cache
+    left = {each.name for each in tmp_path.iterdir()} - {"cache"}
+    assert left
+    assert all(name.startswith(".cache.") and name.endswith(".part") for name in left)
