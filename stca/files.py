@@ -78,7 +78,8 @@ def whole_file(path: Path | str) -> Iterator[Path]:
                 raise OSError(full, f"{path}: cannot be written: {why}") from error
             raise
         with _alone(path, real, before):
-            part.chmod(mode)
+            if stat.S_IMODE(part.stat().st_mode) != mode:  # not every file system has permissions to set
+                part.chmod(mode)
             part.replace(real)
     finally:
         part.unlink(missing_ok=True)

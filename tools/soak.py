@@ -34,7 +34,7 @@ from stca.files import whole_file
 
 STEPS = 4  # of a round
 START_METHODS = ("fork", "spawn", "forkserver")
-# Bytes a step that resident memory may grow by; `docs/reliability/index.md` says what was measured.
+# Bytes a step that resident memory may grow by; `docs/reliability/figures.md` says what was measured.
 BOUND = 2048
 LEAK = 4 * BOUND  # that is planted
 LIMIT = 300.0  # seconds that a worker or a thread may take; then it hangs

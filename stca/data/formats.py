@@ -98,7 +98,8 @@ class LogFormat:
                 raise ValueError(f"LogFormat: the kind of {name} must be one of {list(allowed)}, got {kind!r}")
         if self.per_second is not None and not 1e-6 <= self.per_second <= 1e15:
             raise ValueError(f"LogFormat: per_second must be positive, 1e-6 to 1e15, got {self.per_second}")
-        if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '\0\r\n"'[: 3 + self.quoted]:
+        taken = ("\0", "\r", "\n", '"') if self.quoted else ("\0", "\r", "\n")
+        if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in taken:
             wanted = "one ASCII character that ends no line and is no quote"
             raise ValueError(f"LogFormat: delimiter must be {wanted}, got {self.delimiter!r}")
         if self.compression not in COMPRESSIONS:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ import stca
 CORPUS = sorted((Path(__file__).parent / "operators_corpus").glob("*.json"))
 
 
-def _recipe(name: str) -> Any:
-    return json.loads((Path(__file__).parent / "operators_corpus" / f"{name}.json").read_text())
+def _check_that_it_is_found(faulty: Callable[..., Any], name: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of the corpus whose operator, handed to `faulty` as it is, has a fault."""
+    recipe = json.loads((Path(__file__).parent / "operators_corpus" / f"{name}.json").read_text())
+    monkeypatch.setattr(stca.ops, recipe["op"], partial(faulty, getattr(stca.ops, recipe["op"])))
+    with pytest.raises(AssertionError, match=says):
+        judge(recipe)
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -56,16 +62,11 @@ def test_faults_are_seen(fault: str, says: str, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_rounding_excuses_no_error(name: str, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = _recipe(name)
-    right = getattr(stca.ops, recipe["op"])
-
-    def faulty(*args: Any, **options: Any) -> Any:
+    def faulty(right: Callable[..., Any], *args: Any, **options: Any) -> Any:
         results = right(*args, **options)
         return results + step if isinstance(results, torch.Tensor) else (results[0] + step, *results[1:])
 
-    monkeypatch.setattr(stca.ops, recipe["op"], faulty)
-    with pytest.raises(AssertionError, match="error"):
-        judge(recipe)
+    _check_that_it_is_found(faulty, name, "error", monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -78,18 +79,13 @@ def test_rounding_excuses_no_error(name: str, step: float, monkeypatch: pytest.M
     ],
 )
 def test_rounding_excuses_no_error_of_a_gradient(name: str, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = _recipe(name)
-    right = getattr(stca.ops, recipe["op"])
-
-    def faulty(*args: Any, **options: Any) -> Any:
+    def faulty(right: Callable[..., Any], *args: Any, **options: Any) -> Any:
         for x in [*args, *options.values()]:
             if isinstance(x, torch.Tensor) and x.requires_grad:
                 x.register_hook(lambda gradient: gradient + step)  # type: ignore[no-untyped-call]
         return right(*args, **options)
 
-    monkeypatch.setattr(stca.ops, recipe["op"], faulty)
-    with pytest.raises(AssertionError, match=r"^d\w+: .* error"):
-        judge(recipe)
+    _check_that_it_is_found(faulty, name, r"^d\w+: .* error", monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
