@@ -59,12 +59,12 @@ class Step:
 
 STEPS = (
     Step("sanitize", "kernels under ASan, UBSan, TSan and memcheck", "tools/sanitize.py", 45),
-    Step("operators", "random calls of the operators", "tests/fuzz/operators.py", 12, minutes=8),
+    Step("operators", "random calls of the operators", "tests/fuzz/operators.py", 11, minutes=8),
     Step("fuzz", "fuzzers of what reads files", "tests/fuzz/fuzz.py", 22, minutes=15),
     Step("soak", "one process for long, sizes at their ends", "tools/soak.py", 72, minutes=60),
-    Step("faults", "kills, full disks, clocks, slow and missing ranks", "pytest", 20, ("tests/faults",)),
+    Step("faults", "kills, full disks, clocks, slow and missing ranks", "pytest", 16, ("tests/faults",)),
     Step(
-        "ptx", "faults planted in CUDA kernels", "pytest", 7, ("tests/cuda/test_ptx.py", "tests/cuda/test_variants.py")
+        "ptx", "faults planted in CUDA kernels", "pytest", 12, ("tests/cuda/test_ptx.py", "tests/cuda/test_variants.py")
     ),
 )
 
