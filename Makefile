@@ -62,8 +62,10 @@ serve: build/serve/generated-STCA.pt
 build/serve/generated-STCA.pt: | $(INSTALLED)
 	$(BIN)/python examples/train_ranker.py --event-time --out build/serve
 
+# The blocks of a page use names of those before them, so one process runs them all.
 test: $(INSTALLED) ptx
-	$(PYTEST) -n $(TEST_PROCESSES)
+	$(PYTEST) -n $(TEST_PROCESSES) tests
+	$(PYTEST) docs README.md
 
 slow: $(INSTALLED) ptx
 	$(PYTEST) -n $(TEST_PROCESSES) -m 'slow and not peers and not long'
