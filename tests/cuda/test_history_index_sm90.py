@@ -31,7 +31,7 @@ def test_the_same_as_rows_in_order(case: TargetAttentionCase, paged: bool, dtype
     index = _pages(len(inputs.history_index)) if paged else inputs.history_index
     inputs = inputs.but(history_index=index)
     actual = target_attention_on(device, inputs)
-    assert device != "hopper" or sum("sm90" in name for name in launched_kernels()) == 3
+    assert device != "hopper" or sum("sm90" in name for name in launched_kernels()) == 2
     assert_all_as_accurate(actual, target_attention_references(inputs))
     in_order = inputs.but(k=inputs.k[index], history_index=None)
     expected = target_attention_on(device, in_order, seed=2)
@@ -41,9 +41,9 @@ def test_the_same_as_rows_in_order(case: TargetAttentionCase, paged: bool, dtype
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_hoppers_kernels_run(case: TargetAttentionCase, device: str) -> None:
-    """Forward, for gradients of the history and for those of queries."""
+    """Forward and for all gradients: dS is kept of requests of so few rows."""
     inputs = case.build(torch.bfloat16)
-    assert len(set(hopper_kernels(device, lambda: target_attention_on(device, inputs)))) == 3
+    assert len(set(hopper_kernels(device, lambda: target_attention_on(device, inputs)))) == 2
 
 
 @pytest.mark.parametrize("value", NAN_AND_INFINITIES)

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
-from cases import NAN_AND_INFINITIES, TargetAttentionCase
+from cases import NAN_AND_INFINITIES, TargetAttentionCase, TargetAttentionInputs
 from cuda_devices import HOPPERS, hopper_kernels, needs_gpu, target_attention_on
 from emulated import launched_kernels
 from plain import target_attention_references
@@ -21,14 +21,25 @@ CASES = [
     TargetAttentionCase("visible", [(6, 150), (3, 40)], 4, 1, 256, None, "random"),
     TargetAttentionCase("split", [(2, 900), (1, 1)], 2, 1, 256),
     TargetAttentionCase("many-queries", [(70, 90)], 2, 1, 256, None, "suffix"),
+    # Of 256 history rows here dS is kept at a time; ranges begin and end within histories, and between them.
+    TargetAttentionCase("chunks", [(1, 290), (2, 1150), (0, 40), (1, 610)], 2, 1, 512, None, "random"),
+    TargetAttentionCase("cluster-chunks", [(1, 700), (1, 0), (1, 33)], 32, 1, 1000),
+    # dS is kept of the second request alone.
+    TargetAttentionCase("more-queries", [(65, 150), (3, 70)], 8, 1, 136, None, "prefix"),
 ]
 # So long that blocks on all multiprocessors of a GPU go round their stages again and again.
 LONG = [
     TargetAttentionCase("long-256", [(2, 9000)] * 8, 2, 1, 256, None, "random"),
     TargetAttentionCase("long-512", [(2, 9000)] * 8, 1, 1, 512),
     TargetAttentionCase("long-cluster", [(1, 9000)] * 8, 1, 1, 1024),
-    TargetAttentionCase("long-cluster-many", [(2, 3000)] * 4, 16, 1, 1024, None, "suffix"),
+    TargetAttentionCase("long-cluster-many", [(2, 6000)] * 4, 16, 1, 1024, None, "suffix"),
 ]
+
+
+def _kernels(inputs: TargetAttentionInputs) -> int:
+    """Forward and gradients; those of q are a kernel of their own where a request may have more rows than dS is kept of."""
+    rows, heads, _ = inputs.q.shape
+    return 2 if rows * heads <= 512 else 3
 
 
 @pytest.mark.exhaustive
@@ -38,16 +49,15 @@ LONG = [
 def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype, device: str) -> None:
     inputs = case.build(dtype)
     actual = target_attention_on(device, inputs)
-    assert device != "hopper" or sum("sm90" in name for name in launched_kernels()) == 3
+    assert device != "hopper" or sum("sm90" in name for name in launched_kernels()) == _kernels(inputs)
     assert_all_as_accurate(actual, target_attention_references(inputs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("device", "case"), [("hopper", CASES[0]), *product(HOPPERS[1:], CASES)], ids=str)
 def test_hoppers_kernels_run(case: TargetAttentionCase, dtype: torch.dtype, device: str) -> None:
-    """Forward, for gradients of the history and for those of queries."""
     inputs = case.build(dtype)
-    assert len(set(hopper_kernels(device, lambda: target_attention_on(device, inputs)))) == 3
+    assert len(set(hopper_kernels(device, lambda: target_attention_on(device, inputs)))) == _kernels(inputs)
 
 
 @needs_gpu
@@ -60,7 +70,7 @@ def test_long_histories(case: TargetAttentionCase, dtype: torch.dtype, device: s
 
 
 @on_hoppers
-@pytest.mark.parametrize("case", [CASES[2], CASES[4]], ids=str)
+@pytest.mark.parametrize("case", [CASES[2], CASES[4], *CASES[7:]], ids=str)
 def test_the_same_bits_on_every_run(case: TargetAttentionCase, device: str) -> None:
     """Warps take turns, and copies and products land, in another order each time."""
     inputs = case.build(torch.bfloat16)
@@ -81,6 +91,18 @@ def test_other_requests_do_not_matter(value: float, device: str) -> None:
     rows = torch.tensor([0, 1, 3, 4])
     assert_bitwise_equal({"out": actual["out"][rows]}, {"out": expected["out"][rows]})
     assert_bitwise_equal({"dk": actual["dk"][:70]}, {"dk": expected["dk"][:70]})
+
+
+@on_hoppers
+@pytest.mark.parametrize("value", NAN_AND_INFINITIES)
+def test_rows_that_nobody_sees_do_not_matter(value: float, device: str) -> None:
+    """What is seen begins and ends within tiles, in the second chunk and in the fourth: dS of the others is 0."""
+    visible = torch.tensor([[303, 837], [319, 801]])
+    inputs = TargetAttentionCase("", [(2, 1100)], 2, 1, 512).build(torch.bfloat16).but(visible=visible)
+    expected = target_attention_on(device, inputs)
+    k = inputs.k.clone()
+    k[:303] = k[837:] = value
+    assert_bitwise_equal(target_attention_on(device, inputs.but(k=k)), expected)
 
 
 @on_hoppers

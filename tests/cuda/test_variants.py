@@ -30,7 +30,8 @@ def _case(name: str) -> TargetAttentionCase:
     kind, width, _ = name.split("_")
     if kind == "projected":
         return TargetAttentionCase(name, RAGGED, 2, 1, int(width), int(width) - 8, "random")
-    return TargetAttentionCase(name, RAGGED, 2, 1, int(width) - 88, None, "random")
+    heads = 8 if name.endswith("backward") else 2  # so that dS is kept of some requests and not of others
+    return TargetAttentionCase(name, RAGGED, heads, 1, int(width) - 88, None, "random")
 
 
 @pytest.mark.parametrize(("name", "variant"), ATTENTION)
@@ -41,7 +42,8 @@ def test_attention(name: str, variant: int) -> None:
     for seed, one_group in ((1, 0), (2, 1000))[: 2 if name.startswith("projected") else 1]:
         with kernels.chosen(**gpu_tune.FORCED, projected_one_group=one_group, **{name: variant}):
             actual = emulated_target_attention(inputs, seed, hopper=True)
-        assert sum("sm90" in each for each in launched_kernels()) == 3
+        own = sum("sm90" in each for each in launched_kernels())
+        assert own == (3 if name.startswith("projected") or name.endswith("backward") else 2)
         assert_all_as_accurate(actual, target_attention_references(inputs))
 
 

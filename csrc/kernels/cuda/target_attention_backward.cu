@@ -64,29 +64,21 @@ int64_t weighing_bytes(const TargetAttentionParams& p) {
   return aligned_bytes(p.num_targets * p.heads * int64_t(sizeof(Weighing)));
 }
 
-// Bytes of ds that all ranges keep.
-int64_t kept_bytes(const Tiling& history) { return int64_t(history.num_ranges) * kKeptBytes; }
-
-// Whether a request may have more query rows than ds is kept of. The host knows no more than that of all targets.
-bool may_need_dq(const TargetAttentionParams& p, const Tiling& history) {
-  return p.num_targets * (p.heads / p.kv_heads) > history.tile_rows;
+// Bytes of ds that all blocks keep, and rows of partial dq, at most.
+int64_t kept_bytes(const TargetAttentionParams& p, const CudaDevice& device) {
+  int64_t blocks = dkv_tiling(p, device).num_ranges;
+#if defined(STCA_SM90)
+  if (sm90::takes(p, device)) blocks = max(blocks, sm90::kept_blocks(p, device));
+#endif
+  return blocks * kKeptBytes;
 }
-
-// dk, dv and most of dq by one kernel, then the rest of dq by another, whose schedule and partial results take the
-// memory of the first one's.
-const char* launch_products(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
-                            const Weighing* weighing, const Kept& kept, Stream stream) {
-  const TargetAttentionParams& p = b.forward;
+int64_t partial_rows(const TargetAttentionParams& p, const CudaDevice& device) {
   const Tiling history = dkv_tiling(p, device), queries = dq_tiling(p, device, history.tile_rows);
-  Schedule schedule = schedule_at(workspace, p.num_requests, history.num_ranges);
-  const char* error = launch_schedule(p, history, schedule, stream);
-  if (error == nullptr) error = launch_dkv(b, history, schedule, weighing, kept, stream);
-  if (error == nullptr) error = launch_combine_dq(b, history, schedule, kept.partials, stream);
-  if (error != nullptr || !may_need_dq(p, history)) return error;
-  schedule = schedule_at(workspace, p.num_requests, queries.num_ranges);
-  error = launch_schedule(p, queries, schedule, stream);
-  if (error == nullptr) error = launch_dq(b, queries, schedule, weighing, kept.partials, stream);
-  return error != nullptr ? error : launch_combine_dq(b, queries, schedule, kept.partials, stream);
+  int64_t rows = max(max_partial_rows(history), max_partial_rows(queries));
+#if defined(STCA_SM90)
+  if (sm90::takes(p, device)) rows = max(rows, sm90::partial_rows(p, device));
+#endif
+  return rows;
 }
 
 }  // namespace
@@ -108,31 +100,33 @@ int target_attention_backward_cuda_shared_bytes(const TargetAttentionParams& par
 }
 
 int64_t target_attention_backward_cuda_workspace(const TargetAttentionParams& params, const CudaDevice& device) {
-  const cuda::Tiling history = cuda::dkv_tiling(params, device);
-  const cuda::Tiling queries = cuda::dq_tiling(params, device, history.tile_rows);
-  int64_t rows = cuda::max(cuda::max_partials(history.num_ranges) * history.tile_rows,
-                           cuda::max_partials(queries.num_ranges) * queries.tile_rows);
-#if defined(STCA_SM90)
-  if (cuda::sm90::takes(params, device)) rows = cuda::max(rows, cuda::sm90::partial_rows(params, device));
-#endif
-  return cuda::max_schedule_bytes(params, device) + cuda::weighing_bytes(params) + cuda::kept_bytes(history) +
-         rows * params.key_dim * int64_t(sizeof(float));
+  return cuda::max_schedule_bytes(params, device) + cuda::weighing_bytes(params) + cuda::kept_bytes(params, device) +
+         cuda::partial_rows(params, device) * params.key_dim * int64_t(sizeof(float));
 }
 
 const char* target_attention_backward_cuda(const TargetAttentionBackwardParams& params, const CudaDevice& device,
                                            void* workspace, void* stream) {
-  const cuda::Stream to = static_cast<cuda::Stream>(stream);
-  char* memory = static_cast<char*>(workspace) + cuda::max_schedule_bytes(params.forward, device);
-  auto* weighing = reinterpret_cast<cuda::Weighing*>(memory);
-  char* ds = memory + cuda::weighing_bytes(params.forward);
-  auto* partials = reinterpret_cast<float*>(ds + cuda::kept_bytes(cuda::dkv_tiling(params.forward, device)));
-  if (const char* error = cuda::launch_preprocess(params, weighing, to)) return error;
+  using namespace cuda;
+  const Stream to = static_cast<Stream>(stream);
+  char* memory = static_cast<char*>(workspace) + max_schedule_bytes(params.forward, device);
+  auto* weighing = reinterpret_cast<Weighing*>(memory);
+  char* ds = memory + weighing_bytes(params.forward);
+  const Kept kept{ds, reinterpret_cast<float*>(ds + kept_bytes(params.forward, device))};
+  if (const char* error = launch_preprocess(params, weighing, to)) return error;
 #if defined(STCA_SM90)
-  if (cuda::sm90::takes_backward(params, device)) {
-    return cuda::sm90::launch_backward(params, device, workspace, weighing, partials, to);
+  if (sm90::takes_backward(params, device)) {
+    return sm90::launch_backward(params, device, workspace, weighing, kept, to);
   }
 #endif
-  return cuda::launch_products(params, device, workspace, weighing, {ds, partials}, to);
+  const Tiling history = dkv_tiling(params.forward, device);
+  return launch_products(
+      params, history, dq_tiling(params.forward, device, history.tile_rows), workspace, kept.partials, to,
+      [&](const Tiling& tiling, const Schedule& schedule) {
+        return launch_dkv(params, tiling, schedule, weighing, kept, to);
+      },
+      [&](const Tiling& tiling, const Schedule& schedule) {
+        return launch_dq(params, tiling, schedule, weighing, kept.partials, to);
+      });
 }
 
 }  // namespace stca

@@ -14,13 +14,6 @@ namespace stca {
 namespace cuda {
 namespace {
 
-// A chunk of an item's history rows, counted from the request's first, in shared memory: registers are scarce.
-struct ItemChunk {
-  int item_begin, item_end;
-  int begin, end;
-  int pitch;  // rows of a whole chunk, and of ds that is kept
-};
-
 template <class T, int kWidth, bool kKeysAreValues>
 struct BackwardHistory : Columns<T, kWidth> {
   using Columns<T, kWidth>::kMaxWidth;
@@ -81,16 +74,6 @@ struct BackwardHistoryBlock : BackwardBlock<F> {
         values(this->template at<T>(F::kValues)),
         weights(this->template at<T>(F::kWeights)),
         ds(this->template at<T>(F::kDs)) {}
-
-  // Makes history rows [begin, end) of the request what the block works on.
-  STCA_DEVICE void take(int begin, int end) const {
-    sync_block();
-    if (threadIdx.x == 0) {
-      item.split_begin = begin;
-      item.split_end = end;
-    }
-    sync_block();
-  }
 
   // Asks for the history rows that the block works on.
   STCA_DEVICE void load_history(const History<T>& k, const History<T>& v) const {
@@ -160,16 +143,6 @@ struct BackwardHistoryBlock : BackwardBlock<F> {
   }
 };
 
-// History rows of a chunk. With few query rows the copies of its keys decide, so that the second time they should be
-// found in the L2 cache, of which every range has a part; with many, the partial dq, read and written for each chunk.
-template <class F>
-STCA_DEVICE int chunk_rows(const TargetAttentionParams& p, int query_rows) {
-  constexpr int kCached = 256 * 1024, kSize = int(sizeof(typename F::Element));
-  const int wanted = max(kCached / kSize / int(p.key_dim), 8 * query_rows);
-  const int kept = kKeptBytes / kSize / round_up(max(1, query_rows), F::kHistoryRows);
-  return min(wanted, kept) / F::kHistoryRows * F::kHistoryRows;
-}
-
 // The chunks of an item's history rows, one after the other, and what is kept of them.
 template <class F>
 struct HistoryChunks {
@@ -181,37 +154,12 @@ struct HistoryChunks {
   const Kept& kept;
   ItemChunk& chunk;
 
-  // Whether ds is kept, and dq made of it.
-  STCA_DEVICE bool keeps() const { return block.item.query_rows <= tiling.tile_rows; }
+  STCA_DEVICE bool keeps() const { return is_kept(block.item, tiling); }
   // ds of the chunk [m * G, chunk.pitch].
   STCA_DEVICE T* ds() const { return reinterpret_cast<T*>(kept.ds + int64_t(blockIdx.x) * kKeptBytes); }
-  // dq of the item's chunks [m * G, Dk]. Until a whole history is done, it is where the last partial dq of the range
-  // will be.
+  // dq of the item's chunks [m * G, Dk].
   STCA_DEVICE float* partial() const {
-    const int64_t at = block.item.partial < 0 ? 2 * blockIdx.x + 1 : block.item.partial;
-    return kept.partials + at * tiling.tile_rows * block.p.key_dim;
-  }
-
-  // Starts with the first chunk of the item, when it has been loaded.
-  STCA_DEVICE void start() const {
-    if (threadIdx.x == 0) {
-      const Item& item = block.item;
-      const int rows = keeps() ? chunk_rows<F>(block.p, item.query_rows) : max(1, item.split_end - item.split_begin);
-      chunk = {item.split_begin, item.split_end, item.split_begin, min(item.split_end, item.split_begin + rows), rows};
-    }
-    sync_block();
-  }
-
-  // Goes on to the next chunk, and returns whether there is one.
-  STCA_DEVICE bool next() const {
-    if (chunk.end == chunk.item_end) return false;
-    sync_block();
-    if (threadIdx.x == 0) {
-      chunk.begin = chunk.end;
-      chunk.end = min(chunk.item_end, chunk.end + chunk.pitch);
-    }
-    sync_block();
-    return true;
+    return kept.partials + first_partial_row(block.item, tiling, int(blockIdx.x)) * block.p.key_dim;
   }
 
   // Keeps ds of the tile of history rows that the block works on and of the query rows from `first` on.
@@ -301,13 +249,13 @@ struct HistoryChunks {
       float* sums = partial() + row_begin * dim + block.column;
       Gradient dq;
       const auto sums_of = [&](int row) { return row < rows ? sums + row * dim : nullptr; };
-      if (chunk.begin > chunk.item_begin) {
-        read_rows(dq, block.key_width, sums_of);
-      } else {
+      if (chunk.is_first()) {
         clear(dq);
+      } else {
+        read_rows(dq, block.key_width, sums_of);
       }
       if (seen.begin < seen.end) add_keys(dq, first, seen);
-      if (chunk.item_begin == 0 && chunk.end == item.history_rows) {
+      if (chunk.completes(item)) {
         store_rows<T>(dq, block.key_width, [&](int row) {
           T* results = static_cast<T*>(block.b.dq) + block.column;
           return row < rows ? results + block.rows[block.first_row + row].index * dim : nullptr;
@@ -323,6 +271,7 @@ template <class F>
 __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
     target_attention_bwd_dkv_kernel(const TargetAttentionBackwardParams b, const Tiling tiling, const Schedule schedule,
                                     const Weighing* weighing, const Kept kept, const Aligned aligned) {
+  using T = typename F::Element;
   const TargetAttentionParams& p = b.forward;
   const BackwardHistoryBlock<F> block(b, aligned);
   const HistoryChunks<F> chunks{block, tiling, kept, *block.template at<ItemChunk>(F::kChunk)};
@@ -330,15 +279,15 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks)
   if (!start_range(&item, schedule, int(blockIdx.x))) return;
   do {
     load_item(&item, p, tiling, schedule, int(blockIdx.x));
-    chunks.start();
+    start_chunks<T, F::kHistoryRows, F::kHistoryRows>(chunks.chunk, p, item, chunks.keeps());
     do {
       for (int from = chunks.chunk.begin; from < chunks.chunk.end; from += F::kHistoryRows) {
-        block.take(from, min(chunks.chunk.end, from + F::kHistoryRows));
+        take_rows(item, from, min(chunks.chunk.end, from + F::kHistoryRows));
         chunks.make_dkv(weighing);
       }
-      block.take(chunks.chunk.begin, chunks.chunk.end);
+      take_rows(item, chunks.chunk.begin, chunks.chunk.end);
       if (chunks.keeps()) chunks.make_dq();
-    } while (chunks.next());
+    } while (next_chunk(chunks.chunk));
   } while (item.more);
 }
 
@@ -348,10 +297,7 @@ Tiling dkv_tiling(const TargetAttentionParams& p, const CudaDevice& device) {
   return visit_layout<BackwardHistory>(p, [&](auto layout) -> Tiling {
     using F = typename decltype(layout)::type;
     const int64_t resident = resident_blocks(device, &target_attention_bwd_dkv_kernel<F>, F::kThreads, F::kBytes);
-    const int64_t tiles = p.kv_heads * (p.num_rows / F::kHistoryRows + p.num_requests);
-    const int64_t rows = min(p.num_targets * (p.heads / p.kv_heads), int64_t(F::kMostKept));
-    const int64_t most = min(rows, kPartialBytes / int64_t(sizeof(float)) / p.key_dim);
-    return {int(max(int64_t(1), most)), F::kHistoryRows, int(max(int64_t(1), min(resident, tiles))), false, F::kRows};
+    return kept_tiling(p, resident, F::kHistoryRows, F::kRows, F::kMostKept, kPartialBytes);
   });
 }
 

@@ -1,5 +1,5 @@
-// target_attention on Hopper where v is k and a row is up to 1,024 wide: forward pass, gradient of the history and
-// gradient of q, which are one kernel (formula and shapes: ../../target_attention.h; source: docs/mathematics.md).
+// target_attention on Hopper where v is k and a row is up to 1,024 wide: forward pass, gradients of the history and of
+// q, which are one kernel (formula and shapes: ../../target_attention.h; source: docs/mathematics.md).
 //
 // Each pass keeps 64 rows, streams tiles of 64 rows past them, turns the products of kept and streamed rows into
 // weights [64, 64], and adds weights times streamed rows to an output [64, width]:
@@ -7,7 +7,13 @@
 //   pass     | kept rows                 | streamed rows           | products        | weights  | output
 //   forward  | 64 of q                   | 64 of history           | S               | P        | out
 //   history  | 64 of history             | 32 of dout, 32 of q     | dP^T, S^T       | P^T, dS^T| dk
+//   kept     | none                      | 64 of history           | none            | dS^T     | dq of 64 rows of q
 //   queries  | 32 of q, the same of dout | 64 of history           | S over dP       | dS over 0| dq
+//
+// The pass of the history leaves dS^T of a chunk of history in global memory, a bounded part for each block. Then the
+// same block, in the pass `kept`, makes dq of it: five products in all. Chunks add to a partial dq one after the other.
+// Requests of so many query rows that it would not stay small are left to the pass of the queries, which finds S and dP
+// once more.
 //
 // A block holds 256 or 512 columns of everything (passes.cuh: BlockLayout). A wider row takes a cluster of two blocks,
 // which exchange their parts of the products. Of a block's warpgroups one computes products and weights (scores.cuh);
@@ -54,7 +60,8 @@ template <Pass kPass, class T, class L, int kBlocks>
 __global__ void __launch_bounds__(L::kThreads, L::kResident)
     target_attention_sm90_kernel(const __grid_constant__ Streams streams,
                                  const __grid_constant__ TargetAttentionBackwardParams b, const Tiling tiling,
-                                 const Schedule schedule, const Weighing* weighing, const Partials partials) {
+                                 const Schedule schedule, const Weighing* weighing, const Partials partials,
+                                 char* const ds) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using C = Context<kPass, T, L, kBlocks>;
   using M = typename C::M;
@@ -68,11 +75,13 @@ __global__ void __launch_bounds__(L::kThreads, L::kResident)
             schedule,
             weighing,
             partials,
+            ds,
             memory,
             base,
             reinterpret_cast<float*>(memory + M::kFactors),
             reinterpret_cast<Info<kPass>*>(memory + M::kInfo),
             *reinterpret_cast<Item*>(memory + M::kItem),
+            *reinterpret_cast<ItemChunk*>(memory + M::kChunk),
             {base + M::kBarriers},
             rank,
             int(threadIdx.x) / kWarpgroup,

@@ -58,15 +58,18 @@ STCA_DEVICE void add_weighted_rows(const C& c, Output<C>& out, int at) {
   wait(c.barriers.full(c.stage(at)), c.phase(at));  // long since; what copies wrote is seen by who waited for them
   pin(out);
   fence_products();
-  const uint64_t weights = by_columns(c.base + C::M::kWeights + buffer * kSlab);
+  // What was kept lies there transposed: a row for each history row, over which the product is contracted.
+  constexpr bool kByRows = C::kPass == Pass::kKept;
+  const uint32_t slab = c.base + C::M::kWeights + buffer * kSlab;
+  const uint64_t weights = kByRows ? by_rows(slab, kSlab) : by_columns(slab);
   const uint64_t rows = by_rows(c.tile(at) + c.group * (C::L::kOutputColumns / 64) * kSlab, kSlab);
 #pragma unroll
   for (int part = 0; part < C::L::kOutputColumns / kPart; ++part) {
     auto& sums = reinterpret_cast<float (&)[kPart / 2]>(out[part * kPart / 2]);
 #pragma unroll
     for (int k = 0; k < kColumns / 16; ++k) {
-      add_product<false, true>(sums, weights + step(32 * k), rows + step(part * kPart / 64 * kSlab + k * 16 * kSlabRow),
-                               typename C::Element{});
+      add_product<kByRows, true>(sums, weights + step(kByRows ? k * 16 * kSlabRow : 32 * k),
+                                 rows + step(part * kPart / 64 * kSlab + k * 16 * kSlabRow), typename C::Element{});
     }
   }
   commit_products();
@@ -87,6 +90,13 @@ struct Destination {
   float factor;  // of results
 };
 
+// dq of row `row` of a tile of which ds was kept, as far as it has been made.
+template <class C>
+STCA_DEVICE float* kept_sums(const C& c, int row) {
+  const int64_t first = first_partial_row(c.item, c.tiling, c.range()) + c.item.tile * C::kQueries;
+  return c.partials.sums + (first + row) * c.p.value_dim;
+}
+
 template <class C>
 STCA_DEVICE Destination<typename C::Element> destination_of(const C& c, int row) {
   using T = typename C::Element;
@@ -99,7 +109,9 @@ STCA_DEVICE Destination<typename C::Element> destination_of(const C& c, int row)
     return {nullptr, static_cast<T*>(c.b.dk) + first, 1};
   } else {
     if (row >= C::kQueries || c.item.tile * C::kQueries + row >= c.item.query_rows) return {nullptr, nullptr, 1};
-    if (c.item.partial >= 0) {
+    if constexpr (C::kPass == Pass::kKept) {
+      if (!c.chunk.completes(c.item)) return {kept_sums(c, row), nullptr, 1};
+    } else if (c.item.partial >= 0) {
       return {c.partials.sums + (int64_t(c.item.partial) * C::kQueries + row) * width, nullptr, 1};
     }
     T* const results = static_cast<T*>(C::kPass == Pass::kForward ? c.p.out : c.b.dq);
@@ -133,32 +145,60 @@ STCA_DEVICE void write_output(const C& c, const Output<C>& out) {
   }
 }
 
+// dq of that row as far as earlier chunks have made it, or nullptr where none has, and where there is no such row.
+template <class C>
+STCA_DEVICE const float* sums_before(const C& c, int row) {
+  if (c.chunk.is_first() || c.item.tile * C::kQueries + row >= c.item.query_rows) return nullptr;
+  return kept_sums(c, row);
+}
+
+// What the output begins with: nothing or, where earlier chunks have begun it, what this thread wrote of them.
+template <class C>
+STCA_DEVICE void start_output(const C& c, Output<C>& out) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int t = opaque(int(threadIdx.x) % kWarpgroup);
+    const int begin = c.column + c.group * C::L::kOutputColumns + t % 4 * 2, width = int(c.p.value_dim);
+    const float* sums = nullptr;
+    if constexpr (C::kPass == Pass::kKept) sums = sums_before(c, row_of(t) + 8 * r);
+#pragma unroll
+    for (int i = 0; i < C::L::kOutputColumns / 8; ++i) {
+      float2 own{0, 0};
+      if (sums != nullptr && begin + 8 * i < width) own = *reinterpret_cast<const float2*>(sums + begin + 8 * i);
+      out[4 * i + 2 * r] = own.x;
+      out[4 * i + 2 * r + 1] = own.y;
+    }
+  }
+}
+
+// An item from weights to the output, from tile `at` on.
+template <class C>
+STCA_DEVICE void make_output(const C& c, int& at) {
+  const auto stream = stream_of(c, at);
+  const int thread = int(threadIdx.x);
+  if (thread < kWarp) {
+    for (int tile = at; tile < at + C::L::kStages && stream.has(tile); ++tile) request_tile(c, stream, tile, thread);
+  }
+  sync_warp();
+  Output<C> out;
+  start_output(c, out);
+#pragma unroll 1
+  for (; stream.has(at); ++at) {
+    add_weighted_rows(c, out, at);
+    if (threadIdx.x < kWarp && stream.has(at + C::L::kStages)) {
+      request_tile(c, stream, at + C::L::kStages, int(threadIdx.x));
+    }
+    sync_warp();
+  }
+  sync_block();
+  write_output(c, out);
+}
+
 // All items of the block's range, from weights to the output.
 template <class C>
 STCA_DEVICE void run_outputs(const C& c) {
   int at = 0;  // tiles so far, of all items
-  do {
-    load_item(&c.item, c.p, c.tiling, c.schedule, c.range());
-    const auto stream = stream_of(c, at);
-    const int thread = int(threadIdx.x);
-    if (thread < kWarp) {
-      for (int tile = at; tile < min(at + C::L::kStages, stream.last); ++tile) request_tile(c, stream, tile, thread);
-    }
-    sync_warp();
-    Output<C> out;
-#pragma unroll
-    for (int i = 0; i < C::L::kOutputColumns / 2; ++i) out[i] = 0;
-#pragma unroll 1
-    for (; at < stream.last; ++at) {
-      add_weighted_rows(c, out, at);
-      if (threadIdx.x < kWarp && at + C::L::kStages < stream.last) {
-        request_tile(c, stream, at + C::L::kStages, int(threadIdx.x));
-      }
-      sync_warp();
-    }
-    sync_block();
-    write_output(c, out);
-  } while (c.item.more);
+  for_each_step(c, [&](const auto& own) { make_output(own, at); });
 }
 
 }  // namespace sm90

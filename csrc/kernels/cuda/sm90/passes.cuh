@@ -8,7 +8,7 @@ namespace stca {
 namespace cuda {
 namespace sm90 {
 
-enum class Pass { kForward, kHistory, kQueries };
+enum class Pass { kForward, kHistory, kQueries, kKept };
 
 constexpr int kRows = 64;             // kept rows
 constexpr int kColumns = 64;          // streamed rows of a tile
@@ -41,7 +41,7 @@ struct BlockLayout {
 
 // Query rows of a tile.
 template <Pass kPass>
-constexpr int kQueryRows = kPass == Pass::kForward ? 64 : 32;
+constexpr int kQueryRows = kPass == Pass::kForward || kPass == Pass::kKept ? 64 : 32;
 
 // What is known of a query row that is streamed.
 struct QueryInfo {
@@ -61,10 +61,11 @@ STCA_DEVICE void request_info(QueryInfo* to, const TargetAttentionParams& p, con
 
 // What is known of query rows: of the kept ones, or of the streamed ones of two tiles.
 template <Pass kPass>
-using Info = std::conditional_t<kPass == Pass::kForward, QueryRow,
+using Info = std::conditional_t<kPass == Pass::kForward || kPass == Pass::kKept, QueryRow,
                                 std::conditional_t<kPass == Pass::kHistory, QueryInfo, BackwardRow>>;
 
 // A block's shared memory. Where weights have no room for two tiles, one's must have been used before the next's come.
+// The pass that uses what the gradient of the history kept runs in the latter's memory.
 template <Pass kPass, class L, int kBlocks>
 struct Memory {
   static constexpr bool kReceives = kBlocks > 1 || kPass == Pass::kQueries;
@@ -78,9 +79,11 @@ struct Memory {
   static constexpr int kFactors = kReceived + (kReceives ? kRows * kColumns * 4 : 0);
   static constexpr int kInfo = kFactors + kWeightBuffers * kRows * 4;  // of query rows
   static constexpr int kItem = kInfo + (kPass == Pass::kHistory ? 2 : 1) * kQueryRows<kPass> * int(sizeof(Info<kPass>));
-  static constexpr int kBarriers = kItem + int(sizeof(Item));
+  static constexpr int kChunk = kItem + int(sizeof(Item));
+  static constexpr int kBarriers = kChunk + int(sizeof(ItemChunk));
   static constexpr int kBytes = kBarriers + (2 * L::kStages + 6) * 8;
   static_assert(L::kResident * (kBytes + 1024) <= kLargeSharedBytes + 1024);
+  static_assert(kPass != Pass::kHistory || kQueryRows<Pass::kKept> * int(sizeof(Info<Pass::kKept>)) <= kItem - kInfo);
 };
 
 // Barriers of a block: six, and two for each stage behind them.
@@ -105,7 +108,7 @@ template <Pass kOwnPass, class T, class OwnLayout, int kOwnBlocks>
 struct Context {
   using Element = T;
   using L = OwnLayout;
-  using M = Memory<kOwnPass, L, kOwnBlocks>;
+  using M = Memory<kOwnPass == Pass::kKept ? Pass::kHistory : kOwnPass, L, kOwnBlocks>;
   static constexpr Pass kPass = kOwnPass;
   static constexpr int kBlocks = kOwnBlocks;  // of a cluster
   static constexpr int kQueries = kQueryRows<kPass>;
@@ -118,11 +121,13 @@ struct Context {
   const Schedule& schedule;
   const Weighing* weighing;
   const Partials& partials;
+  char* ds;  // [blocks, kKeptBytes]
   char* memory;
   uint32_t base;      // its address
   float* factors;     // [kWeightBuffers, kRows]
   Info<kPass>* info;  // of query rows
   Item& item;
+  ItemChunk& chunk;
   Barriers barriers;
   int rank;    // of the block in its cluster
   int group;   // the thread's warpgroup
@@ -133,6 +138,13 @@ struct Context {
   STCA_DEVICE static uint32_t phase(int at) { return at / L::kStages & 1; }
   STCA_DEVICE uint32_t tile(int at) const { return base + stage(at) * L::kTile; }
   STCA_DEVICE int range() const { return opaque(int(blockIdx.x)) / kBlocks; }
+  // The same block in another pass, which has the same memory.
+  template <Pass kOther>
+  STCA_DEVICE Context<kOther, T, L, kBlocks> in_pass() const {
+    auto* const own_info = reinterpret_cast<Info<kOther>*>(info);
+    return {streams, b,        p,    tiling, schedule, weighing, partials, ds,     memory,    base,
+            factors, own_info, item, chunk,  barriers, rank,     group,    column, first_lane};
+  }
 };
 
 // The tiles that an item streams. They are numbered on from those of the items before.
@@ -141,24 +153,67 @@ struct StreamTiles {
   int last;    // the number behind that of the last tile
   int offset;  // tile `at` starts with row offset + at * kStep
   int end;     // rows of the stream end here
+  int begin;   // and begin here: not always with a tile where ds was kept
 
   STCA_DEVICE int first_row(int at) const { return offset + at * kStep; }
+  STCA_DEVICE bool has(int at) const { return first_row(at) < end; }
 };
 
 // The stream of an item whose first tile has number `at`: all queries of a history row's request, or the history rows
-// that any of the queries sees.
+// that any of the queries sees, in tiles of which ds was kept where it was.
 template <class C>
 STCA_DEVICE StreamTiles<C::kStep> stream_of(const C& c, int at) {
   const int first = c.item.tile * C::kQueries;
   Range rows{0, c.item.query_rows};
-  if constexpr (C::kPass == Pass::kForward) {
-    rows = seen_by_tile<C::kQueries, C::L::kThreads>(c.p, c.item, c.info,
+  if constexpr (C::kPass == Pass::kForward || C::kPass == Pass::kKept) {
+    auto* const info = C::kBlocks > 1 ? c.info + opaque(0) : c.info;  // else a place in it is held between the steps
+    rows = seen_by_tile<C::kQueries, C::L::kThreads>(c.p, c.item, info,
                                                      [&](int row) { return query_row(c.p, c.item, first + row); });
   } else if constexpr (C::kPass == Pass::kQueries) {
     rows = seen_by_tile<C::kQueries, C::L::kThreads>(
         c.p, c.item, c.info, [&](int row) { return backward_row(c.p, c.item, first + row, c.weighing); });
   }
-  return {at + (rows.end - rows.begin + C::kStep - 1) / C::kStep, rows.begin - at * C::kStep, rows.end};
+  int from = rows.begin;
+  if constexpr (C::kPass == Pass::kKept) {
+    if (rows.begin < rows.end) from -= (from - c.item.split_begin) % C::kStep;
+  }
+  return {at + (rows.end - from + C::kStep - 1) / C::kStep, from - at * C::kStep, rows.end, rows.begin};
+}
+
+// Calls f(c) for each 64 history rows of a chunk of the item's, then, where they kept dS, f(c in the pass that uses it)
+// for each 64 query rows; and so on with the next chunk.
+template <class C, class F>
+STCA_DEVICE void for_each_step_of_chunks(const C& c, F f) {
+  Item& item = c.item;
+  const auto queries = c.template in_pass<Pass::kKept>();
+  start_chunks<typename C::Element, kRows, C::kQueries>(c.chunk, c.p, item, is_kept(item, c.tiling));
+  do {
+    for (int from = c.chunk.begin; from < c.chunk.end; from = item.split_end) {
+      take_rows(item, from, min(c.chunk.end, from + kRows));
+      f(c);
+    }
+    for (int tile = 0; is_kept(item, c.tiling) && tile * queries.kQueries < item.query_rows; tile = item.tile + 1) {
+      take_rows(item, c.chunk.begin, c.chunk.end, tile);
+      f(queries);
+    }
+  } while (next_chunk(c.chunk));
+}
+
+// All items of the block's range, and their steps: calls f(c in the pass of a step).
+template <class C, class F>
+STCA_DEVICE void for_each_step(const C& c, F f) {
+  do {
+    // What follows from the tiling is found for each item, and not kept meanwhile: registers are scarce.
+    load_item(
+        &c.item, c.p,
+        {opaque(c.tiling.tile_rows), opaque(c.tiling.block_rows), 0, false, c.tiling.unit_rows, c.tiling.left_out},
+        c.schedule, c.range());
+    if constexpr (C::kPass == Pass::kHistory) {
+      for_each_step_of_chunks(c, f);
+    } else {
+      f(c);
+    }
+  } while (c.item.more);
 }
 
 // Returns row `row` of the 64 that an item keeps, or nullptr where there is none.

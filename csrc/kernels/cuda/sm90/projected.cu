@@ -176,7 +176,7 @@ int64_t projected_partial_rows(const TargetAttentionParams& p, const CudaDevice&
   const Tiling tiling = visit_projected<Tiling>(p, [&](auto call) {
     return visit_dq<decltype(call)>([&](auto f) { return tiling_of<typename decltype(f)::type>(device); });
   });
-  return max_partials(tiling.num_ranges) * tiling.tile_rows;
+  return max_partial_rows(tiling);
 }
 
 const char* launch_projected_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace,

@@ -19,27 +19,25 @@ int ranges_of(const CudaDevice& device) {
 // One pass: the tensor maps of what it streams, and the kernel.
 template <class T, class V, Pass kPass>
 const char* launch_pass(const TargetAttentionBackwardParams& b, const Tiling& tiling, const Schedule& schedule,
-                        const Weighing* weighing, const Partials& partials, cudaStream_t stream) {
+                        const Weighing* weighing, const Partials& partials, char* ds, cudaStream_t stream) {
   using L = typename V::L;
   const TargetAttentionParams& p = b.forward;
   Streams streams{};
-  const char* error = nullptr;
-  if (kPass == Pass::kHistory) {
+  const char* error = make_row_maps(streams.history, MapType<T>::value, p.k, p.pool_rows, p.kv_heads, p.key_dim,
+                                    p.k_row_stride, p.k_head_stride, kColumns);
+  if (kPass == Pass::kHistory && error == nullptr) {
     const int64_t rows = p.num_targets * p.heads;
     error = make_tensor_map(streams.q, MapType<T>::value, p.q, rows, 1, p.key_dim, p.q_head_stride, 0, kColumns / 2);
     if (error == nullptr) {
       error =
           make_tensor_map(streams.dout, MapType<T>::value, b.dout, rows, 1, p.value_dim, p.value_dim, 0, kColumns / 2);
     }
-  } else {
-    error = make_row_maps(streams.history, MapType<T>::value, p.k, p.pool_rows, p.kv_heads, p.key_dim, p.k_row_stride,
-                          p.k_head_stride, kColumns);
   }
   if (error != nullptr) return error;
   const Grid grid{int64_t(V::kBlocks) * tiling.num_ranges, L::kThreads, Memory<kPass, L, V::kBlocks>::kBytes,
                   V::kBlocks};
   return launch("target_attention on Hopper", &target_attention_sm90_kernel<kPass, T, L, V::kBlocks>, grid, stream,
-                streams, b, tiling, schedule, weighing, partials);
+                streams, b, tiling, schedule, weighing, partials, ds);
 }
 
 template <class T, class V>
@@ -53,26 +51,38 @@ const char* forward(const TargetAttentionParams& p, const CudaDevice& device, vo
   if (error == nullptr) {
     TargetAttentionBackwardParams b{};
     b.forward = p;
-    error = launch_pass<T, V, Pass::kForward>(b, tiling, schedule, nullptr, partials, stream);
+    error = launch_pass<T, V, Pass::kForward>(b, tiling, schedule, nullptr, partials, nullptr, stream);
   }
   return error != nullptr ? error : launch_combine(p, tiling, schedule, partials, stream);
 }
 
+// Of more query rows dS has room for fewer than 256 history rows, and reading and writing the partial dq of a chunk
+// would take longer than its products.
+constexpr int64_t kMostKept = kKeptBytes / 2 / 256;
+
+// The passes of the gradients: that of the history, and that of the queries of requests which the former leaves out.
+template <class V>
+Tiling history_tiling(const TargetAttentionParams& p, const CudaDevice& device) {
+  return kept_tiling(p, ranges_of<V>(device), kRows, kQueryRows<Pass::kHistory>, kMostKept, V::kBlocks * kPartialBytes);
+}
+template <class V>
+Tiling queries_tiling(const TargetAttentionParams& p, const CudaDevice& device) {
+  const int left_out = history_tiling<V>(p, device).tile_rows;
+  return {kQueryRows<Pass::kQueries>, kColumns, ranges_of<V>(device), false, 0, left_out};
+}
+
 template <class T, class V>
 const char* backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
-                     const Weighing* weighing, float* sums, cudaStream_t stream) {
-  const TargetAttentionParams& p = b.forward;
-  const int num_ranges = ranges_of<V>(device);
-  const Tiling rows{kRows, kQueryRows<Pass::kHistory>, num_ranges, true},
-      queries{kQueryRows<Pass::kQueries>, kColumns, num_ranges, false};
-  const Schedule schedule = schedule_at(workspace, p.num_requests, num_ranges);
-  const char* error = launch_schedule(p, rows, schedule, stream);
-  if (error == nullptr) error = launch_pass<T, V, Pass::kHistory>(b, rows, schedule, weighing, {}, stream);
-  if (error == nullptr) error = launch_schedule(p, queries, schedule, stream);
-  if (error == nullptr) {
-    error = launch_pass<T, V, Pass::kQueries>(b, queries, schedule, weighing, {sums, nullptr}, stream);
-  }
-  return error != nullptr ? error : launch_combine_dq(b, queries, schedule, sums, stream);
+                     const Weighing* weighing, const Kept& kept, cudaStream_t stream) {
+  const auto launcher = [&](auto pass) {
+    return [&](const Tiling& tiling, const Schedule& schedule) {
+      return launch_pass<T, V, decltype(pass)::value>(b, tiling, schedule, weighing, {kept.partials, nullptr}, kept.ds,
+                                                      stream);
+    };
+  };
+  return launch_products(b, history_tiling<V>(b.forward, device), queries_tiling<V>(b.forward, device), workspace,
+                         kept.partials, stream, launcher(std::integral_constant<Pass, Pass::kHistory>()),
+                         launcher(std::integral_constant<Pass, Pass::kQueries>()));
 }
 
 // Calls f(Element<T>(), Variant()) for the call's type and width, in the forward pass or the backward pass.
@@ -132,11 +142,20 @@ int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device) {
          max_partials(num_ranges) * kRows * (p.value_dim + 2) * int64_t(sizeof(float));
 }
 
+int64_t kept_blocks(const TargetAttentionParams& p, const CudaDevice& device) {
+  if (!p.shared) return 0;
+  return visit_call<int64_t>(p, true, [&](auto, auto variant) -> int64_t {
+    using V = decltype(variant);
+    return V::kBlocks * history_tiling<V>(p, device).num_ranges;
+  });
+}
+
 int64_t partial_rows(const TargetAttentionParams& p, const CudaDevice& device) {
   if (!p.shared) return projected_partial_rows(p, device);
-  const int num_ranges =
-      visit_call<int>(p, true, [&](auto, auto variant) { return ranges_of<decltype(variant)>(device); });
-  return max_partials(num_ranges) * kQueryRows<Pass::kQueries>;
+  return visit_call<int64_t>(p, true, [&](auto, auto variant) {
+    using V = decltype(variant);
+    return max(max_partial_rows(history_tiling<V>(p, device)), max_partial_rows(queries_tiling<V>(p, device)));
+  });
 }
 
 const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream) {
@@ -147,10 +166,10 @@ const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& dev
 }
 
 const char* launch_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
-                            const Weighing* weighing, float* sums, Stream stream) {
-  if (!b.forward.shared) return launch_projected_backward(b, device, workspace, weighing, sums, stream);
+                            const Weighing* weighing, const Kept& kept, Stream stream) {
+  if (!b.forward.shared) return launch_projected_backward(b, device, workspace, weighing, kept.partials, stream);
   return visit_call<const char*>(b.forward, true, [&](auto type, auto variant) {
-    return backward<typename decltype(type)::element, decltype(variant)>(b, device, workspace, weighing, sums, stream);
+    return backward<typename decltype(type)::element, decltype(variant)>(b, device, workspace, weighing, kept, stream);
   });
 }
 

@@ -13,15 +13,16 @@ namespace sm90 {
 bool takes(const TargetAttentionParams& p, const CudaDevice& device);
 bool takes_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device);
 
-// Bytes of workspace of the forward pass; rows of partial sums of the backward pass, at most.
+// Bytes of workspace of the forward pass; blocks that keep dS, and rows of partial sums, of the backward pass, at most.
 int64_t workspace(const TargetAttentionParams& p, const CudaDevice& device);
+int64_t kept_blocks(const TargetAttentionParams& p, const CudaDevice& device);
 int64_t partial_rows(const TargetAttentionParams& p, const CudaDevice& device);
 
 // Enqueue the passes. The workspace is laid out like that of the common kernels; backward, `weighing` has been computed
-// and `sums` is where partial sums go.
+// and `kept` is where dS and partial sums go.
 const char* launch_forward(const TargetAttentionParams& p, const CudaDevice& device, void* workspace, Stream stream);
 const char* launch_backward(const TargetAttentionBackwardParams& b, const CudaDevice& device, void* workspace,
-                            const Weighing* weighing, float* sums, Stream stream);
+                            const Weighing* weighing, const Kept& kept, Stream stream);
 
 }  // namespace sm90
 }  // namespace cuda

@@ -109,20 +109,27 @@ STCA_DEVICE void weigh_kept_queries(float (&s)[32], const TargetAttentionParams&
   }
 }
 
-// Stores the weights to a slab. Those of the gradient of q are half as many: rows from 32 on stay 0.
+// Stores the weights of 16 columns, the `step`th of a slab's, and of 16 rows, a warp's.
+STCA_DEVICE void store_step(uint32_t slab, int first_row, int step, const uint32_t (&pairs)[4], int t) {
+  store_matrices(slab + swizzled(first_row + t % 16, 2 * step + t % kWarp / 16), pairs);
+}
+
+// Stores the weights to a slab. Those of the gradient of q are half as many: rows from 32 on stay 0. Where `ds` is not
+// nullptr, dS^T, the second half of those of the gradient of the history, goes there too, as the threads hold it.
 template <Pass kPass, class T>
-STCA_DEVICE void store_weights(uint32_t slab, const float (&s)[32], int t) {
-  const int warp_row = t / kWarp * 16;
-  sync_warp();
+STCA_DEVICE void store_weights(uint32_t slab, const float (&s)[32], Chunk* ds, int t) {
   constexpr bool kHalf = kPass == Pass::kQueries;
+  const int warp_row = t / kWarp * 16, first_row = kHalf ? warp_row % kQueryRows<kPass> : warp_row;
+  sync_warp();
 #pragma unroll
   for (int k = 0; k < (kHalf ? 2 : 4); ++k) {
     uint32_t pairs[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) pairs[i] = narrow_pair(s[8 * k + 2 * i], s[8 * k + 2 * i + 1], T{});
-    const int to = kHalf ? warp_row % kQueryRows<kPass> + t % 16 : warp_row + t % 16;
-    const int chunk = (kHalf && t >= kWarpgroup / 2 ? 4 : 0) + 2 * k + t % kWarp / 16;
-    store_matrices(slab + swizzled(to, chunk), pairs);
+    store_step(slab, first_row, (kHalf && t >= kWarpgroup / 2 ? 2 : 0) + k, pairs, t);
+    if constexpr (kPass == Pass::kHistory) {
+      if (k >= 2 && ds != nullptr) store_chunk({pairs[0], pairs[1], pairs[2], pairs[3]}, ds + (k - 2) * kWarpgroup + t);
+    }
   }
 }
 
