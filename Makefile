@@ -1,6 +1,6 @@
 # make demo   a ranker learns from a generated log, here and now
 # make test   the fast test suite
-# make slow   the exhaustive rest of it: every combination, and what takes minutes
+# make slow   the exhaustive rest of it: every combination, and what takes minutes; PART=1, 2 or 3: a third of it
 # make peers  tests with libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb; with redis-server
 # make serve  the demo's ranker behind HTTP on 127.0.0.1:8000, its users' histories kept encoded
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
@@ -67,8 +67,10 @@ test: $(INSTALLED) ptx
 	$(PYTEST) -n $(TEST_PROCESSES) tests
 	$(PYTEST) docs README.md
 
+# PART=1, 2 or 3: a third of them.
 slow: $(INSTALLED) ptx
-	$(PYTEST) -n $(TEST_PROCESSES) -m 'slow and not peers and not long'
+	$(PYTEST) -n $(TEST_PROCESSES) -m 'slow and not peers and not long' \
+	  $(if $(PART),--splits 3 --group $(PART) --splitting-algorithm least_duration)
 
 peers: $(INSTALLED)
 	$(EDITABLE) '.[ray,peers]'
@@ -135,12 +137,12 @@ ptx: $(INSTALLED) $(CUDACXX)
 ptx-check: ptx build/triton/triton
 	PYTHONPATH=build/triton $(BIN)/python -m pytest tests/ptx/check_triton.py
 
-# The kernels alone, without torch and Python: for every instruction set and every CUDA architecture. What ptxas says of
-# Hopper's own is read as they are compiled (csrc/kernels/cuda/sm90/compile.sh), their machine code afterwards, by the
-# cuobjdump that comes with Triton where the toolkit has none.
+# The CUDA kernels alone, without torch and Python, for every architecture. What ptxas says of Hopper's own is read as
+# they are compiled (csrc/kernels/cuda/sm90/compile.sh), their machine code afterwards, by the cuobjdump that comes with
+# Triton where the toolkit has none.
 kernels: $(INSTALLED) $(CUDACXX) build/triton/triton
 	CUDACXX=$(abspath $(CUDACXX)) $(CMAKE) -S csrc/kernels -B build/kernels -DSTCA_CUDA=ON
-	$(BIN)/cmake --build build/kernels
+	$(BIN)/cmake --build build/kernels --target stca_cuda
 	PYTHONPATH=build/triton $(BIN)/python tools/sm90_code.py build/kernels/libstca_cuda.a
 
 # What nvcc made of the attention kernels: registers, instructions of their loops, and the time that follows at the earliest.
