@@ -37,7 +37,7 @@ LONG = [
 
 
 def _kernels(inputs: TargetAttentionInputs) -> int:
-    """Forward and gradients; those of q are a kernel of their own where a request may have more rows than dS is kept of."""
+    """Forward and gradients; those of q are another kernel where a request may have more rows than dS is kept of."""
     rows, heads, _ = inputs.q.shape
     return 2 if rows * heads <= 512 else 3
 
