@@ -37,7 +37,11 @@ FAMILIES = {
     "target_attention": Family(
         "target_attention reordered",
         {
-            "test_target_attention_sm90.py": (*_ATTENTION, "test_rows_that_nobody_sees_do_not_matter"),
+            "test_target_attention_sm90.py": (
+                *_ATTENTION,
+                "test_as_many_query_rows_as_ds_is_kept_of",
+                "test_rows_that_nobody_sees_do_not_matter",
+            ),
             "test_history_index_sm90.py": (
                 "test_the_same_as_rows_in_order",
                 "test_rows_that_no_index_names_do_not_matter",

@@ -11,8 +11,10 @@ import sys
 
 import sass
 
-# Loops that make products, by the kernel's name: of a block's warpgroups that do different work each has its own.
+# Loops that make products, by a part of the kernel's name as C++ mangles it, the first that is in it: of a block's
+# warpgroups that do different work each has its own, and the pass of the history makes dq of what it keeps besides.
 LOOPS = {
+    "target_attention_sm90_kernelILNS1_4PassE1": 3,
     "target_attention_sm90_kernel": 2,
     "target_attention_projected_sm90_kernel": 1,
     "target_attention_projected_dkv_sm90_kernel": 1,

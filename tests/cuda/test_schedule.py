@@ -94,30 +94,59 @@ def test_every_tile_meets_its_history_once(batch: Batch, tiling: Tiling) -> None
         targets, rows = targets + m, rows + length
     assert list(met) == list(expected)
     for at, items in met.items():
-        assert [item.split_begin for item in items] == [0, *(item.split_end for item in items[:-1])]
-        assert items[-1].split_end == expected[at]
-        firsts = [item.partial // 2 for item in items]
-        split = [2 * firsts[0] + 1, *(2 * (firsts[0] + s) for s in range(1, len(items)))]
-        assert [item.partial for item in items] == ([-1] if len(items) == 1 else split)
+        _check_splits(items, expected[at])
 
 
-@pytest.mark.parametrize("batch", [*EDGES, *map(_random_batch, range(4))])
-def test_tiles_of_all_query_rows_have_every_history_row_once(batch: Batch) -> None:
+def _check_splits(items: list[Item], history_rows: int) -> None:
+    """The parts of a tile follow each other, and so do the places of their results: all between are added up."""
+    assert [item.split_begin for item in items] == [0, *(item.split_end for item in items[:-1])]
+    assert items[-1].split_end == history_rows
+    first = items[0].partial // 2
+    split = [2 * first + 1, *(2 * (first + s) for s in range(1, len(items)))]
+    assert [item.partial for item in items] == ([-1] if len(items) == 1 else split)
+
+
+# Few requests of many query rows among many of few: a block of their history takes longer than most ranges.
+UNEQUAL: list[Batch] = [
+    [(64, 640), (1, 7808)],
+    [(1, 3), (64, 66), (1, 254)],
+    [(48, 1280), *[(1, 64)] * 100],
+    [(16, 3000), (60, 2000), *[(2, 500)] * 30],
+]
+
+
+@pytest.mark.parametrize("tiling", [Tiling(48, 32, 13, False, 16), Tiling(128, 64, 132, False, 8)], ids=str)
+@pytest.mark.parametrize("batch", [*EDGES, *UNEQUAL, *map(_random_batch, range(4))])
+def test_tiles_of_all_query_rows_have_every_history_row_once(batch: Batch, tiling: Tiling) -> None:
     """However many query rows they have; a range's time goes by them."""
-    tiling = Tiling(tile_rows=48, block_rows=32, num_ranges=13, unit_rows=16)
     ranges = _items(batch, 4, 2, tiling)
     owned = [(i.row_begin + n, i.kv_head) for items in ranges for i in items for n in range(i.split_begin, i.split_end)]
     assert sorted(owned) == [(n, head) for n in range(sum(length for _, length in batch)) for head in range(2)]
     assert all(
         item.tile == 0 and item.partial in (-1, 2 * r, 2 * r + 1) for r, items in enumerate(ranges) for item in items
     )
-    rows = {target: 2 * m for (m, _), target in zip(batch, offsets([m for m, _ in batch]).tolist(), strict=False) if m}
+    met: dict[tuple[int, int, int], list[Item]] = defaultdict(list)
+    for items in ranges:
+        for item in items:
+            met[item.target_begin, item.row_begin, item.kv_head].append(item)
+    first = zip(*(offsets(lengths).tolist() for lengths in zip(*batch, strict=True)), strict=True)
+    requests = [(at, *request) for at, request in zip(first, batch, strict=False) if request[0]]
+    for at, m, length in requests:
+        for kv_head in range(2):
+            if 2 * m <= tiling.tile_rows:  # nothing partial is kept of more
+                _check_splits(met[*at, kv_head], length)
+    query_rows = {at: 2 * m for at, m, _ in requests}
     units = [
-        sum(max(1, -(-rows.get(i.target_begin, 0) // 16)) * (TILE_COST + _blocks(i, tiling)) for i in items)
+        sum(
+            max(1, -(-query_rows.get((i.target_begin, i.row_begin), 0) // tiling.unit_rows))
+            * (TILE_COST + _blocks(i, tiling))
+            for i in items
+        )
         for items in ranges
     ]
-    most = max(1, -(-max(rows.values(), default=0) // 16)) * (TILE_COST + 1)
-    assert max(units) <= max(8, sum(units) / 13) + most
+    most = max(1, -(-max(query_rows.values(), default=0) // tiling.unit_rows)) * (TILE_COST + 1)
+    least = max(4, -(-tiling.tile_rows // tiling.unit_rows))
+    assert max(units) <= max(2 * least, sum(units) / tiling.num_ranges) + most
 
 
 @pytest.mark.parametrize("batch", EDGES)

@@ -14,6 +14,8 @@ CHUNKS = [
     TargetAttentionCase("whole", [(1, 290), (2, 150), (0, 40), (1, 310), (1, 140)], 2, 1, 1000, None, "random"),
     TargetAttentionCase("indexed", [(3, 300), (1, 260)], 4, 2, 520, None, "suffix", 90),
     TargetAttentionCase("given", [(40, 5000), (3, 300)], 2, 1, 24, 16),
+    # A block of the history of many query rows takes longer than a range would be of equal ones.
+    TargetAttentionCase("unequal", [(1, 3), (16, 66), (1, 254)], 32, 1, 256),
 ]
 MANY = TargetAttentionCase("many", [(33, 40), (2, 150), (65, 5)], 8, 1, 1024)  # 264, 16 and 520 query rows
 

@@ -24,6 +24,8 @@ CASES = [
     # Of 256 history rows here dS is kept at a time; ranges begin and end within histories, and between them.
     TargetAttentionCase("chunks", [(1, 290), (2, 1150), (0, 40), (1, 610)], 2, 1, 512, None, "random"),
     TargetAttentionCase("cluster-chunks", [(1, 700), (1, 0), (1, 33)], 32, 1, 1000),
+    # A block of the history of many query rows takes longer than a range would be of equal ones.
+    TargetAttentionCase("unequal", [(1, 3), (16, 66), (1, 254)], 32, 1, 256),
     # dS is kept of the second request alone.
     TargetAttentionCase("more-queries", [(65, 150), (3, 70)], 8, 1, 136, None, "prefix"),
 ]
@@ -51,6 +53,15 @@ def test_forward_and_backward(case: TargetAttentionCase, dtype: torch.dtype, dev
     actual = target_attention_on(device, inputs)
     assert device != "hopper" or sum("sm90" in name for name in launched_kernels()) == _kernels(inputs)
     assert_all_as_accurate(actual, target_attention_references(inputs))
+
+
+@pytest.mark.slow
+@on_hoppers
+def test_as_many_query_rows_as_ds_is_kept_of(device: str) -> None:
+    """In more than one chunk."""
+    inputs = TargetAttentionCase("", [(32, 700)], 16, 1, 520).build(torch.bfloat16)
+    assert _kernels(inputs) == 2
+    assert_all_as_accurate(target_attention_on(device, inputs), target_attention_references(inputs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -96,7 +107,7 @@ def test_other_requests_do_not_matter(value: float, device: str) -> None:
 @on_hoppers
 @pytest.mark.parametrize("value", NAN_AND_INFINITIES)
 def test_rows_that_nobody_sees_do_not_matter(value: float, device: str) -> None:
-    """What is seen begins and ends within tiles, in the second chunk and in the fourth: dS of the others is 0."""
+    """What is seen begins and ends within tiles, and in other items: dS of the others is 0."""
     visible = torch.tensor([[303, 837], [319, 801]])
     inputs = TargetAttentionCase("", [(2, 1100)], 2, 1, 512).build(torch.bfloat16).but(visible=visible)
     expected = target_attention_on(device, inputs)

@@ -34,7 +34,9 @@ def _code(*loops: list[str], before: str = "MOV") -> list[Instruction]:
     ],
 )
 def test_machine_code(code: list[Instruction], fault: str) -> None:
-    kernels = {f"_Z{name}": _code(LOOP, LOOP) for name in sm90_code.LOOPS} | {"common_kernel": _code(["LDL"])}
+    kernels = {f"_Z{name}": _code(*[LOOP] * loops) for name, loops in sm90_code.LOOPS.items()} | {
+        "common_kernel": _code(["LDL"])
+    }
     assert sm90_code.faults(kernels) == []
     name = "_Ztarget_attention_sm90_kernel"
     assert sm90_code.faults(kernels | {name: code}) == ([f"{name}: {fault}"] if fault else [])

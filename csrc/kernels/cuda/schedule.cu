@@ -33,8 +33,12 @@ __global__ void __launch_bounds__(kScanThreads)
   });
   sync_block();
 
+  // A range is no shorter than a block of a tile that has partial results. So no two ranges begin in one block, of
+  // which the first would be empty and write nothing where the second kernel adds up.
+  const int64_t block_units = tiling.unit_rows > 0 ? divide_up(tiling.tile_rows, tiling.unit_rows) : 1;
   const int64_t units = schedule.unit_begin[p.num_requests];
-  const int64_t ranges = max(int64_t(1), min(int64_t(tiling.num_ranges), units / kMinimalRange));
+  const int64_t ranges =
+      max(int64_t(1), min(int64_t(tiling.num_ranges), units / max(int64_t(kMinimalRange), block_units)));
   for (int64_t b = threadIdx.x; b <= tiling.num_ranges; b += kScanThreads) {
     schedule.points[b] = point_at(p, tiling, schedule, units * min(b, ranges) / ranges);
   }
