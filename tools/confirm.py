@@ -33,6 +33,7 @@ _ATTENTION = (
     "test_other_requests_do_not_matter",
     "test_large_scores",
 )
+_UNEQUAL = {"test_unequal_requests.py": ("test_all_are_added_up",)}  # of both families
 FAMILIES = {
     "target_attention": Family(
         "target_attention reordered",
@@ -47,10 +48,11 @@ FAMILIES = {
                 "test_rows_that_no_index_names_do_not_matter",
                 _RUN,
             ),
+            **_UNEQUAL,
         },
     ),
     "target_attention_projected": Family(
-        "target_attention projected", {"test_target_attention_projected_sm90.py": _ATTENTION}
+        "target_attention projected", {"test_target_attention_projected_sm90.py": _ATTENTION, **_UNEQUAL}
     ),
     "swiglu_ffn_norm": Family("swiglu_ffn_norm", {"test_swiglu_ffn_norm_sm90.py": ("test_many_rows", _RUN)}),
 }

@@ -49,7 +49,8 @@ FEW = (
     " or (test_the_same_as_rows_in_order and shared-cluster) or (test_many_rows and 4001)))"
     " or (test_the_oracle_and_the_cpu and ("
     "(bfloat16 and (5-of-64-64 or 33-of-64-64 or 33-of-128-None or width-1024)) or (float32 and 33-of-40-24)))"
-    " or (float32 and test_forward_and_backward and (width-13-torch or width-513 or width-7-9)))"
+    " or (float32 and test_forward_and_backward and (width-13-torch or width-513 or width-7-9))"
+    " or (test_all_are_added_up and shared-0))"
 )
 
 

@@ -27,15 +27,20 @@ def _library() -> ctypes.CDLL:
 
 @contextmanager
 def emulated_device(
-    seed: int = 1, shared_bytes: int = 227 * 1024, rough: bool = False, hopper: bool = False
+    seed: int = 1,
+    shared_bytes: int = 227 * 1024,
+    rough: bool = False,
+    hopper: bool = False,
+    multiprocessors: int | None = None,
 ) -> Iterator[Any]:
     """Gives the emulated operators. What torch allocates meanwhile is the memory of the emulated device.
 
     Warps of a block take turns in an order that `seed` chooses, which also says when asynchronous copies land. A block
     has as much shared memory as on sm_90. A `rough` device rounds as freely as the hardware may: tensor cores cut low
-    bits, approximate functions err by 2 units in the last place. A `hopper` one takes Hopper's own kernels.
+    bits, approximate functions err by 2 units in the last place. A `hopper` one takes Hopper's own kernels. It has few
+    multiprocessors unless told otherwise, so that short histories are split too.
     """
-    _library().ptx_start(seed, shared_bytes, rough, hopper)
+    _library().ptx_start(seed, shared_bytes, rough, hopper, multiprocessors or (4 if hopper else 3))
     try:
         yield torch.ops.stca_ptx
     finally:
@@ -118,10 +123,10 @@ def emulated_items(
 
 
 def emulated_target_attention(
-    inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False, hopper: bool = False
+    inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False, **device: Any
 ) -> dict[str, Tensor]:
     """What `TargetAttentionInputs.results` gives, by the CUDA kernels: out, lse, dq, dk and, where v is given, dv."""
-    with emulated_device(seed, rough=rough, hopper=hopper) as ops:
+    with emulated_device(seed, rough=rough, **device) as ops:
         moved = inputs.on(lambda storage: torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage))
         *tensors, scale = moved.arguments()
         out, lse, max_and_sum, _ = ops.target_attention(*tensors, scale)

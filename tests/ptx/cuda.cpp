@@ -41,7 +41,6 @@ namespace stca {
 
 bool runs_on_cuda(const at::Tensor&) { return true; }
 
-// Small, so that short histories are split too.
 CudaCall::CudaCall(const at::Tensor& like, bool is_first)
     : options_(like.options().dtype(at::kByte)),
       device_{ptx::device().multiprocessors, ptx::device().shared_bytes, ptx::device().capability / 10,
@@ -55,9 +54,9 @@ CudaCall::CudaCall(const at::Tensor& like, bool is_first)
 extern "C" {
 // From now on, until ptx_stop: torch's CPU memory is what pretended kernels may touch, and a block has so much shared
 // memory.
-void ptx_start(unsigned seed, int bytes, bool is_rough, bool is_hopper) {
+void ptx_start(unsigned seed, int bytes, bool is_rough, bool is_hopper, int multiprocessors) {
   ptx::device().capability = is_hopper ? 90 : 80;
-  ptx::device().multiprocessors = is_hopper ? 4 : 3;
+  ptx::device().multiprocessors = multiprocessors;
   ptx::device().launched.clear();
   ptx::device().is_rough = is_rough;
   ptx::device().shared_bytes = bytes;
