@@ -67,7 +67,6 @@ test: $(INSTALLED) ptx
 	$(PYTEST) -n $(TEST_PROCESSES) tests
 	$(PYTEST) docs README.md
 
-# PART=1, 2 or 3: a third of them.
 slow: $(INSTALLED) ptx
 	$(PYTEST) -n $(TEST_PROCESSES) -m 'slow and not peers and not long' \
 	  $(if $(PART),--splits 3 --group $(PART) --splitting-algorithm least_duration)

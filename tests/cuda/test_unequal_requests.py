@@ -7,7 +7,6 @@ import torch
 from accuracy import assert_all_as_accurate
 from cases import TargetAttentionCase
 from cuda_devices import DEVICES, HOPPERS, target_attention_on
-from emulated import emulated_target_attention
 from plain import target_attention_references
 
 MULTIPROCESSORS = {"emulator": 108, "hopper": 132}  # an A100's, an H100's
@@ -27,9 +26,5 @@ def _case(seed: int) -> TargetAttentionCase:
 @pytest.mark.parametrize("case", [_case(seed) for seed in range(12)], ids=str)
 def test_all_are_added_up(case: TargetAttentionCase, device: str) -> None:
     inputs = case.build(torch.bfloat16)
-    if device in MULTIPROCESSORS:
-        hopper, multiprocessors = device == "hopper", MULTIPROCESSORS[device]
-        actual = emulated_target_attention(inputs, hopper=hopper, multiprocessors=multiprocessors)
-    else:
-        actual = target_attention_on(device, inputs)
+    actual = target_attention_on(device, inputs, multiprocessors=MULTIPROCESSORS.get(device))
     assert_all_as_accurate(actual, target_attention_references(inputs))

@@ -22,11 +22,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def target_attention_on(
-    device: str, inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False
+    device: str, inputs: TargetAttentionInputs, seed: int = 1, rough: bool = False, multiprocessors: int | None = None
 ) -> dict[str, Tensor]:
-    """What `TargetAttentionInputs.results` gives, by the CUDA kernels; `seed` and `rough` are of the emulator."""
+    """What `TargetAttentionInputs.results` gives, by the CUDA kernels; all after `inputs` is of the emulator."""
     if device in ("emulator", "hopper"):
-        return emulated_target_attention(inputs, seed, rough, hopper=device == "hopper")
+        hopper = device == "hopper"
+        return emulated_target_attention(inputs, seed, rough, hopper=hopper, multiprocessors=multiprocessors)
     with _families_of(device):
         results = inputs.on(on_gpu).results()
     return {name: x.cpu() for name, x in results.items()}
