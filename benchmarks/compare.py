@@ -8,7 +8,7 @@ turns, and its bytes over the speed of reading memory. Where torch multiplies bf
 AVX-512), peers that multiply get float32. FILE gets a list of objects, FILE.machine.json the machine.
 --quick runs a few cases of each op, about a minute on two idle cores, and a way 3 times as slow as stca only once.
 At the end it lists the cases in which stca is more than 5 % behind its best peer, in this run and in a second one of
-those cases alone; where hidden rows or scores may be kept, the faster way counts.
+those cases alone, and writes them beside the machine; where hidden rows or scores may be kept, the faster way counts.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import torch
 from grid import all_cases
 from measure import Probe, gemm_gflops, interleaved_ms, keep_freed_memory, peak_extra_mb, read_gbs
 from problem import Case, Direction, check, peer_dtype
-from result import Row, row, show
+from result import Row, lead, row, show
 from tqdm import tqdm
 
 import stca
@@ -71,22 +71,26 @@ def machine() -> dict[str, Any]:
     }
 
 
-def lead(row: Row) -> float:
-    """Speed of stca, with hidden rows and scores kept or not, over the best peer's; infinity without one."""
-    ours = min(ms for name, ms in row["all_ms"].items() if name.split(",")[0] == "stca")
-    return float("inf") if row["best_peer_ms"] is None else float(row["best_peer_ms"] / ours)
-
-
-def show_behind(rows: list[Row], cases: list[Case], again: Callable[[Case, Direction], Row]) -> None:
-    """Prints the cases that are behind in `rows` and when measured `again`."""
+def find_behind(rows: list[Row], cases: list[Case], again: Callable[[Case, Direction], Row]) -> list[dict[str, Any]]:
+    """The cases that are behind in `rows` and when measured `again`, with both leads; printed too."""
     named = {(case.op, case.name, str(case.dtype).removeprefix("torch.")): case for case in cases}
     behind = []
     for first in rows:
         case = named.get((first["op"], first["case"], first["dtype"]))
         if case is not None and lead(first) < _BEHIND and lead(second := again(case, first["direction"])) < _BEHIND:
-            name = ", ".join(first[key] for key in ("op", "case", "dtype", "direction"))
-            behind.append(f"  {lead(first):.2f}, {lead(second):.2f}  {name}: {first['best_peer']}")
-    print("\n".join([f"More than 5 % behind the best peer in two runs: {len(behind)} of {len(rows)}", *behind]))
+            about = {key: first[key] for key in ("op", "case", "dtype", "direction", "best_peer")}
+            behind.append(about | {"leads": [round(lead(first), 2), round(lead(second), 2)]})
+    print(f"More than 5 % behind the best peer in two runs: {len(behind)} of {len(rows)}")
+    for each in behind:
+        *name, peer, leads = each.values()
+        print(f"  {leads[0]:.2f}, {leads[1]:.2f}  {', '.join(name)}: {peer}")
+    return behind
+
+
+def write(path: Path, content: Any) -> None:
+    """JSON, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:
@@ -105,9 +109,8 @@ def main() -> None:
     beside = args.json.with_suffix(".machine.json")
     again = args.resume and args.json.exists()
     about = json.loads(beside.read_text()) if again else machine()  # one floor for all rows
-    with whole_file(beside) as part:
-        part.write_text(json.dumps(about, indent=1) + "\n")
-    print(", ".join(f"{name} {value}" for name, value in about.items() if name != "build_info"))
+    write(beside, about)
+    print(", ".join(f"{name} {value}" for name, value in about.items() if name not in ("build_info", "behind")))
     seconds = args.seconds or (0.3 if args.quick else 2.0)
     cases = [c for c in all_cases(args.quick) if re.search(args.only, f"{c.op}, {c.name}, {c.dtype}")]
     result: list[Row] = json.loads(args.json.read_text()) if again else []
@@ -123,9 +126,10 @@ def main() -> None:
             tqdm.write(f"WRONG: {wrong[-1]}")
             continue
         show(result[-1])
-        with whole_file(args.json) as part:
-            part.write_text(json.dumps(result, indent=1) + "\n")
-    show_behind(result, cases, lambda case, direction: measure(case, direction, about, seconds, args.quick))
+        write(args.json, result)
+    behind = find_behind(result, cases, lambda case, direction: measure(case, direction, about, seconds, args.quick))
+    others = [each for each in about.get("behind", []) if not any(each["case"] == case.name for case in cases)]
+    write(beside, about | {"behind": [*others, *behind]})
     if wrong:
         sys.exit("\n".join(["these differ and were not timed:", *wrong]))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from result import kept_ratio
 
 Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,18 @@ SUMMARY = {
 
 def mean_ratio(rows: Iterable[Row]) -> float:
     """Geometric mean of the times of the best peer over those of stca."""
-    return float(np.exp(np.mean([np.log(row["ratio"]) for row in rows])))
+    return geometric_mean(row["ratio"] for row in rows)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The exponential of the mean logarithm."""
+    return float(np.exp(np.mean(np.log(list(values)))))
+
+
+def kept_text(rows: Iterable[Row]) -> str:
+    """Geometric mean and least of the ratios with hidden rows or scores kept; nothing where none was measured."""
+    ratios = [ratio for row in rows if (ratio := kept_ratio(row)) is not None]
+    return f"{geometric_mean(ratios):.2f} ({min(ratios):.2f})" if ratios else ""
 
 
 def runs(folder: Path, kind: str) -> list[Path]:
@@ -82,9 +94,27 @@ def readme_section(folder: Path) -> list[str]:
         *lines,
         "",
         *paragraph(f"Slower than the best peer on average: {'; '.join(slower) or 'nothing'}."),
+        *(line for run in runs(folder, "cpu") for line in kept_and_behind(run)),
         *(line for run in runs(folder, "gpu") for line in gpu_summary(run)),
         *savings(ROOT / "examples/reports/rlb_savings/report.json"),
     ]
+
+
+def kept_and_behind(run: Path) -> list[str]:
+    """What keeping gains on a CPU, and how many cases two runs found behind; nothing of a run that measured neither."""
+    rows, machine = load(run)
+    if "behind" not in machine:
+        return []
+    trained = [row for row in rows if row["direction"] == "forward+backward"]
+    kept = {name: kept_text(row for row in trained if row["op"].startswith(ops)) for name, ops in SUMMARY.items()}
+    means = ", ".join(f"{name} {text}" for name, text in kept.items() if text)
+    return paragraph(
+        f"On {machine['build_info']['cpu_isa']}, with gradients and with hidden rows or scores kept "
+        f"(`recompute=False`): {means or 'not measured'}. More than 5 % "
+        f"behind the best peer in two runs, kept or not: {len(machine['behind'])} of {len(rows)} cases, "
+        f"{sum(each['dtype'] == 'float32' for each in machine['behind'])} of them in float32 "
+        "([which](benchmarks/RESULTS.md))."
+    )
 
 
 def _cell(rows: list[Row]) -> str:

@@ -16,7 +16,20 @@ from typing import Any
 import numpy as np
 from charts import draw_growth, draw_ratios, draw_speeds
 from grid import all_cases
-from readme import DIRECTIONS, ROOT, Row, load, mean_ratio, paragraph, readme_section, runs, summary, with_section
+from readme import (
+    DIRECTIONS,
+    ROOT,
+    Row,
+    geometric_mean,
+    kept_text,
+    load,
+    mean_ratio,
+    paragraph,
+    readme_section,
+    runs,
+    summary,
+    with_section,
+)
 
 from stca.files import whole_file
 from stca.nn import TargetAttention
@@ -47,17 +60,17 @@ def groups(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:
 def table(rows: list[Row]) -> list[str]:
     """A line per op, dtype and direction."""
     lines = [
-        "| | dtype | cases | as fast as the best peer x: mean (least) | slower than it | share of the floor: median | "
-        "extra memory / that of the best peer |",
-        "|---|---|---|---|---|---|---|",
+        "| | dtype | cases | as fast as the best peer x: mean (least) | with rows or scores kept | slower than it | "
+        "share of the floor: median | extra memory / that of the best peer |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (op, dtype, direction), each in sorted(groups(rows).items(), key=lambda item: (item[0][0], item[0][1:])):
         memory = [max(r["peak_mb"], 0.1) / max(r["peer_peak_mb"], 0.1) for r in each]
         least = min(r["ratio"] for r in each)
         lines.append(
-            f"| {op}, {direction} | {dtype} | {len(each)} | {mean_ratio(each):.2f} ({least:.2f}) "
+            f"| {op}, {direction} | {dtype} | {len(each)} | {mean_ratio(each):.2f} ({least:.2f}) | {kept_text(each)} "
             f"| {sum(r['ratio'] < 1 for r in each)} | {np.median([r['floor_share'] for r in each]):.0%} "
-            f"| {np.exp(np.mean(np.log(memory))):.2f} |"
+            f"| {geometric_mean(memory):.2f} |"
         )
     return lines
 
@@ -102,9 +115,26 @@ def cpu_section(run: Path) -> list[str]:
             f"All cases of `target_attention`, geometric mean of the best peer's time over ours: {means}. "
             + automatic(rows)
         ),
+        *behind(machine, len(rows)),
         f"![Every case against its best peer](results/{picture(run).name})",
         "",
     ]
+
+
+def behind(machine: dict[str, Any], cases: int) -> list[str]:
+    """The cases that two runs found behind, where there were two."""
+    if "behind" not in machine:
+        return []
+    found = machine["behind"]
+    text = "More than 5 % behind the best peer in two runs, with rows or scores kept or not"
+    lines = [f"{text}: {len(found)} of {cases}."]
+    if found:
+        lines += ["", "| | dtype | best peer | as fast as it x: first run, second |", "|---|---|---|---|"]
+    for each in found:
+        first, second = each["leads"]
+        name = f"{each['op']}, {each['case']}, {each['direction']}"
+        lines.append(f"| {name} | {each['dtype']} | {each['best_peer']} | {first:.2f}, {second:.2f} |")
+    return [*lines, ""]
 
 
 def bfloat16_peers(machine: dict[str, Any]) -> str:

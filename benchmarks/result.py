@@ -39,6 +39,19 @@ def row(
     }
 
 
+def kept_ratio(row: Row) -> float | None:
+    """Speed over the best peer's with hidden rows or scores kept for the backward pass; None where not measured."""
+    kept = [ms for name, ms in row["all_ms"].items() if name.startswith("stca, ")]
+    return float(row["best_peer_ms"] / kept[0]) if kept and row["best_peer_ms"] is not None else None
+
+
+def lead(row: Row) -> float:
+    """Speed over the best peer's with hidden rows and scores kept or not, the faster; infinity without a peer."""
+    if row["ratio"] is None:
+        return float("inf")
+    return max(float(row["ratio"]), kept_ratio(row) or 0.0)
+
+
 def show(row: Row) -> None:
     """Prints a row: stca first, then every peer from the fastest on, then what cannot."""
     lines = [f"{row['op']}, {row['case']}, {row['dtype']}, {row['direction']}"]

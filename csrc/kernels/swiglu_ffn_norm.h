@@ -26,7 +26,8 @@ struct SwigluFfnNormParams {
   const void* x;  // [N, D], last dimension contiguous
   int64_t x_stride;
 
-  // In panels made by pack_panels(): zeros fill up the last panel.
+  // True: in panels made by pack_panels(), where zeros fill up the last one. False: contiguous, as they were given.
+  bool in_panels;
   const void* w_u;  // [D, F]
   const void* w_v;  // [D, F]
   const void* w_o;  // [F, D]; of these three a backward pass reads none where uv and h were kept
@@ -56,8 +57,9 @@ struct SwigluFfnNormBackwardParams {
   void* dx;             // [N, D] contiguous; nullptr: not wanted
 };
 
-// Rows of one tile.
-int64_t swiglu_ffn_norm_tile_rows(int64_t dim, int64_t hidden);
+// Rows of one tile of a call of `rows`: threads have equally many tiles, or nearly, of equally many rows. In a backward
+// pass each thread at work has gradients of the weights of its own, so fewer threads share few rows.
+int64_t swiglu_ffn_norm_tile_rows(int64_t dim, int64_t hidden, int64_t rows, int64_t threads, bool backward);
 
 // Elements of the accumulation type that hold a matrix [rows, columns] in panels, for any instruction set.
 constexpr int64_t kWidestPanel = 32;  // AVX-512 in float

@@ -70,7 +70,7 @@ at::Tensor launch_repeat_rows(const char* op, const at::Tensor& x, const int64_t
       return result;
     }
   }
-  const auto kernel = STCA_SELECT_CPU_KERNEL(repeat_rows);
+  const auto kernel = STCA_CPU_KERNEL(cpu_isa(), repeat_rows);
   for_row_ranges(rows, row_bytes, [&](int64_t begin, int64_t end) {
     kernel(from.const_data_ptr(), offsets, count, row_bytes, begin, end, to);
   });
@@ -88,7 +88,7 @@ at::Tensor launch_copy_suffixes(const char* op, const at::Tensor& x, const Suffi
       return result;
     }
   }
-  const auto kernel = STCA_SELECT_CPU_KERNEL(copy_suffixes);
+  const auto kernel = STCA_CPU_KERNEL(cpu_isa(), copy_suffixes);
   for_row_ranges(rows, row_bytes, [&](int64_t begin, int64_t end) {
     kernel(from.const_data_ptr(), suffixes, row_bytes, begin, end, to);
   });
@@ -108,7 +108,7 @@ at::Tensor launch_segment_sum(const char* op, const at::Tensor& rows, const int6
       return sums;
     }
   }
-  const auto kernel = STCA_SELECT_CPU_KERNEL(segment_sum);
+  const auto kernel = STCA_CPU_KERNEL(cpu_isa(dtype), segment_sum);
   // One long segment still feeds all threads, by pieces of columns; whole rows stream better where segments are many.
   const int64_t threads = at::get_num_threads();
   const int64_t wanted = segments >= 4 * threads ? 1 : std::min<int64_t>(threads, (width + 255) / 256);
@@ -146,7 +146,7 @@ at::Tensor launch_suffix_sum(const char* op, const at::Tensor& rows, const Suffi
       return sums;
     }
   }
-  const auto kernel = STCA_SELECT_CPU_KERNEL(suffix_sum);
+  const auto kernel = STCA_CPU_KERNEL(cpu_isa(dtype), suffix_sum);
   int64_t most = 0;
   for (int64_t r = 0; r < requests; ++r) most = std::max(most, of_request[r + 1] - of_request[r]);
   const int64_t read = rows.size(0) / std::max<int64_t>(1, num_rows);

@@ -23,7 +23,7 @@ constexpr int64_t kMostElements = int64_t(1) << 48;
 // The checked inputs and what is packed from them, kept alive while `params` points into them.
 struct Inputs {
   Tensor x;
-  CpuIsa isa = cpu_isa();  // panels are as wide as its vectors
+  CpuIsa isa;  // panels are as wide as its vectors
   std::vector<Tensor> packed;
   SwigluFfnNormParams params;
 };
@@ -42,6 +42,14 @@ const void* pack(Inputs& in, const Tensor& matrix, bool transposed) {
            std::min(end * kWidestPanel, columns), to);
   });
   return to;
+}
+
+// The matrix for the network's products. Where each thread has one tile, it is read where it lies: packing it would be
+// one more way through memory.
+const void* weight(Inputs& in, const Tensor& matrix) {
+  if (in.params.in_panels) return pack(in, matrix, false);
+  in.packed.push_back(matrix.contiguous());
+  return in.packed.back().const_data_ptr();
 }
 
 // The vector [D] in the accumulation type, zeros where there is none and behind it, for whole panels.
@@ -85,18 +93,21 @@ Inputs packed_inputs(const SwigluFfnNormTensors& from, double eps, bool network 
   in.params = {};
   SwigluFfnNormParams& p = in.params;
   p.dtype = checked_dtype(kOp, "x", from.x);
+  in.isa = cpu_isa(p.dtype);
   in.x = with_contiguous_rows(from.x);
   p.num_rows = in.x.size(0);
   p.dim = in.x.size(1);
   p.hidden = from.w_u.size(1);
-  p.tile_rows = swiglu_ffn_norm_tile_rows(p.dim, p.hidden);
+  const int64_t threads = at::get_num_threads();
+  p.tile_rows = swiglu_ffn_norm_tile_rows(p.dim, p.hidden, p.num_rows, threads, false);
+  p.in_panels = p.num_rows > threads * p.tile_rows;
   p.eps = eps;
   p.norm = from.norm_weight.has_value();
   p.x = in.x.const_data_ptr();
   p.x_stride = in.x.stride(0);
-  p.w_u = network ? pack(in, from.w_u, false) : nullptr;
-  p.w_v = network ? pack(in, from.w_v, false) : nullptr;
-  p.w_o = network ? pack(in, from.w_o, false) : nullptr;
+  p.w_u = network ? weight(in, from.w_u) : nullptr;
+  p.w_v = network ? weight(in, from.w_v) : nullptr;
+  p.w_o = network ? weight(in, from.w_o) : nullptr;
   p.norm_weight = p.norm ? widen_vector(in, *from.norm_weight) : nullptr;
   p.norm_bias = p.norm ? widen_vector(in, from.norm_bias) : nullptr;
   return in;
@@ -257,6 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> swiglu_ffn_norm_backw
                                 x_grad ? dx.mutable_data_ptr() : nullptr};
 
   const int64_t count = rows.defined() ? rows.size(0) : x.size(0);
+  p.forward.tile_rows = swiglu_ffn_norm_tile_rows(p.forward.dim, p.forward.hidden, count, at::get_num_threads(), true);
   const std::vector<Tensor> partials = run_backward(p, in.isa, count);
   const SwigluFfnNormWeightGrads at = swiglu_ffn_norm_weight_grads(in.params);
   auto of_norm = [&](int64_t offset, bool wanted) { return summed(in, partials, offset, {wanted ? x.size(1) : 0}); };

@@ -9,7 +9,7 @@ namespace {
 
 // Items in any order, then the combines of their partial results.
 void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan) {
-  const CpuIsa isa = cpu_isa();
+  const CpuIsa isa = cpu_isa(p.dtype);
   const auto item_kernel = STCA_CPU_KERNEL(isa, target_attention_item);
   const auto combine_kernel = STCA_CPU_KERNEL(isa, target_attention_combine);
   const int64_t scratch_bytes = STCA_CPU_KERNEL(isa, target_attention_scratch)(p, plan.tiling, plan.max_targets);
@@ -28,7 +28,7 @@ void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan
 // Pieces of one history add up their dq in order. Whoever is done too early waits for a piece that another thread took
 // before, so that nobody waits for ever, and a thread holds one dq, however many pieces there are.
 void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionPlan& plan, at::Tensor& scratch) {
-  const CpuIsa isa = cpu_isa();
+  const CpuIsa isa = cpu_isa(p.forward.dtype);
   const auto item_kernel = STCA_CPU_KERNEL(isa, target_attention_backward_item);
   const auto add_kernel = STCA_CPU_KERNEL(isa, target_attention_backward_add);
   const int64_t scratch_bytes =

@@ -46,8 +46,9 @@ class Groups {
     const int64_t wanted = count >= 4 * threads ? 1 : std::min<int64_t>(threads, (width + 255) / 256);
     const int64_t columns = (width + wanted - 1) / wanted, pieces = (width + columns - 1) / columns;
     const int64_t together = std::max<int64_t>(1, kTogether / width), blocks = (count + together - 1) / together;
-    const auto sum_kernel = STCA_SELECT_CPU_KERNEL(segment_sum);
-    const auto add_kernel = STCA_SELECT_CPU_KERNEL(target_attention_add_rows);
+    const CpuIsa isa = cpu_isa(dtype);
+    const auto sum_kernel = STCA_CPU_KERNEL(isa, segment_sum);
+    const auto add_kernel = STCA_CPU_KERNEL(isa, target_attention_add_rows);
     for_each_item(blocks * pieces, together * width * accumulator_size(dtype), [&](int64_t i, void* scratch) {
       const int64_t group = i / pieces * together, groups = std::min(together, count - group);
       const int64_t column = i % pieces * columns, end = std::min(column + columns, width);

@@ -40,6 +40,7 @@ def test_compare(tmp_path: Path) -> None:
     assert "\nMore than 5 % behind the best peer in two runs: " in text
     machine = json.loads(out.with_suffix(".machine.json").read_text())
     assert machine["gemm_gflops"] > 0
+    assert isinstance(machine["behind"], list)
     assert machine["build_info"]["torch"] == torch.__version__
 
 
@@ -48,12 +49,14 @@ def test_cases_behind_their_best_peer_in_two_runs_are_listed(capsys: pytest.Capt
 
     def row(name: str, peer_ms: float, **ours: float) -> dict[str, Any]:
         about = {"op": "op", "case": name, "dtype": "float32", "direction": "forward", "best_peer": "peer"}
-        return about | {"best_peer_ms": peer_ms, "all_ms": {"stca": 10.0, "peer": peer_ms, **ours}}
+        times = {"stca": 10.0, "peer": peer_ms, **ours}
+        return about | {"best_peer_ms": peer_ms, "ratio": peer_ms / 10.0, "all_ms": times}
 
     first = [row("a", 9.0), row("b", 9.0), row("c", 9.6), row("d", 9.0, **{"stca, hidden rows kept": 5.0})]
     first += [row("e", 9.0, **{"stca reordered": 5.0}), row("of another run", 1.0)]
     second = {"a": row("a", 8.0), "b": row("b", 11.0), "e": row("e", 9.3)}
-    compare.show_behind(first, cases, lambda case, direction: second[case.name])
+    behind = compare.find_behind(first, cases, lambda case, direction: second[case.name])
+    assert [(each["case"], each["leads"]) for each in behind] == [("a", [0.9, 0.8]), ("e", [0.9, 0.93])]
     assert capsys.readouterr().out.splitlines() == [
         "More than 5 % behind the best peer in two runs: 2 of 6",
         "  0.90, 0.80  op, a, float32, forward: peer",
@@ -161,9 +164,12 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     rows.append(rows[0] | {"op": "target_attention reordered", "ratio": 6.0, "all_ms": {"stca": 2.0, "peer": 12.0}})
     curve = {"op": "STCA", "direction": "forward", "variable": "L", "values": [1, 2, 4]}
     machine = {"cpu": "C", "threads": 2, "torch": "T", "gemm_gflops": 1, "read_gbs": 1, "date": "D"}
+    trained = rows[0] | {"direction": "forward+backward", "all_ms": times | {"stca, scores kept": 1.5}}
+    behind = {key: trained[key] for key in ("op", "case", "dtype", "direction", "best_peer")} | {"leads": [0.5, 0.625]}
+    own = {"build_info": {"cpu_isa": "I"}, "bfloat16_peers": "float32", "behind": [behind]}
     for name, content in {
-        "cpu-I.json": rows,
-        "cpu-I.machine.json": machine | {"build_info": {"cpu_isa": "I"}, "bfloat16_peers": "float32"},
+        "cpu-I.json": [*rows, trained],
+        "cpu-I.machine.json": machine | own,
         "cpu-J.json": [rows[0] | {"ratio": 0.75}, rows[1]],
         "cpu-J.machine.json": machine | {"build_info": {"cpu_isa": "J"}, "bfloat16_peers": "bfloat16"},
         "gpu-G.json": [rows[0] | {"ratio": 0.5, "tflops": 3, "gbs": 4}],
@@ -175,11 +181,13 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
     front.write_text(f"before\n{readme.BEGIN}old\n{readme.END}after\n")
     _run("report.py", "--results", str(tmp_path), "--readme", str(front), "--full", str(full))
     text = full.read_text()
-    assert "| TargetAttention, forward | float32 | 1 | 1.50 (1.50) | 0 | 80% | 0.25 |" in text
-    assert "| TargetAttention, forward | float32 | 1 | 0.75 (0.75) | 1 | 80% | 0.25 |" in text
+    assert "| TargetAttention, forward | float32 | 1 | 1.50 (1.50) |  | 0 | 80% | 0.25 |" in text
+    assert "| TargetAttention, forward+backward | float32 | 1 | 1.50 (1.50) | 2.00 (2.00) | 0 | 80% | 0.25 |" in text
+    assert "| TargetAttention, D=8 H=2 m=1 L=9 R=1, forward+backward | float32 | peer | 0.50, 0.62 |" in text
+    assert "| TargetAttention, forward | float32 | 1 | 0.75 (0.75) |  | 1 | 80% | 0.25 |" in text
     assert text.count("ran in float32") == 1
     assert "ours: forward 6.00." in text
-    assert "in 0 of 1 cases; at worst it takes 2.00 times as long." in " ".join(text.split())
+    assert "in 0 of 2 cases; at worst it takes 2.00 times as long." in " ".join(text.split())
     assert "| STCA, forward | L^1.00 |" in text
     assert "| TargetAttention, D=8 H=2 m=1 L=9 R=1, float32, forward | 2.000 | 3 | 4 | peer | 0.50 |" in text
     for isa in "IJ":
@@ -187,8 +195,11 @@ def test_the_report_says_what_the_json_holds(tmp_path: Path) -> None:
         assert (tmp_path / f"ratios-{isa}.png").stat().st_size > 5000
     assert (tmp_path / "speed.png").stat().st_size > 5000
     text = front.read_text()
-    assert "| `TargetAttention` | **1.50** (1.50), 0 of 1 | **0.75** (0.75), 1 of 1 |" in text
-    assert "| `target_attention`, reordered | **6.00** (6.00), 0 of 1 | **6.00** (6.00), 0 of 1 |" in text
+    assert "| `TargetAttention` | **1.50** (1.50), 0 of 1 | **1.50** (1.50), 0 of 1 | **0.75** (0.75), 1 of 1 |" in text
+    assert "| `target_attention`, reordered | **6.00** (6.00), 0 of 1 |  | **6.00** (6.00), 0 of 1 |" in text
+    joined = " ".join(text.split())
+    assert "kept (`recompute=False`): `TargetAttention` 2.00 (2.00). More than 5 % behind" in joined
+    assert "in two runs, kept or not: 1 of 3 cases, 1 of them in float32" in joined
     assert "Slower than the best peer on average: `TargetAttention` forward (0.75 to 1.50)." in text
     assert "G, D, over the best peer: **0.50** (0.50), 1 of 1 cases lost." in text
     assert text.startswith("before\n")

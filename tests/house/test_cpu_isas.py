@@ -12,6 +12,7 @@ KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{Path('/usr/bin')}") or "cmake"
 PROGRAM = """
 #include <cstdio>
+#include <initializer_list>
 #include "cpu_isa.h"
 namespace stca {
 STCA_DECLARE_CPU_KERNEL(int, number, int x)
@@ -22,6 +23,9 @@ int main() {
   const bool known = stca::set_cpu_isa("fifth");
   const stca::CpuIsa isa = stca::cpu_isa();
   std::printf("%d %s %d", known, stca::cpu_isa_name(isa), STCA_CPU_KERNEL(isa, number)(10) - int(isa));
+  for (auto dtype : {stca::Dtype::kBFloat16, stca::Dtype::kFloat32}) {
+    std::printf(" %s", stca::cpu_isa_name(stca::cpu_isa(dtype)));
+  }
 }
 """
 
@@ -37,13 +41,13 @@ def _insert(path: Path, before: str, line: str) -> None:
 def test_a_new_one_is_two_lines(tmp_path: Path) -> None:
     kernels = tmp_path / "kernels"
     shutil.copytree(KERNELS, kernels)
-    _insert(kernels / "cpu_isa.h", "  X(avx2,", "  X(fifth, true, __VA_ARGS__) \\")
+    _insert(kernels / "cpu_isa.h", "  X(avx2,", "  X(fifth, true, dtype == Dtype::kBFloat16, __VA_ARGS__) \\")
     _insert(kernels / "CMakeLists.txt", "stca_add_isa(baseline)", "stca_add_isa(fifth)")
 
     (tmp_path / "main.cpp").write_text(PROGRAM)
     sources = ["main.cpp", "kernels/cpu_isa.cpp", "-Ikernels", "-std=c++17", "-o", "program"]
     subprocess.run(["c++", *sources], cwd=tmp_path, check=True)
-    assert subprocess.check_output([tmp_path / "program"], text=True) == "1 fifth 10"
+    assert subprocess.check_output([tmp_path / "program"], text=True) == "1 fifth 10 fifth baseline"
 
     subprocess.run([CMAKE, "-S", kernels, "-B", tmp_path / "build"], check=True, capture_output=True)
     targets = subprocess.check_output([CMAKE, "--build", tmp_path / "build", "--target", "help"], text=True)

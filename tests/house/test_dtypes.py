@@ -12,6 +12,7 @@ NATIVE = sorted(path for path in CSRC.rglob("*") if path.suffix in {".cpp", ".h"
 PLACES = {
     "kernels/dtype.h": "how it is stored, and a line in the list of the devices that take it",
     "ops/common.cpp": "torch's number for it, where torch has no C++ type of that name",
+    "kernels/cpu_isa.h": "which copies of the CPU kernels compute in it, where not all do",
     "kernels/cpu/vec.h": "conversions, one number and a vector at a time",
     "kernels/cpu/operand.h": "products of pairs, where a CPU has them",
     "kernels/cuda/ptx.cuh": "conversions and mma",

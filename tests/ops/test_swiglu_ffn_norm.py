@@ -137,6 +137,21 @@ def test_two_runs_are_bitwise_equal(threads: Callable[[int], None], count: int) 
     assert_bitwise_equal(_results(stca.ops.swiglu_ffn_norm, inputs, dy), _results(stca.ops.swiglu_ffn_norm, inputs, dy))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_is_the_same_in_any_batch(
+    threads: Callable[[int], None], uninitialized_is_nan: None, isa: str, dtype: torch.dtype
+) -> None:
+    """Many rows meet packed weights and few meet them where they lie; tiles follow rows and threads."""
+    inputs = swiglu_inputs(1000, 33, 70, 2, dtype)
+    threads(2)
+    y = stca.ops.swiglu_ffn_norm(**inputs)
+    assert y.isfinite().all()
+    for count, rows in ((1, 1), (1, 97), (2, 2), (2, 33), (2, 193), (3, 7), (3, 300)):
+        threads(count)
+        part = stca.ops.swiglu_ffn_norm(**inputs | {"x": inputs["x"][:rows]})
+        assert torch.equal(part, y[:rows]), (count, rows)
+
+
 @pytest.mark.skipif(len(ISAS) < 2, reason="the CPU has one instruction set")
 def test_another_thread_chooses_an_instruction_set_meanwhile() -> None:
     """A call stays with the set it began with: its kernels hand each other panels as wide as their vectors."""

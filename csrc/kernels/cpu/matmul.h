@@ -45,6 +45,13 @@ struct Rows {
   int64_t stride;
 };
 
+// The same of a matrix that is not in the caches yet, in its own type: always copied, on its only way through memory.
+template <class T>
+struct Streamed {
+  const T* data;
+  int64_t stride;
+};
+
 // b in panels, each [depth in operands, kPanel], one after the other.
 template <class E>
 struct Panels {
@@ -187,34 +194,40 @@ Panel<E> panel_of(Panels<E> b, int64_t j, int64_t, int64_t k, int64_t, int64_t, 
   return {b.data + j * b.depth + k * kPanel<E>, kPanel<E>};
 }
 
+template <class T>
+Panel<operand_t<tile_t<T>>> panel_of(Streamed<T> b, int64_t j, int64_t columns, int64_t k, int64_t depth, int64_t,
+                                     operand_t<tile_t<T>>* packed) {
+  using S = tile_t<T>;
+  constexpr int kWidth = kPanel<operand_t<S>>;
+  const T* from = b.data + k * kTerms<S> * b.stride + j;
+  operand_t<S>* to = packed;
+  for (int64_t i = 0; i < depth; i += kTerms<S>, from += kTerms<S> * b.stride, to += kWidth) {
+    if constexpr (kTerms<S> == 2) {
+      pair_rows(from, i + 1 < depth ? from + b.stride : nullptr, columns, to);
+      continue;
+    } else if (columns == kWidth) {
+      // The next panel, for nothing behind the last one: the CPU's own prefetcher does not follow rows that lie far
+      // apart.
+      prefetch<1, T>(1, kWidth, {from + kWidth, b.stride, 1});
+      widen<T>(from, to, kWidth);
+    } else {
+      for (int64_t c = 0; c < kWidth; ++c) to[c] = c < columns ? widen(from[c]) : S(0);
+    }
+  }
+  return {packed, kWidth};
+}
+
 template <class S>
 Panel<operand_t<S>> panel_of(Rows<S> b, int64_t j, int64_t columns, int64_t k, int64_t depth, int64_t rows,
                              operand_t<S>* packed) {
-  constexpr int kWidth = kPanel<operand_t<S>>;
-  const S* from = b.data + k * kTerms<S> * b.stride + j;
   if constexpr (kTerms<S> == 1) {
-    // Prefetches the next panel, for nothing behind the last one: the CPU's own prefetcher does not follow rows that
-    // lie far apart.
-    if (columns == kWidth && rows <= kPackRows) {
-      prefetch<2, S>(depth, kWidth, {from + kWidth, b.stride, 1});
+    if (columns == kPanel<S> && rows <= kPackRows) {
+      const S* from = b.data + k * b.stride + j;
+      prefetch<2, S>(depth, kPanel<S>, {from + kPanel<S>, b.stride, 1});  // the next one, as above
       return {from, b.stride};
     }
-    for (int64_t i = 0; i < depth; ++i, from += b.stride, packed += kWidth) {
-      prefetch<1, S>(1, kWidth, {from + kWidth, b.stride, 1});
-      if (columns == kWidth) {
-        for (int c = 0; c < kWidth; ++c) packed[c] = from[c];
-      } else {
-        for (int64_t c = 0; c < kWidth; ++c) packed[c] = c < columns ? from[c] : S(0);
-      }
-    }
-    return {packed - depth * kWidth, kWidth};
-  } else {
-    operand_t<S>* to = packed;
-    for (int64_t i = 0; i < depth; i += kTerms<S>, from += kTerms<S> * b.stride, to += kWidth) {
-      pair_rows(from, i + 1 < depth ? from + b.stride : nullptr, columns, to);
-    }
-    return {packed, kWidth};
   }
+  return panel_of(Streamed<S>{b.data, b.stride}, j, columns, k, depth, rows, packed);
 }
 
 // c [rows, columns] (+)= a [rows, depth] b [depth, columns], depth in elements; with Panels columns may be

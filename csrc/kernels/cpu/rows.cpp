@@ -275,7 +275,7 @@ void copy_suffixes(const void* from, const Suffixes& suffixes, int64_t row_bytes
 }
 
 void segment_sum(const SegmentSumParams& params, int64_t begin, int64_t end, int64_t column_begin, int64_t column_end) {
-  visit_dtype(params.dtype, [&](auto type) {
+  visit_own_dtype(params.dtype, [&](auto type) {
     for (int64_t s = begin; s < end; ++s) {
       for (int64_t column = column_begin; column < column_end; column += kColumns) {
         const int64_t width = column_end - column < kColumns ? column_end - column : kColumns;
@@ -286,7 +286,7 @@ void segment_sum(const SegmentSumParams& params, int64_t begin, int64_t end, int
 }
 
 void suffix_sum(const SuffixSumParams& params, int64_t begin, int64_t end, int64_t* active) {
-  visit_dtype(params.dtype, [&](auto type) {
+  visit_own_dtype(params.dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     int64_t r = segment_of(params.offsets, params.requests, begin);
     for (int64_t i = begin; i < end; i = params.offsets[r + 1]) {

@@ -1,7 +1,7 @@
 // Forward pass of swiglu_ffn_norm on the CPU (formula and shapes: ../swiglu_ffn_norm.h).
 //
 // A tile of rows goes through the whole network while it is in cache: two products up, the gate, the product down, the
-// norm. The weights are read in panels packed once per call.
+// norm. The weights are read in panels packed once per call, or, by few rows, where they lie.
 #include "swiglu_ffn_norm_tile.h"
 
 namespace stca {
@@ -55,14 +55,14 @@ void forward_rows(const SwigluFfnNormParams& p, int64_t row_begin, int64_t row_e
   for (int64_t begin = row_begin; begin < row_end; begin += p.tile_rows) {
     const int64_t rows = min(p.tile_rows, row_end - begin);
     const Rows<tile_t<T>> x = load_rows<T>(p.x, p.x_stride, p.dim, rows, work.x, [&](int64_t i) { return begin + i; });
-    project_up(p, x, rows, work.u, work.v, hidden);
+    project_up<T>(p, x, rows, work.u, work.v, hidden);
     for (int64_t i = 0; p.uv != nullptr && i < rows; ++i) {
       T* kept = static_cast<T*>(p.uv) + (begin + i) * 2 * p.hidden;
       narrow<T>(work.u + i * hidden, kept, p.hidden);
       narrow<T>(work.v + i * hidden, kept + p.hidden, p.hidden);
     }
     gate<A>(work.u, work.v, work.u, rows * hidden);
-    project_down<tile_t<T>>(p, work.u, hidden, rows, work.u, work.h, dim);
+    project_down<T>(p, work.u, hidden, rows, work.u, work.h, dim);
     for (int64_t i = 0; i < rows; ++i) {
       A* row = work.h + i * dim;
       T* y = static_cast<T*>(p.y) + (begin + i) * p.dim;
@@ -124,7 +124,7 @@ void pack(const T* from, int64_t rows, int64_t columns, int64_t row_stride, int6
 
 void pack_panels(Dtype dtype, const void* from, int64_t rows, int64_t columns, int64_t row_stride,
                  int64_t column_stride, int64_t begin, int64_t end, void* to) {
-  visit_dtype(dtype, [&](auto type) {
+  visit_own_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     pack<T>(static_cast<const T*>(from), rows, columns, row_stride, column_stride, begin, end,
             static_cast<operand_t<tile_t<T>>*>(to));
@@ -133,13 +133,14 @@ void pack_panels(Dtype dtype, const void* from, int64_t rows, int64_t columns, i
 
 int64_t swiglu_ffn_norm_scratch(const SwigluFfnNormParams& params) {
   Scratch scratch(nullptr);
-  visit_dtype(params.dtype, [&](auto type) { workspace_of<typename decltype(type)::element>(params, scratch); });
+  visit_own_dtype(params.dtype, [&](auto type) { workspace_of<typename decltype(type)::element>(params, scratch); });
   return scratch.bytes();
 }
 
 void swiglu_ffn_norm_rows(const SwigluFfnNormParams& params, int64_t row_begin, int64_t row_end, void* scratch) {
-  visit_dtype(params.dtype,
-              [&](auto type) { forward_rows<typename decltype(type)::element>(params, row_begin, row_end, scratch); });
+  visit_own_dtype(params.dtype, [&](auto type) {
+    forward_rows<typename decltype(type)::element>(params, row_begin, row_end, scratch);
+  });
 }
 
 }  // namespace STCA_ISA

@@ -168,7 +168,7 @@ void restore_tile(const SwigluFfnNormParams& p, Rows<tile_t<T>> x, int64_t rows,
   const int64_t hidden = whole_panels<A>(p.hidden), dim = whole_panels<A>(p.dim);
   const A *mean = static_cast<const A*>(p.mean), *rstd = static_cast<const A*>(p.rstd);
   if (p.uv == nullptr) {
-    project_up(p, x, rows, work.u, work.v, hidden);
+    project_up<T>(p, x, rows, work.u, work.v, hidden);
   } else {
     const T* uv = static_cast<const T*>(p.uv);
     load_kept<T>(uv, 2 * p.hidden, p.hidden, rows, row_at, work.u);
@@ -177,7 +177,7 @@ void restore_tile(const SwigluFfnNormParams& p, Rows<tile_t<T>> x, int64_t rows,
   gate<A>(work.u, work.v, work.g, rows * hidden);
   if (!p.norm || recover_tile<T>(p, rows, row_at, ratio, work.dh)) return;
   if (p.h == nullptr) {
-    project_down<tile_t<T>>(p, work.g, hidden, rows, work.pairs, work.dh, dim);
+    project_down<T>(p, work.g, hidden, rows, work.pairs, work.dh, dim);
   } else {
     load_kept<A>(p.h, p.dim, p.dim, rows, row_at, work.dh);
   }
@@ -276,7 +276,7 @@ void sum_partials_of(const void* const* partials, int64_t count, int64_t offset,
 }  // namespace
 
 void find_gradients(Dtype dtype, const void* dy, int64_t dim, int64_t begin, int64_t end, bool* has) {
-  visit_dtype(dtype, [&](auto type) {
+  visit_own_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     for (int64_t i = begin; i < end; ++i) has[i] = has_gradient(static_cast<const T*>(dy) + i * dim, dim);
   });
@@ -284,19 +284,19 @@ void find_gradients(Dtype dtype, const void* dy, int64_t dim, int64_t begin, int
 
 int64_t swiglu_ffn_norm_backward_scratch(const SwigluFfnNormParams& params) {
   Scratch scratch(nullptr);
-  visit_dtype(params.dtype, [&](auto type) { workspace_of<typename decltype(type)::element>(params, scratch); });
+  visit_own_dtype(params.dtype, [&](auto type) { workspace_of<typename decltype(type)::element>(params, scratch); });
   return scratch.bytes();
 }
 
 void swiglu_ffn_norm_backward_rows(const SwigluFfnNormBackwardParams& params, int64_t begin, int64_t end,
                                    void* weight_grads, void* scratch) {
-  visit_dtype(params.forward.dtype, [&](auto type) {
+  visit_own_dtype(params.forward.dtype, [&](auto type) {
     backward_rows<typename decltype(type)::element>(params, begin, end, weight_grads, scratch);
   });
 }
 
 void sum_partials(Dtype dtype, const void* const* partials, int64_t count, int64_t offset, int64_t size, void* to) {
-  visit_dtype(dtype, [&](auto type) {
+  visit_own_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     sum_partials_of<T>(partials, count, offset, size, static_cast<T*>(to));
   });

@@ -30,13 +30,28 @@ Rows<tile_t<T>> load_rows(const void* tensor, int64_t stride, int64_t width, int
   return {buffer, padded_width};
 }
 
+// c [rows, columns] = a w of a tile, where w is [depth, columns] as the call has it; zeros behind the columns.
+template <class T>
+void multiply_by_weight(const SwigluFfnNormParams& p, int64_t rows, int64_t columns, int64_t depth,
+                        Strided<operand_t<tile_t<T>>> a, const void* w, accumulator_t<T>* c, int64_t c_row) {
+  using S = tile_t<T>;
+  if (p.in_panels) {
+    const int64_t whole = whole_panels<accumulator_t<T>>(columns);
+    return multiply<S>(rows, whole, depth, a, packed<S>(w, depth), c, c_row, false);
+  }
+  multiply<S>(rows, columns, depth, a, Streamed<T>{static_cast<const T*>(w), columns}, c, c_row, false);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = columns; j < c_row; ++j) c[i * c_row + j] = 0;
+  }
+}
+
 // u and v [rows, F] of a tile, with row stride `stride`.
-template <class S, class A>
-void project_up(const SwigluFfnNormParams& p, Rows<S> x, int64_t rows, A* u, A* v, int64_t stride) {
-  const int64_t hidden = whole_panels<A>(p.hidden);
-  const Strided<operand_t<S>> left = by_rows(x.data, x.stride);
-  multiply<S>(rows, hidden, p.dim, left, packed<S>(p.w_u, p.dim), u, stride, false);
-  multiply<S>(rows, hidden, p.dim, left, packed<S>(p.w_v, p.dim), v, stride, false);
+template <class T>
+void project_up(const SwigluFfnNormParams& p, Rows<tile_t<T>> x, int64_t rows, accumulator_t<T>* u, accumulator_t<T>* v,
+                int64_t stride) {
+  const auto left = by_rows(x.data, x.stride);
+  multiply_by_weight<T>(p, rows, p.hidden, p.dim, left, p.w_u, u, stride);
+  multiply_by_weight<T>(p, rows, p.hidden, p.dim, left, p.w_v, v, stride);
 }
 
 // g = u * silu(v); may be u itself.
@@ -49,12 +64,11 @@ void gate(const A* u, const A* v, A* g, int64_t count) {
 }
 
 // h [rows, D] of a tile from g [rows, F]; `rounded` has half the room of g, and may be g itself.
-template <class S, class A>
-void project_down(const SwigluFfnNormParams& p, const A* g, int64_t g_stride, int64_t rows, void* rounded, A* h,
-                  int64_t h_stride) {
-  multiply<S>(rows, whole_panels<A>(p.dim), p.hidden,
-              by_rows(round_rows<S>(g, rows, p.hidden, g_stride, rounded), g_stride), packed<S>(p.w_o, p.hidden), h,
-              h_stride, false);
+template <class T>
+void project_down(const SwigluFfnNormParams& p, const accumulator_t<T>* g, int64_t g_stride, int64_t rows,
+                  void* rounded, accumulator_t<T>* h, int64_t h_stride) {
+  const auto left = by_rows(round_rows<tile_t<T>>(g, rows, p.hidden, g_stride, rounded), g_stride);
+  multiply_by_weight<T>(p, rows, p.dim, p.hidden, left, p.w_o, h, h_stride);
 }
 
 }  // namespace STCA_ISA

@@ -374,21 +374,21 @@ void forward_combine(const TargetAttentionParams& p, const TargetAttentionCombin
 int64_t target_attention_scratch(const TargetAttentionParams& params, const TargetAttentionTiling& tiling,
                                  int64_t targets) {
   Scratch scratch(nullptr);
-  visit_dtype(params.dtype,
-              [&](auto type) { workspace_of<typename decltype(type)::element>(params, tiling, targets, scratch); });
+  visit_own_dtype(params.dtype,
+                  [&](auto type) { workspace_of<typename decltype(type)::element>(params, tiling, targets, scratch); });
   return scratch.bytes();
 }
 
 void target_attention_item(const TargetAttentionParams& params, const TargetAttentionTiling& tiling,
                            const TargetAttentionItem& item, void* scratch, void* partial) {
-  visit_dtype(params.dtype, [&](auto type) {
+  visit_own_dtype(params.dtype, [&](auto type) {
     forward_item<typename decltype(type)::element>(params, tiling, item, scratch, partial);
   });
 }
 
 void target_attention_combine(const TargetAttentionParams& params, const TargetAttentionCombine& combine,
                               void* partials, int64_t partial_size) {
-  visit_dtype(params.dtype, [&](auto type) {
+  visit_own_dtype(params.dtype, [&](auto type) {
     forward_combine<typename decltype(type)::element>(params, combine, partials, partial_size);
   });
 }

@@ -289,20 +289,20 @@ void backward_add(const TargetAttentionBackwardParams& params, const TargetAtten
 int64_t target_attention_backward_scratch(const TargetAttentionBackwardParams& params,
                                           const TargetAttentionTiling& tiling, int64_t targets) {
   Scratch scratch(nullptr);
-  visit_dtype(params.forward.dtype,
-              [&](auto type) { workspace_of<typename decltype(type)::element>(params, tiling, targets, scratch); });
+  visit_own_dtype(params.forward.dtype,
+                  [&](auto type) { workspace_of<typename decltype(type)::element>(params, tiling, targets, scratch); });
   return scratch.bytes();
 }
 
 void target_attention_backward_item(const TargetAttentionBackwardParams& params, const TargetAttentionTiling& tiling,
                                     const TargetAttentionItem& item, void* scratch) {
-  visit_dtype(params.forward.dtype,
-              [&](auto type) { backward_item<typename decltype(type)::element>(params, tiling, item, scratch); });
+  visit_own_dtype(params.forward.dtype,
+                  [&](auto type) { backward_item<typename decltype(type)::element>(params, tiling, item, scratch); });
 }
 
 void target_attention_backward_add(const TargetAttentionBackwardParams& params, const TargetAttentionItem& item,
                                    const void* scratch) {
-  visit_dtype(params.forward.dtype, [&](auto type) {
+  visit_own_dtype(params.forward.dtype, [&](auto type) {
     using T = typename decltype(type)::element;
     backward_add<T>(params, item, static_cast<const accumulator_t<T>*>(scratch));
   });
@@ -310,7 +310,7 @@ void target_attention_backward_add(const TargetAttentionBackwardParams& params, 
 
 void target_attention_add_rows(Dtype dtype, const void* from, const int64_t* index, int64_t count, int64_t width,
                                int64_t begin, int64_t end, void* to) {
-  visit_dtype(dtype, [&](auto type) {
+  visit_own_dtype(dtype, [&](auto type) {
     using A = accumulator_t<typename decltype(type)::element>;
     for (int64_t i = 0; i < count; ++i) {
       A* sums = static_cast<A*>(to) + index[i] * width;

@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../dtype.h"
+#include "../cpu_isa.h"
 
 #ifndef STCA_ISA
 #error "kernels/cpu is compiled once per instruction set, with STCA_ISA naming it"
@@ -16,6 +16,16 @@
 
 namespace stca {
 namespace STCA_ISA {
+
+// Calls f(Element<T>()) for the type T that `dtype` names, one of those that this copy computes in: the others are not
+// compiled, since no call in them comes here (cpu_isa_of).
+template <class F>
+void visit_own_dtype(Dtype dtype, F f) {
+  stca::visit_dtype(dtype, [&](auto type) {
+    constexpr Dtype kDtype = DtypeOf<typename decltype(type)::element>::value;
+    if constexpr (cpu_isa_of(CpuIsa::STCA_ISA, kDtype) == CpuIsa::STCA_ISA) f(type);
+  });
+}
 
 #if defined(__AVX512F__)
 constexpr int kVecBytes = 64;
