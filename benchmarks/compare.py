@@ -71,9 +71,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def key(case: Case) -> tuple[str, str, str]:
+    """By what rows name a case."""
+    return case.op, case.name, str(case.dtype).removeprefix("torch.")
+
+
 def find_behind(rows: list[Row], cases: list[Case], again: Callable[[Case, Direction], Row]) -> list[dict[str, Any]]:
     """The cases that are behind in `rows` and when measured `again`, with both leads; printed too."""
-    named = {(case.op, case.name, str(case.dtype).removeprefix("torch.")): case for case in cases}
+    named = {key(case): case for case in cases}
     behind = []
     for first in rows:
         case = named.get((first["op"], first["case"], first["dtype"]))
@@ -117,7 +122,7 @@ def main() -> None:
     done = {(row["op"], row["case"], row["dtype"], row["direction"]) for row in result}
     wrong = []
     for case, direction in tqdm([(each, way) for each in cases for way in each.directions], unit="case"):
-        if (case.op, case.name, str(case.dtype).removeprefix("torch."), direction) in done:
+        if (*key(case), direction) in done:
             continue
         try:
             result.append(measure(case, direction, about, seconds, args.quick))
@@ -128,7 +133,8 @@ def main() -> None:
         show(result[-1])
         write(args.json, result)
     behind = find_behind(result, cases, lambda case, direction: measure(case, direction, about, seconds, args.quick))
-    others = [each for each in about.get("behind", []) if not any(each["case"] == case.name for case in cases)]
+    measured = {key(case) for case in cases}
+    others = [each for each in about.get("behind", []) if (each["op"], each["case"], each["dtype"]) not in measured]
     write(beside, about | {"behind": [*others, *behind]})
     if wrong:
         sys.exit("\n".join(["these differ and were not timed:", *wrong]))

@@ -1,6 +1,6 @@
 // Which instruction set the CPU kernels use. Every file of kernels/cpu is compiled once per set, into a
-// namespace of that name; a call goes through the copy that `cpu_isa(dtype)` names, or
-// `cpu_isa()` where rows are only copied.
+// namespace of that name; a call goes through the copy that `cpu_isa(dtype)` names, or `cpu_isa()` where rows are
+// only copied.
 #pragma once
 
 #include "dtype.h"

@@ -38,9 +38,15 @@ def test_compare(tmp_path: Path) -> None:
         assert f"x as fast as {row['best_peer']}" in text
         assert row["cannot"].keys() == {"nn.MultiheadAttention", "sdpa nested"}
     assert "\nMore than 5 % behind the best peer in two runs: " in text
-    machine = json.loads(out.with_suffix(".machine.json").read_text())
+    beside = out.with_suffix(".machine.json")
+    machine = json.loads(beside.read_text())
     assert machine["gemm_gflops"] > 0
-    assert isinstance(machine["behind"], list)
+    other = {"op": rows[0]["op"], "case": rows[0]["case"], "dtype": "bfloat16"}  # what this run does not measure stays
+    beside.write_text(json.dumps(machine | {"behind": [other, rows[0] | {"dtype": "float32"}]}))
+    _run("compare.py", "--quick", "--only", "small call", "--seconds", "0.05", "--resume", "--json", str(out))
+    behind = json.loads(beside.read_text())["behind"]
+    assert behind[0] == other
+    assert all("leads" in each for each in behind[1:])
     assert machine["build_info"]["torch"] == torch.__version__
 
 
