@@ -1,6 +1,7 @@
 """Drives the service and says how long it took to answer.
 
     PYTHONPATH=examples python -m serve.load --rate 20 --seconds 30
+    PYTHONPATH=examples python -m serve.load --users 20 --events 10000      long histories, stored and encoded first
 
 Requests arrive at random (Poisson), in bursts now and then, whether earlier ones were answered or not; users are of
 Zipf's law; one request in five brings events. Prints latency, throughput and refusals, and draws a histogram.
@@ -41,6 +42,18 @@ def arrivals(rate: float, seconds: float, most: int, burst: float, seed: int) ->
     return np.array(moments)
 
 
+async def fill(client: httpx.AsyncClient, args: argparse.Namespace) -> None:
+    """Stores `events` events of each user, the same ones every time, and has them encoded."""
+    generator, most = np.random.default_rng(args.seed), 1000
+    for user in range(args.users if args.events else 0):
+        items = generator.integers(0, args.items, args.events).tolist()
+        events = [{"user": user, "event_id": f"{i}", "item": item, "time": i} for i, item in enumerate(items)]
+        for first in range(0, args.events, most):
+            (await client.post("/events", json={"events": events[first : first + most]})).raise_for_status()
+        body = {"user": user, "candidates": items[:1], "deadline_ms": 60_000}
+        (await client.post("/score", json=body)).raise_for_status()
+
+
 async def drive(client: httpx.AsyncClient, args: argparse.Namespace) -> Answers:
     """Sends every request at its moment; what has no free connection waits, and that is part of its latency."""
     generator, answers = np.random.default_rng(args.seed), Answers()
@@ -76,6 +89,7 @@ async def run(args: argparse.Namespace) -> Answers:
     """Drives, and prints."""
     limits = httpx.Limits(max_connections=args.connections)
     async with httpx.AsyncClient(base_url=args.url, timeout=30, limits=limits) as client:
+        await fill(client, args)
         begin = time.perf_counter()
         before = await _cache(client)
         answers = await drive(client, args)
@@ -107,8 +121,12 @@ def draw(seconds: list[float], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
     axis.hist(milliseconds, bins=np.geomspace(milliseconds.min(), milliseconds.max() + 1e-6, 50).tolist())
     axis.set(xscale="log", xlabel="milliseconds from due to answered", ylabel="requests")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
     for share in (50, 95, 99):
-        axis.axvline(np.percentile(milliseconds, share), color="gray", linestyle=":")
+        value = float(np.percentile(milliseconds, share))
+        axis.axvline(value, color="gray", linestyle=":")
+        axis.text(value, 1.01, f"p{share} {value:.0f}", transform=axis.get_xaxis_transform(), ha="center")
     with whole_file(path) as part:
         figure.savefig(part, dpi=120, format="png")
     plt.close(figure)
@@ -124,6 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=20_000, help="at most")
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--users", type=int, default=100)
+    parser.add_argument("--events", type=int, default=0, help="of each user, stored before the first request")
     parser.add_argument("--items", type=int, default=1000)
     parser.add_argument("--candidates", type=int, default=300, help="m")
     parser.add_argument("--zipf", type=float, default=1.3)

@@ -115,9 +115,11 @@ def test_overload_and_slow_clients(tmp_path: Path, capsys: pytest.CaptureFixture
         slow = [socket.create_connection((client.base_url.host, client.base_url.port)) for _ in range(20)]
         for each in slow:
             each.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        flags = f"--url {client.base_url} --rate 300 --seconds 3 --users 20 --items {ITEMS} --candidates 50"
+        flags = f"--url {client.base_url} --rate 300 --seconds 3 --users 20 --events 1001"
+        flags += f" --items {ITEMS} --candidates 50"
         load.main([*flags.split(), "--out", str(tmp_path / "latency.png")])
         printed = capsys.readouterr().out
+        assert client.get("/health").json()["users"] == 20
         assert client.get("/health").status_code == 200
         answers = [each.recv(100).split(b"\r\n")[0] for each in slow]
         assert set(answers) == {b"HTTP/1.1 408 Request Timeout"}
