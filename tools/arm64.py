@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "build" / "arm64"
 DEBIAN = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1")
-WHEELS = ("torch==2.13.0", "numpy", "pytest", "pytest-timeout", "hypothesis", "expecttest")
+TEST_TOOLS = ("numpy", "pytest", "pytest-timeout", "hypothesis", "expecttest")
 # A Neoverse N1: torch reads this as it loads, and would crash where it read of this machine's CPU.
 CPU = """processor\t: {}
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
@@ -30,9 +30,8 @@ CPU part\t: 0xd0c
 CPU revision\t: 1
 
 """
-# Small cases of each operator, forward and backward, in every dtype. Not what compiles, nor what starts processes,
-# which would be of this machine's kind.
-TESTS = [
+# Small cases of each operator, forward and backward, in every dtype.
+SMALL_TESTS = [
     "tests/ops/test_target_attention.py::test_scale",
     "tests/ops/test_target_attention.py::test_large_scores",
     "tests/ops/test_int8_history.py::test_the_oracle",
@@ -40,8 +39,9 @@ TESTS = [
     "tests/ops/test_request_gather.py",
     "tests/ops/test_request_reduce.py",
     "tests/ops/test_jagged_select.py",
-    *("-k", "not in_torch and not million and not long_request"),
 ]
+# Not what compiles, nor what starts processes, which would be of this machine's kind.
+TESTS = [*SMALL_TESTS, "-k", "not in_torch and not million and not long_request"]
 
 
 def fetch_python() -> Path:
@@ -72,7 +72,9 @@ def fetch_wheels(python: str) -> Path:
     if not site.exists():
         kind = ["--python-platform", "aarch64-manylinux_2_28", "--python-version", python, "--only-binary", ":all:"]
         install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--target", str(HERE / "fetched"), *kind]
-        subprocess.run([*install, *WHEELS], check=True, env={**os.environ, "UV_CACHE_DIR": str(HERE / "uv")})
+        subprocess.run(
+            [*install, "torch==2.13.0", *TEST_TOOLS], check=True, env={**os.environ, "UV_CACHE_DIR": str(HERE / "uv")}
+        )
         shutil.rmtree(HERE / "uv")
         (HERE / "fetched").rename(site)
     return site

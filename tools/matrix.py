@@ -3,8 +3,9 @@
     make matrix                                             all pairs; 5 GB at a time
     make matrix TORCHES='2.11.0 2.15.0' MATRIX=--ends       oldest with oldest, newest with newest
 
-In each: the import from another folder, README's example, and `python -m stca.check`. Ends with a table of what was
-run, as docs/start.md has it. Exits with 1 where one fails.
+In each: the import from another folder, README's example, `python -m stca.check`, and tests of the operators, of STCA,
+of its training and of what torch makes of calls (autograd, compile, export, vmap). Ends with a table of what was run,
+as docs/start.md has it. Exits with 1 where one fails.
 uv installs, since most of a torch is the same for every Python and it unpacks that once.
 """
 
@@ -18,10 +19,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from arm64 import SMALL_TESTS, TEST_TOOLS
 from build_wheel import ROOT, TORCHES
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 CACHE = ROOT / "build" / "uv"
+TESTS = [
+    *SMALL_TESTS,
+    "tests/ops/test_target_attention_torch.py",
+    "tests/ops/test_transforms.py",
+    "tests/ops/test_vmap_and_flops.py",
+    "tests/nn/test_stack.py",
+    "tests/nn/test_training.py",
+]
 
 
 def interpreter(version: str) -> str | None:
@@ -44,15 +54,18 @@ def outcome(python: str, torch: str, wheel: Path) -> str:
     """ "ok" or what went wrong, of one environment, which is gone afterwards."""
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
         inside = f"{folder}/venv/bin/python"
+        shutil.copytree(ROOT / "tests", f"{folder}/tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
         install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", inside]
         for what, command in (
             ("venv", [python, "-m", "venv", "--without-pip", f"{folder}/venv"]),
-            ("torch", [*install, "--only-binary=:all:", f"torch=={torch}", "numpy"]),
+            ("torch", [*install, "--only-binary=:all:", f"torch=={torch}", "pytest-xdist", *TEST_TOOLS]),
             ("install", [*install, str(wheel)]),
             ("example", [inside, "-c", readme_example()]),
             ("check", [inside, "-m", "stca.check"]),
+            ("tests", [inside, "-m", "pytest", "-n", "2", *TESTS]),
         ):
-            env = {**os.environ, "UV_CACHE_DIR": str(CACHE), "UV_LINK_MODE": "hardlink"}
+            env = {**os.environ, "UV_CACHE_DIR": str(CACHE), "UV_LINK_MODE": "hardlink", "OMP_WAIT_POLICY": "passive"}
             env.pop("PYTHONPATH", None)
             done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
             if done.returncode != 0:
