@@ -9,8 +9,8 @@ from torch import Tensor
 
 from stca.nn.attention import Keep
 from stca.serving import snapshots
-from stca.serving.pages import Integers
-from stca.serving.pool import NO_TIME, Pool, User
+from stca.serving.pages import Integers, integers, whole
+from stca.serving.pool import NO_TIME, Pool, User, check_users
 from stca.serving.rows import STORAGES
 from stca.serving.selection import Selection, Statistics, for_each
 
@@ -71,9 +71,7 @@ class HistoryCache:
     ) -> None:
         sizes = {"layers": layers, "dim": dim, "capacity_rows": capacity_rows, "num_heads": num_heads}
         sizes["page_rows"] = page_rows
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"HistoryCache: {name} must be at least 1, got {size}")
+        sizes = {name: whole("HistoryCache", name, size, least=1) for name, size in sizes.items()}
         storage = storage or dtype
         if dtype not in STORAGES[:-1] or storage not in STORAGES:
             raise ValueError(f"HistoryCache: dtype and storage must be of {STORAGES}, got {dtype} and {storage}")
@@ -89,16 +87,16 @@ class HistoryCache:
         """Puts encoded rows behind those of a user, who need not be there yet; n may be 0.
 
         Args:
-            user: an integer or a text.
+            user: an integer of 64 bits or a text.
             rows: [n, D] of every layer, or [n, 2, H, D / H], what `STCA.encode_history` gave.
             times: [n], when each row happened, never falling, for `until`; in any unit. None: before all times.
 
         Raises:
             TypeError: a user that is neither.
-            ValueError: rows of another shape or number of layers, or times that fall.
+            ValueError: rows of another shape, dtype, device or number of layers, or times that fall.
             MemoryError: more rows than there is room for, though everybody else but whom a `Selection` holds may go.
         """
-        count = len(rows[0]) if len(rows) else 0
+        count = len(rows[0]) if len(rows) and isinstance(rows[0], Tensor) and rows[0].dim() else 0
         self._pool.append("HistoryCache.append", [user], rows, np.array([0, count]), times)
 
     def extend_from(
@@ -115,13 +113,16 @@ class HistoryCache:
             encode: `STCA.encode_history`, with `keep="keys_values"` in a `partial` where those are kept.
             users: [U], each once.
             history: [N, D], the new rows.
-            offsets: [U + 1], user u owns rows offsets[u]:offsets[u+1].
+            offsets: [U + 1] of integers, user u owns rows offsets[u]:offsets[u+1].
             times: [N], as of `append`.
 
         Raises:
             ValueError: a user twice, or offsets that do not fit; what `append` refuses, it refuses as that does.
         """
-        ends = offsets.cpu().numpy().astype(np.int64)
+        users, ends = (
+            check_users("HistoryCache.extend_from", users),
+            integers("HistoryCache.extend_from", "offsets", offsets),
+        )
         if ends.shape != (len(users) + 1,) or ends[0] != 0 or ends[-1] != len(history) or (np.diff(ends) < 0).any():
             raise ValueError(
                 f"HistoryCache.extend_from: offsets must be [U + 1] for {len(users)} users, from 0 to N = "
@@ -146,7 +147,7 @@ class HistoryCache:
             MissingUsersError: users who are not there.
             ValueError: `last` below 0, or another number of them than users.
         """
-        pool = self._pool
+        pool, users = self._pool, check_users("HistoryCache.select", users)
         lasts, untils = for_each("last", last, users), for_each("until", until, users)
         if lasts is not None and (lasts < 0).any():
             raise ValueError(f"HistoryCache.select: last must be at least 0, got {lasts.min()}")
@@ -161,9 +162,13 @@ class HistoryCache:
             distinct = dict(zip(users, histories, strict=True)).values()
             held = np.concatenate([slots[0], *(history.pages for history in distinct)])
             pool.pages.hold(held)
-        index = torch.from_numpy(np.concatenate(slots)).to(pool.device)
-        offsets = torch.tensor([len(own) for own in slots]).cumsum(0).to(pool.device)
-        selection = Selection([rows.kept for rows in pool.rows], index, offsets, lambda: pool.pages.let_go(held))
+        try:
+            index = torch.from_numpy(np.concatenate(slots)).to(pool.device)
+            offsets = torch.from_numpy(np.cumsum([len(own) for own in slots])).to(pool.device)
+            selection = Selection([rows.kept for rows in pool.rows], index, offsets, lambda: pool.pages.let_go(held))
+        except BaseException:
+            pool.pages.let_go(held)
+            raise
         if self.storage in (self.dtype, torch.int8):
             return selection
         with selection:
@@ -176,8 +181,7 @@ class HistoryCache:
             MissingUsersError: who is not there.
             ValueError: `last` below 0.
         """
-        if last < 0:
-            raise ValueError(f"HistoryCache.keep: last must be at least 0, got {last}")
+        last, [user] = whole("HistoryCache.keep", "last", last, least=0), check_users("HistoryCache.keep", [user])
         with self._pool.writer, self._pool.lock:
             [history] = self._pool.look_up("HistoryCache.keep", [user])
             self._pool.keep(user, history, last)
@@ -193,26 +197,27 @@ class HistoryCache:
         Returns:
             Their number.
         """
-        if isinstance(users, str):
-            raise TypeError(f"HistoryCache.evict: users must be several, got the text {users!r}")
-        users = list(users)  # what makes them may ask this cache
+        users, free_rows = check_users("HistoryCache.evict", users), whole("HistoryCache.evict", "free_rows", free_rows)
+        before = None if before is None else whole("HistoryCache.evict", "before", before)
         with self._pool.writer, self._pool.lock:
             old = [u for u, history in self._pool.users.items() if before is not None and history.last_time < before]
             return self._pool.forget([*users, *old]) + self._pool.make_room(-(-free_rows // self._pool.page_rows))
 
     def last_time(self, user: User) -> int | None:
         """The time of the last row that a user ever got; None of one who is not there, or got none with a time."""
+        [user] = check_users("HistoryCache.last_time", [user])
         with self._pool.lock:
             history = self._pool.users.get(user)
         return None if history is None or history.last_time == NO_TIME else history.last_time
 
     def length(self, user: User) -> int:
         """Rows of a user; 0 of one who is not there."""
+        [user] = check_users("HistoryCache.length", [user])
         history = self._pool.users.get(user)
         return 0 if history is None else history.length
 
     def __contains__(self, user: User) -> bool:
-        return user in self._pool.users
+        return check_users("HistoryCache", [user])[0] in self._pool.users
 
     def statistics(self) -> Statistics:
         """What the cache holds, and what it did so far."""
@@ -232,7 +237,7 @@ class HistoryCache:
             snapshots.write(path, self._label(), self._pool)
 
     def load(self, path: Path | str) -> None:
-        """Takes in what `snapshot` wrote, of users who are not there yet. Where room is short, who was used last stays.
+        """Takes in what `snapshot` wrote of users who are not there, as if used before all who are: nobody is evicted.
 
         Raises:
             ValueError: a file that is cut, is no snapshot, or is of other layers, widths, storage or encoder, by path.

@@ -12,11 +12,26 @@ Integers = NDArray[np.int64]
 
 
 def integers(owner: str, name: str, values: object) -> Integers:
-    """Whole numbers, from wherever they are."""
-    found = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
+    """Whole numbers of 64 bits, from wherever they are."""
+    try:
+        found = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    except (TypeError, ValueError, RuntimeError) as error:  # a dtype that numpy has not, lists of unequal lengths
+        raise ValueError(f"{owner}: {name} must be whole numbers: {error}") from error
     if found.size and found.dtype.kind not in "iu":
         raise ValueError(f"{owner}: {name} must be whole numbers, got {found.dtype}")
+    if found.dtype.kind == "u" and found.size and found.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{owner}: {name} must be below 2^63, got {found.max()}")
     return found.astype(np.int64)
+
+
+def whole(owner: str, name: str, value: object, least: int | None = None) -> int:
+    """One whole number."""
+    found = integers(owner, name, value)
+    if found.shape != ():
+        raise ValueError(f"{owner}: {name} must be one whole number, got {list(found.shape)} of them")
+    if least is not None and found < least:
+        raise ValueError(f"{owner}: {name} must be at least {least}, got {found}")
+    return int(found)
 
 
 class Pages:

@@ -25,6 +25,20 @@ class MissingUsersError(LookupError):
         self.users = users
 
 
+def check_users(owner: str, users: Iterable[User]) -> list[User]:
+    """The users, before any of them is looked for: True and 1.0 would find user 1."""
+    if isinstance(users, str):
+        raise TypeError(f"{owner}: users must be several, got the text {users!r}")
+    # At once, since what makes them may ask the cache.
+    users = [int(user) if isinstance(user, np.integer) else user for user in users]
+    for user in users:
+        if type(user) not in (int, str):
+            raise TypeError(f"{owner}: a user must be an int or a str, got {type(user).__name__} {user!r}")
+        if isinstance(user, int) and not -(2**63) <= user < 2**64:
+            raise ValueError(f"{owner}: a user must be an int of 64 bits, got one of {user.bit_length()}")
+    return users
+
+
 @dataclass(frozen=True)
 class History:
     """Rows of one user: `length` of them from place `head` of the first page on. Replaced, never changed."""
@@ -88,8 +102,14 @@ class Pool:
         times: Sequence[int] | Tensor | None,
     ) -> None:
         """Appends rows offsets[u]:offsets[u+1], [n, *shape] of every layer, to user u. All, or nothing."""
-        shape = int(offsets[-1]), *self.shape
+        shape, like = (int(offsets[-1]), *self.shape), self.rows[0]
         form = "[n, D]" if len(shape) == 2 else "[n, 2, H, D / H]"
+        for own in rows:
+            if not isinstance(own, Tensor):
+                raise TypeError(f"{owner}: rows must be tensors, got {type(own).__name__}")
+            got, must = (own.layout, own.dtype, own.device), (torch.strided, like.dtype, like.pool.device)
+            if got != must:
+                raise ValueError("{}: rows must be {} {} on {}, got {} {} on {}".format(owner, *must, *got))
         if len(rows) != len(self.rows) or any(own.shape != shape for own in rows):
             raise ValueError(
                 f"{owner}: rows must be {form} = {list(shape)} of {len(self.rows)} layers, got "
@@ -98,10 +118,11 @@ class Pool:
         when = np.full(shape[0], NO_TIME) if times is None else integers(owner, "times", times)
         if when.shape != shape[:1]:
             raise ValueError(f"{owner}: times must be [n] = [{shape[0]}], got {list(when.shape)}")
+        stored = [pool.stored(own) for pool, own in zip(self.rows, rows, strict=True)]  # may fail: nobody is gone yet
 
         def write(slots: Tensor) -> None:
-            for pool, own in zip(self.rows, rows, strict=True):
-                pool.write(slots, own)
+            for pool, parts in zip(self.rows, stored, strict=True):
+                pool.put(slots, parts)
 
         self.add(owner, users, offsets, when, write)
 
@@ -114,9 +135,7 @@ class Pool:
         write: Callable[[Tensor], None],
     ) -> None:
         """`append`, of rows that `write` puts into slots."""
-        for user in users:
-            if type(user) not in (int, str):
-                raise TypeError(f"{owner}: a user must be an int or a str, got {type(user).__name__} {user!r}")
+        users = check_users(owner, users)
         if len(set(users)) < len(users):
             raise ValueError(f"{owner}: users must differ, got {len(users)} users of whom {len(set(users))} differ")
         with self.writer:
@@ -153,11 +172,13 @@ class Pool:
 
     def forget(self, users: Iterable[User]) -> int:
         """Evicts users, those who are there, and says how many they were."""
-        gone = [history for user in users if (history := self.users.pop(user, None)) is not None]
-        for history in gone:
-            self.pages.give_back(history.pages)
-        self.evicted += len(gone)
-        return len(gone)
+        gone = 0
+        for user in users:
+            if (history := self.users.pop(user, None)) is not None:
+                self.pages.give_back(history.pages)
+                gone += 1
+        self.evicted += gone
+        return gone
 
     def make_room(self, pages: int) -> int:
         """Evicts those who have been unused for longest until so many pages are free, or nobody is left."""

@@ -24,15 +24,11 @@ class Rows:
         self.dtype = dtype
 
         def pool(width: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(*shape[:-1], capacity, width, dtype=dtype, device=device).movedim(-2, 0)
+            with torch.inference_mode(False):  # what is made there cannot be written to elsewhere
+                return torch.zeros(*shape[:-1], capacity, width, dtype=dtype, device=device).movedim(-2, 0)
 
         self.pool = pool(shape[-1], storage)
         self.scale = pool(1, torch.float32) if storage == torch.int8 else None
-
-    def write(self, slots: Tensor, rows: Tensor) -> None:
-        """Puts rows [n, *shape] into slots [n]."""
-        for part, values in zip(self.parts, self._stored(rows.detach()), strict=True):
-            part.index_copy_(0, slots, values)
 
     def read(self, slots: Tensor) -> Tensor:
         """Rows [n, *shape] of the slots, a copy."""
@@ -44,7 +40,7 @@ class Rows:
         return [part.index_select(0, slots).cpu() for part in self.parts]
 
     def put(self, slots: Tensor, parts: list[Tensor]) -> None:
-        """What `take` gave of slots of another pool."""
+        """What `stored` made of rows [n, *shape], or `take` gave of another pool, into slots [n]."""
         for part, values in zip(self.parts, parts, strict=True):
             part.index_copy_(0, slots, values.to(part.device))
 
@@ -58,7 +54,9 @@ class Rows:
         """The pool, and its scales where it has some."""
         return [self.pool] if self.scale is None else [self.pool, self.scale]
 
-    def _stored(self, rows: Tensor) -> list[Tensor]:
+    def stored(self, rows: Tensor) -> list[Tensor]:
+        """What lies in the pool for rows [n, *shape]."""
+        rows = rows.detach()
         if self.scale is None:
             return [rows.to(self.pool.dtype)]
         wide = rows.float()

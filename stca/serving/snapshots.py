@@ -23,9 +23,9 @@ def write(path: Path | str, label: dict[str, str], pool: Pool) -> None:
     places = np.concatenate([np.empty(0, dtype=np.int64), *slots])
     tensors = {
         "users": torch.frombuffer(bytearray(json.dumps([*users]).encode()), dtype=torch.uint8),
-        "offsets": torch.tensor([0, *(len(own) for own in slots)]).cumsum(0),
+        "offsets": torch.from_numpy(np.cumsum([0, *(len(own) for own in slots)])),
         "times": torch.from_numpy(pool.times[places]),
-        "last_times": torch.tensor([history.last_time for history in users.values()], dtype=torch.int64),
+        "last_times": torch.from_numpy(np.array([history.last_time for history in users.values()], dtype=np.int64)),
     }
     index = torch.from_numpy(places).to(pool.device)
     for i, rows in enumerate(pool.rows):
@@ -37,7 +37,7 @@ def write(path: Path | str, label: dict[str, str], pool: Pool) -> None:
 
 
 def read(path: Path | str, label: dict[str, str], pool: Pool) -> None:
-    """Adds users whom a file holds, and the pool does not. Who is used last comes last, and so remains."""
+    """Adds users whom a file holds and the pool does not, those used last first, each before all who are there."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -55,24 +55,24 @@ def read(path: Path | str, label: dict[str, str], pool: Pool) -> None:
     offsets = tensors["offsets"].numpy()
     layers = [[tensors[f"layer{i}.{part}"] for part in range(len(rows.parts))] for i, rows in enumerate(pool.rows)]
     with pool.writer:
-        for u in range(len(users)):
-            if users[u] in pool.users:
-                continue
+        for u in reversed(range(len(users))):
             own = slice(int(offsets[u]), int(offsets[u + 1]))
+            with pool.lock:
+                room = pool.pages.free_count * pool.page_rows if len(pool.users) < len(pool.times) else -1
+            if users[u] in pool.users or own.stop - own.start > room:
+                continue
 
             def put(slots: Tensor, own: slice = own) -> None:
                 for rows, parts in zip(pool.rows, layers, strict=True):
                     rows.put(slots, [values[own] for values in parts])
 
             count, times = np.array([0, own.stop - own.start]), tensors["times"][own].numpy()
-            try:
-                pool.add("HistoryCache.load", [users[u]], count, times, put)
-            except MemoryError:
-                continue  # more rows than this pool has room for
+            pool.add("HistoryCache.load", [users[u]], count, times, put)
             with pool.lock:
-                if users[u] in pool.users:
+                if users[u] in pool.users:  # nobody evicted them since
                     last_time = int(tensors["last_times"][u])
                     pool.users[users[u]] = replace(pool.users[users[u]], last_time=last_time)
+                    pool.users.move_to_end(users[u], last=False)
 
 
 def _checked(tensors: dict[str, Tensor], pool: Pool) -> list[User]:
@@ -109,6 +109,8 @@ def _users(tensors: dict[str, Tensor]) -> list[User]:
         raise ValueError(f"tensor users must be JSON: {error!r}") from error
     if not isinstance(users, list) or any(type(user) not in (int, str) for user in users):
         raise ValueError("tensor users must be a list of integers and texts")
+    if any(isinstance(user, int) and not -(2**63) <= user < 2**64 for user in users):
+        raise ValueError("tensor users must be integers of 64 bits")
     if len(set(users)) < len(users):
         raise ValueError(f"tensor users must differ, got {len(users)} of whom {len(set(users))} differ")
     return users
