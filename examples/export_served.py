@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from export_ranker import graph, package
+from ranker.arguments import at_least
 from ranker.checkpoint import load_checkpoint, whole_checkpoint
 from ranker.model import Ranker
 from ranker.requests import COUNTER_BUCKETS, COUNTERS, TIME_BUCKETS
 from serve.scorer import ranker_of
 from torch import Tensor, nn
 
+from stca.files import check_output
 from stca.nn import STCA
 from stca.serving import HistoryCache
 
@@ -81,12 +83,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("build/serve/generated-STCA.pt"))
     parser.add_argument("--out", type=Path, help="the package; served.pt2 beside the checkpoint")
-    parser.add_argument("--events", type=int, default=10_000, help="N")
-    parser.add_argument("--candidates", type=int, default=300, help="T")
+    parser.add_argument("--events", type=at_least(1), default=10_000, help="N")
+    parser.add_argument("--candidates", type=at_least(1), default=300, help="T")
     parser.add_argument("--storage", choices=STORAGES, default="float32", help="of the pools")
-    parser.add_argument("--calls", type=int, default=20, help="that are timed in Python")
+    parser.add_argument("--calls", type=at_least(1), default=20, help="that are timed in Python")
     args = parser.parse_args(arguments)
     out: Path = args.out or args.checkpoint.with_name("served.pt2")
+    check_output(out)
     saved = load_checkpoint(args.checkpoint, ("state", "model"))
     with whole_checkpoint(args.checkpoint):
         ranker = ranker_of(saved["state"]["best_model"] or saved["model"]).eval().requires_grad_(False)

@@ -106,6 +106,14 @@ void check(const char* path, const std::vector<at::Tensor>& arguments, const std
   }
 }
 
+int calls_of(const char* text) {
+  char* end = nullptr;
+  const long calls = std::strtol(text, &end, 10);
+  if (*end != '\0' || calls < 1 || calls > 1'000'000)
+    fail("CALLS", "must be from 1 to 1000000, got " + std::string(text));
+  return static_cast<int>(calls);
+}
+
 void score(const char* library, const char* package, const char* request, int calls) {
   load_operators(library);
   const std::vector<at::Tensor> arguments = read_request(request);
@@ -135,12 +143,14 @@ int main(int count, char** words) {
     return 2;
   }
   try {
-    score(words[1], words[2], words[3], count == 5 ? std::max(1, std::atoi(words[4])) : 1);
+    score(words[1], words[2], words[3], count == 5 ? calls_of(words[4]) : 1);
     return 0;
   } catch (const c10::Error& error) {
     std::fprintf(stderr, "score: %s\n", error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "score: %s\n", error.what());
+  } catch (const std::exception& error) {  // of a package's call, torch's words with its stack behind them
+    const std::string words_and_stack = error.what();
+    std::fprintf(stderr, "score: %s\n",
+                 words_and_stack.substr(0, words_and_stack.find("\nException raised from")).c_str());
   }
   return 1;
 }

@@ -130,8 +130,9 @@ def make_app(
 
     @app.post("/score/binary")
     async def score_binary(request: Request) -> Response:
-        if request.headers.get("content-type") != BINARY:
-            raise HTTPException(415, f"content-type must be {BINARY}, got {request.headers.get('content-type')}")
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != BINARY:
+            raise HTTPException(415, f"content-type must be {BINARY}, got {kind!r}")
         return Response(write_scores(await scored(read_score(await request.body()))), media_type=BINARY)
 
     @app.get("/health")

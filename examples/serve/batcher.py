@@ -53,7 +53,7 @@ class Batcher(Generic[Job, Result]):
         self._runner: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return sum(not future.done() for _, future, _ in self._jobs)
 
     async def __call__(self, job: Job, seconds: float) -> Result:
         """The job's result.

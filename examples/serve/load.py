@@ -9,6 +9,7 @@ Zipf's law; one request in five brings events. Prints latency, throughput and re
 
 import argparse
 import asyncio
+import sys
 import time
 import uuid
 from collections import Counter
@@ -18,8 +19,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from ranker.arguments import at_least
 
-from stca.files import whole_file
+from stca.files import check_output, whole_file
 
 
 @dataclass
@@ -136,20 +138,25 @@ def main(arguments: list[str] | None = None) -> None:
     """Drives and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--rate", type=float, default=20, help="requests a second")
-    parser.add_argument("--burst", type=float, default=3, help="times the rate, in each fifth second")
-    parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--requests", type=int, default=20_000, help="at most")
-    parser.add_argument("--connections", type=int, default=100)
-    parser.add_argument("--users", type=int, default=100)
-    parser.add_argument("--events", type=int, default=0, help="of each user, stored before the first request")
-    parser.add_argument("--items", type=int, default=1000)
-    parser.add_argument("--candidates", type=int, default=300, help="m")
-    parser.add_argument("--zipf", type=float, default=1.3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=at_least(0.001), default=20, help="requests a second")
+    parser.add_argument("--burst", type=at_least(0.001), default=3, help="times the rate, in each fifth second")
+    parser.add_argument("--seconds", type=at_least(0.001), default=30)
+    parser.add_argument("--requests", type=at_least(1), default=20_000, help="at most")
+    parser.add_argument("--connections", type=at_least(1), default=100)
+    parser.add_argument("--users", type=at_least(1), default=100)
+    parser.add_argument("--events", type=at_least(0), default=0, help="of each user, stored before the first request")
+    parser.add_argument("--items", type=at_least(1), default=1000)
+    parser.add_argument("--candidates", type=at_least(1), default=300, help="m")
+    parser.add_argument("--zipf", type=at_least(1.001), default=1.3)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--out", type=Path, help="also draw the histogram here, as PNG")
     args = parser.parse_args(arguments)
-    answers = asyncio.run(run(args))
+    try:
+        if args.out is not None:
+            check_output(args.out)
+        answers = asyncio.run(run(args))
+    except (httpx.HTTPError, ValueError) as error:
+        sys.exit(f"load.py: {args.url}: {error or type(error).__name__}")
     if args.out is not None and answers.seconds:
         draw(answers.seconds, args.out)
 

@@ -64,6 +64,9 @@ class Scorer:
         page_rows = options.get("page_rows", 256)
         if capacity_rows < length + page_rows:
             raise ValueError(f"capacity_rows must have room for a user's {length} rows and a page, got {capacity_rows}")
+        known = f"{self.num_items} items and {self.num_users} users"
+        if (first := store.claim(known)) != known:  # its numbers mean others now, or nobody
+            raise ValueError(f"{checkpoint}: of {known}, got a store of events of {first}")
 
     @property
     def num_items(self) -> int:
@@ -87,8 +90,10 @@ class Scorer:
         users = list(dict.fromkeys(users))
         behind = [(user, self.cache.last_time(user) or 0) for user in users]
         found = self.store.read(behind, self.length)
-        for user, new in zip(users, found, strict=True):  # first, so that no user ever takes more than `length` rows
-            if len(new) and user in self.cache:
+        for (user, place), new in zip(behind, found, strict=True):  # first: no user may take more than `length` rows
+            if len(new) and new[0, 0] <= place:  # a store that lost its events and has some again
+                self.cache.evict([user])
+            elif len(new) and user in self.cache:
                 self.cache.keep(user, self.length - len(new))
             self.misses += user not in self.cache
             self.hits += user in self.cache

@@ -146,6 +146,15 @@ def test_cpp_scores_as_python_does(tmp_path: Path, score: Path, program: str) ->
         refused = _run(*command, bad)
         assert refused.returncode == 1
         assert f"score: {bad}: {message}\n" in refused.stderr
+    beyond = [x * 2 if size == "R" else x for x, size in zip(request, dimensions.ljust(len(request), "P"), strict=True)]
+    torch.save(beyond, tmp_path / "beyond.pt")  # refused by the package as it runs
+    refused = _run(*command, tmp_path / "beyond.pt")
+    assert refused.returncode == 1
+    assert "target_offsets must end at" in refused.stderr
+    assert "frame #" not in refused.stderr
+    for calls in ("0", "-3", "3x", ""):
+        refused = _run(*command, tmp_path / "ranker.request.pt", calls)
+        assert f"score: CALLS: must be from 1 to 1000000, got {calls}\n" in refused.stderr
     (tmp_path / "text.pt").write_text("1 2 3")
     assert "text.pt: must be a list of tensors, by torch.save" in _run(*command, tmp_path / "text.pt").stderr
     assert "cannot read" in _run(*command, tmp_path / "none.pt").stderr

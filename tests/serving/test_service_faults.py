@@ -65,6 +65,39 @@ def test_redis(redis_server: str) -> None:
     _check_store(RedisStore(redis_server))
 
 
+@pytest.mark.slow
+@pytest.mark.peers
+def test_redis_reads_no_more_than_it_is_asked_for(redis_server: str) -> None:
+    """Another server stores meanwhile: events that come between the length and the rows wait for the next read."""
+    store, writer, done = RedisStore(redis_server), RedisStore(redis_server), threading.Event()
+    writer.append([Event(1, f"{n}", n, 1, n) for n in range(100)])
+
+    def write() -> None:
+        n = 100
+        while not done.is_set():
+            writer.append([Event(1, f"{n + i}", n + i, 1, n + i) for i in range(20)])
+            n += 20
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    place = 0
+    for _ in range(300):
+        [found] = store.read([(1, 0)], 40)
+        assert len(found) == 40
+        [found] = store.read([(1, place)], 10**6)
+        assert found[:, 0].tolist() == list(range(place + 1, place + 1 + len(found)))
+        assert (found[:, 1] == found[:, 0] - 1).all()
+        place = int(found[-1, 0]) if len(found) else place
+    done.set()
+    thread.join()
+    assert [rows.shape for rows in store.read([(1, 0), (2, 0)], 0)] == [(0, 4), (0, 4)]
+    store._redis.flushall()
+    assert store.read([(1, place)], 40)[0].shape == (0, 4)
+    writer.append([Event(1, "again", 7, 1, 9)])
+    assert store.read([(1, place)], 40)[0].tolist() == [[1, 7, 1, 9]]
+    assert store.claim("a") == "a" == writer.claim("b")
+
+
 @pytest.mark.slow  # so that `make peers` alone runs it, which installs redis-server
 @pytest.mark.peers
 def test_two_services_share_users(tmp_path: Path, redis_server: str) -> None:

@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from serve.app import BINARY, make_app
 from serve.scorer import Scorer
-from serve.store import SQLiteStore
-from service_process import ITEMS, USERS, write_checkpoint
+from service_process import ITEMS, USERS, ScratchStore, write_checkpoint
 
 from readers.values import changed_bytes, changed_json, changed_safetensors
 
@@ -41,8 +40,7 @@ class _Service:
 
     def __init__(self) -> None:
         folder = Path(mkdtemp(prefix="stca-fuzz-"))
-        self.store = SQLiteStore(":memory:")
-        self.store._reader = self.store._writer  # of one memory
+        self.store = ScratchStore()
         self.scorer = Scorer(write_checkpoint(folder / "ranker.pt"), self.store, 1024, 40, page_rows=16)
         self.app = make_app(self.scorer, self.store, max_wait=0.0, body_bytes=_MOST)
         self.loop = asyncio.new_event_loop()
@@ -134,7 +132,7 @@ def check(data: bytes, folder: Path) -> None:
         assert all(math.isfinite(x) and 0 <= x <= 1 for x in scores)
 
 
-def _rows(store: SQLiteStore) -> dict[tuple[int, str], tuple[int, int, int]]:
+def _rows(store: ScratchStore) -> dict[tuple[int, str], tuple[int, int, int]]:
     found = store._writer.execute("SELECT user, event_id, item, label, time FROM events").fetchall()
     return {(user, name): (item, label, time) for user, name, item, label, time in found}
 

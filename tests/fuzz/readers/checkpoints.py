@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from ranker.checkpoint import load_checkpoint
 from serve.scorer import Scorer
-from serve.store import SQLiteStore
-from service_process import write_checkpoint
+from service_process import ScratchStore, write_checkpoint
 
 from readers import refused
 from readers.names import packed, unpacked
 from readers.values import changed_bytes
 
-_store = SQLiteStore(":memory:")
-_store._reader = _store._writer  # of one memory
+_store = ScratchStore()
 
 
 def seeds() -> dict[str, bytes]:
