@@ -19,7 +19,11 @@ def _library(folder: Path, torch_version: str) -> Path:
     built = {_version(path.stem.partition("-")[2]): path for path in folder.glob("libstca_ops-*.so")}
     wanted = _version(torch_version)
     found = max((version for version in built if version <= wanted), default=None)
-    names = "torch " + (", ".join(".".join(map(str, version)) for version in sorted(built)) or "of no version")
+    if not built:
+        raise ImportError(
+            f"stca: {folder} holds no library of operators: is it the source, and nothing is built in it?"
+        )
+    names = "torch " + ", ".join(".".join(map(str, version)) for version in sorted(built))
     if found is None:
         raise ImportError(f"stca: this installation is built for {names}, got {torch_version}")
     if found != wanted:
@@ -32,7 +36,8 @@ LIBRARY = _library(Path(__file__).parent, torch.__version__)
 try:
     torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
 except OSError as error:
-    raise ImportError(f"stca: {LIBRARY.name} does not load into torch {torch.__version__}: {error}") from None
+    why = error.__cause__ or error  # torch's words name the file alone, the linker's the reason
+    raise ImportError(f"stca: {LIBRARY.name} does not load into torch {torch.__version__}: {why}") from None
 _native = ctypes.CDLL(str(LIBRARY))
 for _function in (_native.stca_build_info, _native.stca_cpu_isa, _native.stca_sm90_kernels):
     _function.restype = ctypes.c_char_p

@@ -11,9 +11,17 @@ if TYPE_CHECKING:
 _INTEGERS = (torch.int32, torch.int64)
 
 
+def check_tensors(**named: object) -> None:
+    """Refuses what is no tensor, by its name."""
+    for name, x in named.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"RequestBatch: {name} must be a tensor, got {type(x).__name__}")
+
+
 def check_batch(batch: "RequestBatch") -> None:
     """Refuses a batch whose parts do not fit each other, by name, expectation and value."""
     tensors = batch.tensors()
+    check_tensors(**tensors)
     devices = {x.device: name for name, x in tensors.items()}
     if len(devices) > 1:
         raise ValueError(f"RequestBatch: all tensors must be on one device, got {devices}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.batch.checks import check_batch, check_ranges
+from stca.batch.checks import check_batch, check_ranges, check_tensors
 from stca.batch.ranges import hull_of_ranges, lengths_to_offsets, ranges_to_index
 from stca.ops import jagged_select, request_gather
 
@@ -57,6 +57,7 @@ class RequestBatch:
     target_lengths: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_tensors(history_offsets=self.history_offsets, target_offsets=self.target_offsets)
         object.__setattr__(self, "history_lengths", tuple(self.history_offsets.diff().tolist()))
         object.__setattr__(self, "target_lengths", tuple(self.target_offsets.diff().tolist()))
 
@@ -97,8 +98,7 @@ class RequestBatch:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by its name: "history.item_id", "visible", ..."""
         named: dict[str, Tensor] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
+        for each, value in ((each, getattr(self, each.name)) for each in fields(self)):
             if isinstance(value, Tensor):
                 named[each.name] = value
             elif isinstance(value, Mapping):

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OURS[:KIND]=THEIRS",
-        help="a column of another name, or a further one; KIND: id, text, int, float; label= where a log has no labels",
+        help="a column by another name, or one more; KIND: id, int, float; int, text of ids; label= of a log without",
     )
     parser.add_argument("--header", help="names of the columns, by commas, of text without a line of them")
     parser.add_argument("--delimiter", help="of text: a character, or tab, comma, semicolon, space")

@@ -13,7 +13,8 @@ def detect_format(path: Path, forms: Mapping[str, LogFormat] = FORMATS) -> LogFo
     """The form of a log: by its name where it has no header, else the first whose columns are all there.
 
     Raises:
-        ValueError: a file that cannot be read, or columns of none, by the nearest form's first that is missing.
+        ValueError: a file that cannot be read, or columns of none: by the first that is missing of the nearest form, of
+            which half the columns must be there, else by what an event must have.
     """
     named = BY_NAME.get(path.name.lower().removesuffix(".gz").removesuffix(".zip"), "")
     if named in forms:
@@ -21,15 +22,26 @@ def detect_format(path: Path, forms: Mapping[str, LogFormat] = FORMATS) -> LogFo
     like = next(iter(forms.values()))
     delimiters = (",", "\t", ";", "|") if (like.delimiter, like.header) == (",", None) else (like.delimiter,)
     wrong: list[tuple[int, str]] = []
+    most: list[str] = []
     for delimiter in delimiters:
         present = column_names(path, replace(like, delimiter=delimiter))
+        most = max(most, present, key=len)
         for name, form in forms.items():
             missing = [theirs for theirs in form.columns.values() if theirs not in present]
             if form.header == like.header and not missing:
                 return replace(form, delimiter=delimiter)
-            if form.header == like.header:
+            own = FORMATS.get(name, form).columns.values()  # without what the caller named
+            if form.header == like.header and 2 * sum(theirs in present for theirs in own) >= len(own):
                 wrong.append((len(missing), missing_column(missing[0], f"of a {name} log ", present)))
-    raise ValueError(f"{path}: {min(wrong, key=lambda each: each[0])[1]}")
+    if wrong:
+        raise ValueError(f"{path}: {min(wrong, key=lambda each: each[0])[1]}")
+    needed = forms.get("generic", like).columns.items()
+    lacks = [ours if ours == theirs else f"{ours} ({theirs})" for ours, theirs in needed if theirs not in most]
+    raise ValueError(
+        f"{path}: must have the columns of a known form of log, or say which are meant (--column "
+        f"{lacks[0].partition(' ')[0]}=...): {', '.join(lacks)} missing, got {most}; "
+        "if the file has no header, name its columns"
+    )
 
 
 def missing_column(theirs: str, of: str, present: list[str]) -> str:

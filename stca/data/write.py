@@ -90,6 +90,11 @@ def _row_groups(batches: Iterable[RequestBatch], limits: Integers) -> Iterator[p
     schema: pa.Schema | None = None
     held, groups = np.zeros_like(limits), 0  # in `group`
     for batch in batches:
+        if not isinstance(batch, RequestBatch):
+            raise TypeError(
+                f"write_requests: batches must give RequestBatch, as stca.data.group_log does of a log, got "
+                f"{type(batch).__name__}"
+            )
         batch = batch.validate().expand()
         table = _to_table(batch)
         schema = schema or table.schema

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stca.data import Names, read_events, read_git
+from stca.data import FORMATS, Names, detect_format, read_events, read_git
 from stca.data.convert import main
 
 RATINGS = [(7, 31, 2.5, 100), (7, 32, 4.0, 200), (9, 31, 5.0, 50)]
@@ -107,7 +108,12 @@ def test_a_large_log_is_read_piece_by_piece(tmp_path: Path) -> None:
     [
         (KUAIRAND.replace("is_click", "clicked"), "column is_click of a kuairand log is missing, got"),
         (KUAIRAND.replace(",4\n", ",\n").replace("1018", ""), "column video_id must not have empty values, got 1"),
-        ("", "column user_id of a generic log is missing, got"),
+        (
+            "",
+            r"must have the columns of a known form .*column user_id=...\): user_id, item_id, timestamp, label missing",
+        ),
+        ("customer,sku,when,outcome\n", "must have the columns of a known form"),
+        ("user_id,item_id,when,label\n1,2,3,1\n", "column timestamp of a generic log is missing, got"),
     ],
 )
 def test_a_bad_log_names_file_and_column(tmp_path: Path, text: str, message: str) -> None:
@@ -187,3 +193,17 @@ def test_the_command_line_keeps_names_beside_the_log(
     assert len(names) == 2 + 12 + 5
     again = pa.concat_tables(read_events(tmp_path / "log.parquet"))
     assert again.equals(pa.concat_tables(read_events(clone)))
+
+
+def test_columns_that_are_named_are_no_other_log_s(tmp_path: Path) -> None:
+    """A log of one's own was taken for the published form that lacks the fewest columns."""
+    path = tmp_path / "shop.csv"
+    path.write_text("user,item,ts,clicked,price\n1,2,3,1,9\n")
+    forms = {
+        name: replace(form, columns={**form.columns, "user_id": "user", "item_id": "item"})
+        for name, form in FORMATS.items()
+    }
+    with pytest.raises(
+        ValueError, match=r"shop.csv: must have the columns .*--column timestamp=...\): timestamp, label m"
+    ):
+        detect_format(path, forms)
