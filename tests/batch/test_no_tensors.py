@@ -18,6 +18,6 @@ def test_what_is_no_tensor(tmp_path: Path) -> None:
         (({}, offsets, {"item_id": [1]}, offsets), "targets.item_id", "list"),
     ):
         with pytest.raises(TypeError, match=f"RequestBatch: {name} must be a tensor, got {kind}"):
-            RequestBatch(*parts).validate()  # type: ignore[arg-type]
+            RequestBatch(*parts).validate()
     with pytest.raises(TypeError, match=r"write_requests: batches must give RequestBatch, .*group_log.*, got dict"):
-        write_requests([{}], tmp_path / "none.parquet")
+        write_requests([{}], tmp_path / "none.parquet")  # type: ignore[list-item]
