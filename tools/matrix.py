@@ -59,7 +59,8 @@ def outcome(python: str, torch: str, wheel: Path) -> str:
         install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", inside]
         for what, command in (
             ("venv", [python, "-m", "venv", "--without-pip", f"{folder}/venv"]),
-            ("torch", [*install, "--only-binary=:all:", f"torch=={torch}", "pytest-xdist", *TEST_TOOLS]),
+            ("torch", [*install, "--only-binary=:all:", f"torch=={torch}", "numpy"]),
+            ("test tools", [*install, "pytest-xdist", *TEST_TOOLS]),
             ("install", [*install, str(wheel)]),
             ("example", [inside, "-c", readme_example()]),
             ("check", [inside, "-m", "stca.check"]),

@@ -71,7 +71,8 @@ class HistoryCache:
     ) -> None:
         sizes = {"layers": layers, "dim": dim, "capacity_rows": capacity_rows, "num_heads": num_heads}
         sizes["page_rows"] = page_rows
-        sizes = {name: whole("HistoryCache", name, size, least=1) for name, size in sizes.items()}
+        checked = (whole("HistoryCache", name, size, least=1) for name, size in sizes.items())
+        layers, dim, capacity_rows, num_heads, page_rows = checked
         storage = storage or dtype
         if dtype not in STORAGES[:-1] or storage not in STORAGES:
             raise ValueError(f"HistoryCache: dtype and storage must be of {STORAGES}, got {dtype} and {storage}")

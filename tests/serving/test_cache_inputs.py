@@ -186,3 +186,9 @@ def test_load_evicts_nobody(cache: HistoryCache, tmp_path: Path) -> None:
     assert cache.statistics().evicted_users == 1
     cache.append("new", _rows(4))  # who was used longest ago, of those with rows, goes first: who came by the file
     assert [user in cache for user in ("a", 1, 2, "x")] == [True, True, True, False]
+
+
+def test_sizes_of_numpy_are_the_same_cache(tmp_path: Path) -> None:
+    sizes = map(np.int64, (2, 4, 16))
+    HistoryCache(*sizes, page_rows=np.int64(4)).snapshot(tmp_path / "users")  # type: ignore[arg-type]
+    HistoryCache(2, 4, 16).load(tmp_path / "users")
