@@ -8,7 +8,7 @@
 # make fuzz MINUTES=30  fuzzers on everything that reads files of others, with planted faults that they must find
 # make wheel  dist/stca-*.whl: one file for every Python and every torch of TORCHES; CUDA=1 with kernels for CUDA_ARCHS
 # make wheel-twice  the wheel built in two folders, byte by byte the same
-# make matrix the wheel in fresh environments, every Python here with every torch: 5 GB at a time and a minute each
+# make matrix the wheel in fresh environments, every Python here with every torch: 5 GB at a time and three minutes each
 # make arm64  the build for Arm64, cross-compiled, and tests of the operators in an emulator: 5 GB
 # make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code

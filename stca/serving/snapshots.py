@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stca.files import whole_file
-from stca.serving.pool import Pool, User
+from stca.serving.pool import Pool, User, check_users
 
 
 def write(path: Path | str, label: dict[str, str], pool: Pool) -> None:
@@ -109,8 +109,7 @@ def _users(tensors: dict[str, Tensor]) -> list[User]:
         raise ValueError(f"tensor users must be JSON: {error!r}") from error
     if not isinstance(users, list) or any(type(user) not in (int, str) for user in users):
         raise ValueError("tensor users must be a list of integers and texts")
-    if any(isinstance(user, int) and not -(2**63) <= user < 2**64 for user in users):
-        raise ValueError("tensor users must be integers of 64 bits")
+    check_users("tensor users", users)
     if len(set(users)) < len(users):
         raise ValueError(f"tensor users must differ, got {len(users)} of whom {len(set(users))} differ")
     return users
