@@ -158,6 +158,10 @@ int64_t count_scores(Inputs& in) {
   return p.heads * in.pair_offsets.back();
 }
 
+// Behind the kept scores stands the number of the set that wrote them: which scores are written, and in what unit, is a
+// matter of the set, so a backward pass on another one computes them again.
+Tensor set_of_scores(const Tensor& scores) { return scores.narrow(0, scores.numel() - 1, 1); }
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> target_attention(const Tensor& q, const Tensor& k, const optional<Tensor>& v,
                                                             const Tensor& target_offsets, const Tensor& history_offsets,
                                                             const optional<Tensor>& visible,
@@ -176,10 +180,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> target_attention(const Tensor& q, con
   p.lse = lse.mutable_data_ptr();
   p.max_and_sum = max_and_sum.mutable_data_ptr();
   const bool keeps = keep && !runs_on_cuda(q);
-  const Tensor scores = at::empty({keeps ? count_scores(in) : 0}, lse.options());
+  const Tensor scores = at::empty({keeps ? count_scores(in) + 1 : 0}, lse.options());
   p.scores = keeps ? scores.mutable_data_ptr() : nullptr;
+  const CpuIsa isa = cpu_isa(p.dtype);
+  if (keeps) set_of_scores(scores).fill_(int(isa));
 
-  launch_target_attention(p, q, backward);
+  launch_target_attention(p, q, isa, backward);
   return {out, lse, max_and_sum, scores};
 }
 
@@ -195,11 +201,12 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
     const optional<Tensor>& history_index, const Tensor& out, const Tensor& max_and_sum, optional<double> scale,
     bool history_grads, const optional<Tensor>& scores) {
   Inputs in = checked_inputs(q, k, v, target_offsets, history_offsets, visible, history_index, scale);
+  const CpuIsa isa = cpu_isa(in.params.dtype);
   Tensor kept;
   if (scores.has_value() && !runs_on_cuda(q)) {
-    check_like("scores", *scores, {count_scores(in)}, accumulation_type(q), q);
+    check_like("scores", *scores, {count_scores(in) + 1}, accumulation_type(q), q);
     kept = scores->contiguous();
-    in.params.scores = kept.data_ptr();
+    in.params.scores = set_of_scores(kept).item().toDouble() == int(isa) ? kept.data_ptr() : nullptr;
   }
   TargetAttentionBackwardParams p{};
   p.forward = in.params;
@@ -219,7 +226,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   p.dq = dq.mutable_data_ptr();
   const Tensor own_v = v.has_value() ? *v : Tensor();
   if (history_grads && history_index.has_value()) {
-    const auto [dk, dv] = launch_indexed_target_attention_backward(p, in.history_index, k, own_v);
+    const auto [dk, dv] = launch_indexed_target_attention_backward(p, isa, in.history_index, k, own_v);
     return {dq, dk, v.has_value() ? dv : none()};
   }
   const bool made = history_grads || runs_on_cuda(q);  // the CUDA kernels write them whether wanted or not
@@ -229,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor> target_attention_backward(
   const Tensor dk = made ? history_gradient(k) : none(), dv = made && v.has_value() ? history_gradient(*v) : none();
   p.dk = made ? dk.mutable_data_ptr() : nullptr;
   p.dv = made && v.has_value() ? dv.mutable_data_ptr() : nullptr;
-  launch_target_attention_backward(p, q, p.forward.num_rows, [](int64_t, int64_t) {});
+  launch_target_attention_backward(p, q, isa, p.forward.num_rows, [](int64_t, int64_t) {});
   if (!history_grads) return {dq, none(), none()};
   return {dq, dk, dv};
 }

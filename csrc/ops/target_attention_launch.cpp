@@ -8,8 +8,7 @@ namespace stca {
 namespace {
 
 // Items in any order, then the combines of their partial results.
-void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan) {
-  const CpuIsa isa = cpu_isa(p.dtype);
+void run_forward(const TargetAttentionParams& p, CpuIsa isa, const TargetAttentionPlan& plan) {
   const auto item_kernel = STCA_CPU_KERNEL(isa, target_attention_item);
   const auto combine_kernel = STCA_CPU_KERNEL(isa, target_attention_combine);
   const int64_t scratch_bytes = STCA_CPU_KERNEL(isa, target_attention_scratch)(p, plan.tiling, plan.max_targets);
@@ -27,8 +26,8 @@ void run_forward(const TargetAttentionParams& p, const TargetAttentionPlan& plan
 
 // Pieces of one history add up their dq in order. Whoever is done too early waits for a piece that another thread took
 // before, so that nobody waits for ever, and a thread holds one dq, however many pieces there are.
-void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionPlan& plan, at::Tensor& scratch) {
-  const CpuIsa isa = cpu_isa(p.forward.dtype);
+void run_backward(const TargetAttentionBackwardParams& p, CpuIsa isa, const TargetAttentionPlan& plan,
+                  at::Tensor& scratch) {
   const auto item_kernel = STCA_CPU_KERNEL(isa, target_attention_backward_item);
   const auto add_kernel = STCA_CPU_KERNEL(isa, target_attention_backward_add);
   const int64_t scratch_bytes =
@@ -48,15 +47,15 @@ void run_backward(const TargetAttentionBackwardParams& p, const TargetAttentionP
 
 }  // namespace
 
-void launch_target_attention(const TargetAttentionParams& p, const at::Tensor& like, bool backward) {
+void launch_target_attention(const TargetAttentionParams& p, const at::Tensor& like, CpuIsa isa, bool backward) {
   if constexpr (kWithCuda) {
     if (runs_on_cuda(like)) return target_attention_on_cuda(p, like, backward);
   }
-  run_forward(p, plan_target_attention(p, at::get_num_threads()));
+  run_forward(p, isa, plan_target_attention(p, at::get_num_threads()));
 }
 
-void launch_target_attention_backward(TargetAttentionBackwardParams p, const at::Tensor& like, int64_t rows_at_once,
-                                      const std::function<void(int64_t, int64_t)>& use) {
+void launch_target_attention_backward(TargetAttentionBackwardParams p, const at::Tensor& like, CpuIsa isa,
+                                      int64_t rows_at_once, const std::function<void(int64_t, int64_t)>& use) {
   const int64_t rows = p.forward.num_rows;
   if constexpr (kWithCuda) {
     if (runs_on_cuda(like)) {
@@ -75,7 +74,7 @@ void launch_target_attention_backward(TargetAttentionBackwardParams p, const at:
       dq_sums = at::empty({p.forward.num_targets, p.forward.heads, p.forward.key_dim}, at::kFloat);
       p.dq_sums = dq_sums.mutable_data_ptr();
     }
-    run_backward(p, plan, scratch);
+    run_backward(p, isa, plan, scratch);
     use(p.first_row, end);
     p.first_row = end;
   } while (p.first_row < rows);

@@ -68,8 +68,9 @@ class Groups {
 
 }  // namespace
 
-std::pair<Tensor, Tensor> launch_indexed_target_attention_backward(TargetAttentionBackwardParams p, const Tensor& index,
-                                                                   const Tensor& k, const Tensor& v) {
+std::pair<Tensor, Tensor> launch_indexed_target_attention_backward(TargetAttentionBackwardParams p, CpuIsa isa,
+                                                                   const Tensor& index, const Tensor& k,
+                                                                   const Tensor& v) {
   const bool on_cuda = runs_on_cuda(k);
   const int64_t threads = at::get_num_threads();
   const int64_t rows =
@@ -85,7 +86,7 @@ std::pair<Tensor, Tensor> launch_indexed_target_attention_backward(TargetAttenti
   p.dv = v.defined() ? dv_rows.mutable_data_ptr() : nullptr;
   Tensor dk, dv;
   if (on_cuda) {
-    launch_target_attention_backward(p, k, rows, [&](int64_t, int64_t) {
+    launch_target_attention_backward(p, k, isa, rows, [&](int64_t, int64_t) {
       const InverseIndex places = inverse_index_of(index, k.size(0));
       auto sums = [&](const Tensor& gradients) {
         return launch_segment_sum("target_attention", gradients, places.order.const_data_ptr<int64_t>(),
@@ -98,7 +99,7 @@ std::pair<Tensor, Tensor> launch_indexed_target_attention_backward(TargetAttenti
     dk = at::zeros(k.sizes(), wide);
     if (v.defined()) dv = at::zeros(v.sizes(), wide);
     Groups groups(index.const_data_ptr<int64_t>(), k.size(0));
-    launch_target_attention_backward(p, k, rows, [&](int64_t begin, int64_t end) {
+    launch_target_attention_backward(p, k, isa, rows, [&](int64_t begin, int64_t end) {
       groups.find(begin, end);
       groups.add(dk_rows, dk, dtype);
       if (v.defined()) groups.add(dv_rows, dv, dtype);

@@ -9,7 +9,7 @@ namespace stca {
 // Returns dk and dv, like k and v; dv is undefined where v is. `params` holds everything but these. Sums are made in
 // the accumulation type and rounded once. On the CPU memory beyond them does not grow with `index`.
 std::pair<at::Tensor, at::Tensor> launch_indexed_target_attention_backward(TargetAttentionBackwardParams params,
-                                                                           const at::Tensor& index, const at::Tensor& k,
-                                                                           const at::Tensor& v);
+                                                                           CpuIsa isa, const at::Tensor& index,
+                                                                           const at::Tensor& k, const at::Tensor& v);
 
 }  // namespace stca

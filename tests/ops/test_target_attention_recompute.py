@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accuracy import assert_bitwise_equal
-from cases import DTYPES, TARGET_ATTENTION_SMALL, TargetAttentionCase, TargetAttentionInputs
+from cases import DTYPES, ISAS, TARGET_ATTENTION_SMALL, TargetAttentionCase, TargetAttentionInputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,7 +37,28 @@ def _out(inputs: TargetAttentionInputs, recompute: Any, **options: Any) -> Tenso
 
 def _kept_scores(out: Tensor) -> int:
     kept = out.grad_fn.saved_tensors[-1]  # type: ignore[union-attr]
-    return 0 if kept is None else kept.numel()
+    return 0 if kept is None else kept.numel() - 1  # the last says which instruction set wrote them
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m", [1, 8, 40])
+@pytest.mark.parametrize("backward_isa", ISAS)
+def test_a_set_reads_no_scores_of_another(
+    backward_isa: str, m: int, dtype: torch.dtype, isa: str, uninitialized_is_nan: None
+) -> None:
+    """Which scores are kept, and in what unit, is a matter of the instruction set, which may change before backward."""
+    inputs = TargetAttentionCase("one", [(m, 300), (m, 20)], 4, 1, 64).build(dtype)
+    dout, grads = torch.randn(inputs.q.shape, dtype=dtype), []
+    for recompute in (True, False):
+        stca.set_cpu_isa(isa)
+        tensors = inputs.q.detach().requires_grad_(), inputs.k.detach().requires_grad_()
+        out = stca.ops.target_attention(
+            *tensors, None, inputs.target_offsets, inputs.history_offsets, recompute=recompute
+        )
+        stca.set_cpu_isa(backward_isa)
+        grads.append(torch.autograd.grad(out, tensors, dout))
+    for kept, expected in zip(*grads, strict=True):
+        assert torch.equal(kept, expected)
 
 
 @pytest.mark.exhaustive(2)
@@ -62,7 +83,7 @@ def test_the_same_bits(
 def test_scores_are_taken_from_what_was_kept() -> None:
     *arguments, scale = ONE.build().arguments()
     out, lse, max_and_sum, scores = torch.ops.stca.target_attention(*arguments, scale, True, None, None, True)
-    assert scores.numel() == 4 * (9 * 50 + 20 * 30)
+    assert scores.numel() == 4 * (9 * 50 + 20 * 30) + 1
 
     def dq(kept: Tensor | None) -> Tensor:
         given = torch.ones_like(out), lse, *arguments, out, max_and_sum, scale, False, kept
@@ -114,8 +135,8 @@ def test_another_choice_is_refused(recompute: Any) -> None:
 def test_bad_calls_of_the_operators() -> None:
     *arguments, scale = ONE.build().arguments()
     out, lse, max_and_sum, scores = torch.ops.stca.target_attention(*arguments, scale, True, None, None, True)
-    for wrong in (scores[1:], scores.double(), scores.view(2, -1)):
-        message = "target_attention: scores must be [4200] of Float on cpu, got "
+    for wrong in (scores[1:], scores.double(), scores.view(1, -1)):
+        message = "target_attention: scores must be [4201] of Float on cpu, got "
         given = out, lse, *arguments, out, max_and_sum, scale, True, wrong
         with pytest.raises(ValueError, match=re.escape(message)):
             torch.ops.stca.target_attention_backward(*given)
