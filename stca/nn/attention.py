@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
 from stca.nn.layout import Kept, PackedRequests, may_read, pack_requests, split_kept
-from stca.nn.module import Module, check_tensor
+from stca.nn.module import Module, check_like, check_tensor
 from stca.nn.multihead import taken_from
 from stca.nn.order import CPU_COSTS, CUDA_COSTS, ROWS_OF_A_GROUP, Order, compiled_choice
 from stca.nn.product import einsum, matmul, project_history
@@ -173,8 +173,8 @@ class TargetAttention(Module):
         D, H, dh = self.dim, self.num_heads, self.dim // self.num_heads
         T, P, R = x.shape[0], rows.shape[0], target_offsets.shape[0] - 1
         group = self.history_group
-        q = matmul(x, self.w_q) if self.b_q is None else matmul(x, self.w_q) + self.b_q
-        q = q.view(T, H, dh)
+        check_like("TargetAttention", "targets", x, self.w_q)
+        q = (matmul(x, self.w_q) if self.b_q is None else matmul(x, self.w_q) + self.b_q).view(T, H, dh)
         N = P if index is None else index.shape[0]
         if group is not None:
             N = P = ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only

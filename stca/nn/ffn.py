@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stca import ops
 from stca.nn.history_group import sum_gradients
-from stca.nn.module import Module, check_tensor
+from stca.nn.module import Module, check_like, check_tensor
 from stca.ops._common import Recompute
 
 
@@ -41,7 +41,7 @@ class SwiGLUFFN(Module):
         x [..., D] -> [..., D]
 
     Raises:
-        ValueError: dim or the hidden width below 1, or an x of another width.
+        ValueError: dim or the hidden width below 1, or an x of another width, dtype or device than the weights.
 
     Source:
         arXiv 2511.06077, section 3.2.
@@ -92,6 +92,7 @@ class SwiGLUFFN(Module):
             raise ValueError(f"SwiGLUFFN: x must be [..., D] with D = {self.dim}, got nested (its values() are rows)")
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"SwiGLUFFN: x must be [..., D] with D = {self.dim}, got {list(x.shape)}")
+        check_like("SwiGLUFFN", "x", x, self.w_u)
         rows = x.reshape(-1, self.dim)
         weights: list[Tensor] = [self.w_u, self.w_v, self.w_o]
         if self.norm_weight is not None and self.norm_bias is not None:

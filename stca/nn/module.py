@@ -1,7 +1,8 @@
-"""What the modules share: how `torch.fx.symbolic_trace` passes them, and what they say where a tensor is missing."""
+"""What the modules share: how `torch.fx.symbolic_trace` passes them, and what they say of a wrong tensor."""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx.proxy import Proxy, TraceError
 from torch.overrides import has_torch_function
@@ -34,3 +35,12 @@ def check_tensor(owner: str, name: str, value: object) -> None:
             "cannot look into it: trace a model that contains the module, not the module itself"
         )
     raise TypeError(f"{owner}: {name} must be a Tensor, got {type(value).__name__} {value!r}")
+
+
+def check_like(owner: str, name: str, rows: Tensor, weight: Tensor) -> None:
+    """Raises ValueError unless rows have the weights' dtype and device; within autocast operators convert them."""
+    if (rows.dtype, rows.device) != (weight.dtype, weight.device) and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"{owner}: {name} must be {weight.dtype} on {weight.device}, as the module's weights, got {rows.dtype} on "
+            f"{rows.device}"
+        )

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stca.nn.ffn import hidden_width
-from stca.nn.module import Module, check_tensor
+from stca.nn.module import Module, check_like, check_tensor
 from stca.nn.product import einsum
 
 
@@ -98,6 +98,7 @@ class RankMixer(Module):
         check_tensor("RankMixer", "tokens", tokens)
         if tokens.dim() != 3 or tokens.shape[1:] != (self.num_tokens, self.dim):
             raise ValueError(f"RankMixer: tokens must be [B, {self.num_tokens}, {self.dim}], got {list(tokens.shape)}")
+        check_like("RankMixer", "tokens", tokens, next(self.parameters()))
         for layer in self.layers:
             tokens = layer(tokens)
         return tokens.mean(dim=1)

@@ -12,7 +12,7 @@ from stca.nn.attention import Keep
 from stca.nn.ffn import SwiGLUFFN
 from stca.nn.layer import STCALayer
 from stca.nn.layout import Kept, pack_requests, split_kept
-from stca.nn.module import Module, check_tensor
+from stca.nn.module import Module, check_like, check_tensor
 from stca.nn.order import Order
 from stca.nn.product import matmul
 from stca.ops._common import Recompute
@@ -146,7 +146,8 @@ class STCA(Module):
 
         Raises:
             TypeError: something else than a tensor.
-            ValueError: arguments of different forms, rows of another width than D, lengths that no padded batch has, or
+            ValueError: arguments of different forms, rows of another width than D or of another dtype or
+                device than the weights, lengths that no padded batch has, or
                 what `stca.ops.target_attention` refuses. Lengths on a GPU are checked with STCA_DEBUG=1 only, as
                 offsets are.
         """
@@ -158,6 +159,9 @@ class STCA(Module):
         if encoded is not None and history is not None:
             raise ValueError("STCA: history must be None where encoded is given, got both")
         packed = pack_requests(owner, self.dim, targets, rows, *others)
+        check_like(owner, "targets", packed.targets, self.w_z)
+        if encoded is None:
+            check_like(owner, "history", packed.history, self.w_z)
         options = {"encoded": encoded is not None, "checkpoint": self.checkpoint, **packed.options()}
         x = packed.targets
         inputs, found, lses = x, [], []
@@ -185,7 +189,7 @@ class STCA(Module):
                 rows. Where H = 1 rows are the better choice.
 
         Raises:
-            ValueError: another width than D, or an unknown `keep`.
+            ValueError: another width than D, another dtype or device than the weights', or an unknown `keep`.
         """
         encoded: list[Tensor] = self(None, history, keep=keep)  # a call, so that hooks and FSDP see it
         return encoded
@@ -223,6 +227,7 @@ class STCA(Module):
         if history.is_nested or history.dim() != 2 or history.shape[-1] != self.dim:
             form = "nested" if history.is_nested else list(history.shape)
             raise ValueError(f"STCA.encode_history: history must be [N, D] with D = {self.dim}, got {form}")
+        check_like("STCA.encode_history", "history", history, self.w_z)
         return [layer(None, history, keep=keep) for layer in self.layers]
 
     def _checked(self, encoded: Sequence[Kept]) -> Tensor:
