@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ranker.checkpoint import check_settings
 from ranker.generate import generate_log
 from ranker.model import Ranker
 from ranker.report import make_ready, write_json
@@ -105,8 +106,7 @@ def made_or_make(path: Path, settings: dict[str, Any], make: Callable[[Path], di
             own, _ = saved["settings"], saved["result"]
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path}: must be a whole result of a run (--restart forgets it): {error!r}") from error
-        if own != settings:
-            raise ValueError(f"{path}: must be of the same settings, {settings}, got {own} (--restart forgets it)")
+        check_settings(path, settings, own, "--restart forgets it")
         return saved
     checkpoint = path.with_suffix(".pt")
     saved = {"settings": settings, "result": make(checkpoint)}
@@ -159,7 +159,7 @@ def run_grid(
         )
         size = CAPACITIES[how.capacity]
         settings = {
-            "config": repr(config),
+            **asdict(config),
             "capacity": list(size),
             "lengths": list(lengths),
             "targets": report["train_targets"],

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ranker.checkpoint import load_checkpoint, whole_checkpoint
+from ranker.checkpoint import check_settings, load_checkpoint, whole_checkpoint
 from ranker.generate import generate_log
 from ranker.ranks import device, gathered, joined, rank, replicated, total, world_size
 from torch import Tensor, nn
@@ -169,8 +169,7 @@ def train(args: argparse.Namespace) -> float:
     first = 0
     if checkpoint.exists():
         saved = load_checkpoint(checkpoint, ("settings", "model", "optimizer", "datasets", "steps"), device=device())
-        if saved["settings"] != settings:
-            raise ValueError(f"{checkpoint}: must be of {settings} (or take another --out), got {saved['settings']}")
+        check_settings(checkpoint, settings, saved["settings"], "or take another --out")
         with whole_checkpoint(checkpoint):
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])

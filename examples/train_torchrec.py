@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ranker.checkpoint import whole_checkpoint
+from ranker.checkpoint import check_settings, whole_checkpoint
 from ranker.ranks import device, joined, rank, total, world_size
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load as load_parts
@@ -126,7 +126,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, settings: dict[str, object], *parts: Any) -> None:
-        self.folder, self.settings, self.parts = folder, json.dumps(settings), parts
+        self.folder, self.settings, self.parts = folder, settings, parts
 
     def _state(self) -> dict[str, Any]:
         model, dense, requests = self.parts
@@ -136,7 +136,7 @@ class Checkpoints:
     def save(self, steps: int) -> None:
         """Writes one; those before it go."""
         new = self.folder / f"checkpoint-{steps}"
-        save_parts({**self._state(), "settings": self.settings}, checkpoint_id=new)
+        save_parts({**self._state(), "settings": json.dumps(self.settings)}, checkpoint_id=new)
         for old in self.folder.glob("checkpoint-*") if rank() == 0 else ():
             if old != new:
                 shutil.rmtree(old)
@@ -151,8 +151,8 @@ class Checkpoints:
         path, saved = whole[max(whole)], {"settings": ""}
         with whole_checkpoint(path):
             load_parts(saved, checkpoint_id=path)
-        if saved["settings"] != self.settings:
-            raise ValueError(f"{path}: must be of {self.settings} (or take another --out), got {saved['settings']}")
+            found = json.loads(saved["settings"])
+        check_settings(path, self.settings, found, "or take another --out")
         model, dense, requests = self.parts
         for p in dense.param_groups[0]["params"]:  # a step makes the state that is read into; the rest it may change
             p.grad = torch.zeros_like(p)

@@ -43,6 +43,15 @@ def load_checkpoint(path: Path, needed: Iterable[str], hint: str = "", device: t
         return saved
 
 
+def check_settings(path: Path, needed: dict[str, Any], found: Any, hint: str) -> None:
+    """Raises ValueError that names what differs, unless what a run left was made with the settings of this run."""
+    if found != needed:
+        found = found if isinstance(found, dict) else {}
+        differ = [name for name in {**needed, **found} if needed.get(name) != found.get(name)]
+        ours, theirs = (", ".join(f"{name} = {each.get(name)}" for name in differ) for each in (needed, found))
+        raise ValueError(f"{path}: must be of {ours} ({hint}), got {theirs}")
+
+
 def _tensors(x: Any) -> Iterator[Tensor]:
     if isinstance(x, Tensor):
         yield x

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import binary_auroc
 from tqdm import tqdm
 
 from ranker.batches import group_requests, make_batch
-from ranker.checkpoint import load_checkpoint, whole_checkpoint
+from ranker.checkpoint import check_settings, load_checkpoint, whole_checkpoint
 from ranker.ranks import gathered, rank, replicated, total, world_size
 from ranker.requests import Integers, Requests, Split, time_parts
 from stca.batch import bce_loss
@@ -94,12 +94,15 @@ class Training:
         self.model, self.requests, self.split, self.config, self.checkpoint = model, requests, split, config, checkpoint
         self.runs = group_requests(requests, split.train, config.requests_per_history, config.max_span_days * 86400)
         # What a checkpoint must agree with.
-        self.settings = (
-            f"{config!r} in {world_size()} processes, "
-            f"log of {requests.batch.T} events, {requests.num_users} users and {requests.num_items} items, "
-            f"checksums of it and of what it is divided into {requests.checksum:08x} and {split.checksum:08x}, "
-            f"model of {sum(p.numel() for p in model.parameters())} parameters"
-        )
+        self.settings = asdict(config) | {
+            "processes": world_size(),
+            "events": requests.batch.T,
+            "users": requests.num_users,
+            "items": requests.num_items,
+            "checksum of the log": requests.checksum,
+            "checksum of what it is divided into": split.checksum,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
         decayed = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.AdamW(
@@ -207,11 +210,7 @@ class Training:
     def _load(self, path: Path) -> None:
         hint = " (--restart forgets it)"
         saved = load_checkpoint(path, ("settings", "model", "optimizer", "state", "random"), hint)
-        settings = saved["settings"]
-        if settings != self.settings:
-            raise ValueError(
-                f"{path}: must be a checkpoint of the same settings, {self.settings}, got {settings}{hint}"
-            )
+        check_settings(path, self.settings, saved["settings"], hint.strip(" ()"))
         with whole_checkpoint(path, hint):
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])

@@ -45,8 +45,8 @@ class Scorer:
         hint = " of STCA by train_ranker.py --event-time"
         saved = load_checkpoint(checkpoint, ("settings", "state", "model", "time_parts"), hint)
         with whole_checkpoint(checkpoint, hint):
-            if "event_time=True" not in saved["settings"]:
-                raise ValueError(saved["settings"])
+            if not saved["settings"]["event_time"]:
+                raise ValueError("event_time must be True, got False")
             weights, self.parts = saved["state"]["best_model"] or saved["model"], saved["time_parts"]
             if self.parts.shape != (TIME_BUCKETS - 1,) or self.parts.dtype != torch.int64:
                 raise ValueError(f"time_parts must be int64 [{TIME_BUCKETS - 1}], got {self.parts.dtype}")
@@ -85,8 +85,8 @@ class Scorer:
         """
         return len(query.candidates) * (2000 + (self.cache.length(query.user) or self.length))
 
-    def catch_up(self, users: Sequence[int]) -> None:
-        """Encodes what the store holds of these users, and the cache does not yet."""
+    def catch_up(self, users: Sequence[int]) -> tuple[int, int]:
+        """Encodes what the store holds of these users, and the cache does not yet: how many it held, how many not."""
         users = list(dict.fromkeys(users))
         behind = [(user, self.cache.last_time(user) or 0) for user in users]
         found = self.store.read(behind, self.length)
@@ -95,18 +95,18 @@ class Scorer:
                 self.cache.evict([user])
             elif len(new) and user in self.cache:
                 self.cache.keep(user, self.length - len(new))
-            self.misses += user not in self.cache
-            self.hits += user in self.cache
+        hits = sum(user in self.cache for user in users)
         place, item, label, when = torch.from_numpy(np.concatenate(found).T.copy())
         time_bucket = torch.bucketize(when, self.parts, right=True)
         rows = self.model.history_rows({"item_id": item, "label": label, "time_bucket": time_bucket})
         offsets = torch.tensor([0, *map(len, found)]).cumsum(0)
         self.cache.extend_from(self.encode, users, rows, offsets, place)
+        return hits, len(users) - hits
 
     def __call__(self, queries: Sequence[Query]) -> list[list[float]]:
         """The probability that each candidate's label is 1: [m] for every query."""
         users = [query.user for query in queries]
-        self.catch_up(users)
+        hits, misses = self.catch_up(users)
         lengths = torch.tensor([len(query.candidates) for query in queries])
         target_offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         now = int(time.time())
@@ -128,6 +128,7 @@ class Scorer:
                 history_index=histories.history_index,
             )
         scores, ends = self.model.logits(z, targets).sigmoid().tolist(), target_offsets.tolist()
+        self.hits, self.misses = self.hits + hits, self.misses + misses  # a batch that fails is tried again
         return [scores[begin:end] for begin, end in pairwise(ends)]
 
 

@@ -144,9 +144,15 @@ def test_an_interrupted_training_goes_on_unchanged(tmp_path: Path) -> None:
     for a, b in zip(undisturbed.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)
     model, longer = Ranker(requests.num_items, requests.num_users, dim=16), replace(config, epochs=9)
-    for other in ((model, requests, longer), (model, _requests(1), config), (Ranker(30, 4, dim=8), requests, config)):
-        with pytest.raises(ValueError, match="must be a checkpoint of the same settings"):
-            Training(other[0], other[1], split, other[2], path)
+    narrow = Ranker(30, 4, dim=8)
+    for name, net, log, how in (
+        ("epochs", model, requests, longer),
+        ("checksum of the log", model, _requests(1), config),
+        ("parameters", narrow, requests, config),
+    ):
+        differs = rf"must be of .*{name} = \d+.* \(--restart forgets it\), got .*{name} = \d+"
+        with pytest.raises(ValueError, match=differs):
+            Training(net, log, split, how, path)
     assert 0 <= evaluate(resumed.model, requests, split.test, 50, config, "test")["auc"] <= 1
 
 

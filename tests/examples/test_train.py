@@ -81,7 +81,7 @@ def test_an_interrupted_run_goes_on_exactly(run: Callable[..., Any], monkeypatch
     assert again == auc
     for name, x in weights.items():
         assert torch.equal(resumed[name], x)
-    with pytest.raises(ValueError, match=r"checkpoint.pt: must be of .*'steps': '11'.* got .*'steps': '10'"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt: must be of steps = 11 \(or .*\), got steps = 10$"):
         run("interrupted", "--steps", "11", *options[2:])
 
 

@@ -25,7 +25,7 @@ def write_checkpoint(path: Path) -> Path:
     model = Ranker(ITEMS, USERS, dim=16, num_layers=2, num_heads=2)
     state = {"best_model": None}
     saved = {"model": model.state_dict(), "state": state, "time_parts": torch.arange(1, 64) * 1000}
-    torch.save(saved | {"settings": "event_time=True"}, path)
+    torch.save(saved | {"settings": {"event_time": True}}, path)
     return path
 
 
