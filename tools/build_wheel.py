@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--cuda", metavar="ARCHS", help="with CUDA kernels for these, as CMake names architectures")
     args = parser.parse_args()
     os.umask(0o022)
+    for file in (ROOT / "LICENSE", *(path for path in ROOT.glob("stca/**/*") if path.is_file())):
+        file.chmod(0o644)  # the wheel says so, whatever the umask of who cloned
     os.environ.setdefault("SOURCE_DATE_EPOCH", time_of_commit())
     folders = [torch_to_build_with(version, bool(args.cuda)) for version in args.torches]
     kind = {"STCA_TORCH_DIRS": os.pathsep.join(map(str, folders))}

@@ -1,7 +1,8 @@
-"""Builds the wheel twice from this commit, in two folders, and compares the files byte by byte: `make wheel-twice`.
+"""Builds the wheel twice from this commit and compares the files byte by byte: `make wheel-twice`.
 
-Exits with 1 where they differ, and names what does; where they are equal, dist holds it.
-A compiler cache would make them equal whatever the compiler does, so ccache is told to stand aside.
+The two clones differ in folder and umask. Exits with 1 where the wheels differ, and names what does; where they are
+equal, dist holds one. A compiler cache would make them equal whatever the compiler does, so ccache is told to stand
+aside.
 """
 
 import os
@@ -35,10 +36,10 @@ def differences(one: Path, other: Path) -> list[str]:
     return found or ["the order or the compression of their entries"]
 
 
-def built_in(folder: Path, commit: str, options: list[str]) -> Path:
-    """The wheel of a clone of a commit; torch is fetched once for all."""
+def built_in(folder: Path, commit: str, options: list[str], umask: int) -> Path:
+    """The wheel of a clone of a commit, checked out under a umask; torch is fetched once for all."""
     subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(folder)], check=True)
-    subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True)
+    subprocess.run(["git", "checkout", "--quiet", commit], cwd=folder, check=True, umask=umask)
     (folder / "build").mkdir()
     (folder / "build" / "torch").symlink_to(ROOT / "build" / "torch")
     subprocess.run([sys.executable, folder / "tools" / "build_wheel.py", *options], check=True)
@@ -51,8 +52,8 @@ def main() -> None:
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
     (ROOT / "build" / "torch").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        one = built_in(Path(folder, "one"), commit, sys.argv[1:])
-        other = built_in(Path(folder, "a-folder-with-a-longer-name"), commit, sys.argv[1:])
+        one = built_in(Path(folder, "one"), commit, sys.argv[1:], 0o022)
+        other = built_in(Path(folder, "a-folder-with-a-longer-name"), commit, sys.argv[1:], 0o077)
         found = differences(one, other)
         print(f"{one.name}, built twice: {'; '.join(found) or f'equal, {one.stat().st_size} bytes'}")
         if not found:
