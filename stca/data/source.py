@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import lzma
+import re
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -177,11 +178,27 @@ def _of_text(path: Path, form: LogFormat, types: dict[str, pa.DataType]) -> Iter
                 left = max(0, left - len(table))
             return
         except ValueError as error:
+            if "Expected" in str(error):
+                _refuse_row(path, form, types, size)
             if "straddling" not in str(error) or size == _BLOCKS[-1]:
                 raise
 
 
-def _blocks(path: Path, form: LogFormat, types: dict[str, pa.DataType], size: int) -> Iterator[pa.Table]:
+def _refuse_row(path: Path, form: LogFormat, types: dict[str, pa.DataType], size: int) -> None:
+    """Reads a file again, by one thread, up to the first row with too many cells or too few: only so is it counted."""
+    try:
+        for _ in _blocks(path, form, types, size, threads=False):
+            pass
+    except ValueError as error:
+        if found := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", str(error), re.DOTALL):
+            row, expected, got, text = found.groups()
+            place = f"row {int(row) - (form.header is None)}: {text}"
+            raise ValueError(f"{path}: must have {expected} cells in each row, got {got} in {place}") from error
+
+
+def _blocks(
+    path: Path, form: LogFormat, types: dict[str, pa.DataType], size: int, threads: bool = True
+) -> Iterator[pa.Table]:
     # Types are given: one that Arrow finds in the first megabyte would not fit what comes later.
     with opened(path, form) as stream:
         yield from map(
@@ -192,6 +209,7 @@ def _blocks(path: Path, form: LogFormat, types: dict[str, pa.DataType], size: in
                     column_names=form.header and [name or f"empty{i}" for i, name in enumerate(form.header)],
                     encoding=form.encoding,
                     block_size=size,
+                    use_threads=threads,
                 ),
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter=form.delimiter, quote_char='"' if form.quoted else False, newlines_in_values=form.quoted

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,3 +86,20 @@ def test_bytes_that_are_no_text_are_refused_wherever_text_must_be(tmp_path: Path
     (path := tmp_path / "log.tsv").write_bytes(b"user_id\ttimestamp\tseen\n1\t5\tN1-1\n2\t6\tN1-\xff\n")
     with pytest.raises(ValueError, match=r"log.tsv: column seen must be UTF-8, got b'N1-\\xff' in row 2"):
         events(path, form=replace(shown, delimiter="\t"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (["1,2,3,1"] * 200_000 + ["1,2,3,1,4"] + ["1,2,3,1"] * 200_000, "got 5 in row 200001: 1,2,3,1,4"),
+        (["1,2,3,1", "", "1,2"], "got 2 in row 2: 1,2"),
+        (['1,2,3,"a\n\nb"', '1,"\n",3,4,5'], 'got 5 in row 2: 1,"\n",3,4,5'),
+    ],
+)
+@pytest.mark.parametrize("headed", [True, False])
+def test_rows_of_another_number_of_cells(tmp_path: Path, rows: list[str], told: str, headed: bool) -> None:
+    path = write(tmp_path / "log.csv", *rows, header=HEADER if headed else "")
+    names = HEADER.strip().split(",")
+    form = LogFormat({name: name for name in names}, header=None if headed else tuple(names))
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: must have 4 cells in each row, {told}')}$"):
+        events(path, form=form)
