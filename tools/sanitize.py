@@ -42,8 +42,8 @@ FULL = (
 # Tests that measure the memory of a process, which sanitizers multiply, or that start compilers under them, and of CUDA
 # kernels, which another library runs.
 LEFT_OUT = (
-    "not compile and not export and not memory_of_narrow_rows and not forward_memory and not backward_memory"
-    " and not emulator"
+    "not compile and not export and not emulator"
+    " and not memory_of and not forward_memory and not backward_memory and not peak_memory"
 )
 
 
@@ -133,6 +133,8 @@ def commands(sanitizer: Sanitizer, quick: bool, isas: Sequence[str]) -> Iterator
         tests = (
             "-m",
             "pytest",
+            "-n",
+            "2",
             "-p",
             "only_instrumented",
             "--timeout",
