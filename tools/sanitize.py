@@ -133,8 +133,6 @@ def commands(sanitizer: Sanitizer, quick: bool, isas: Sequence[str]) -> Iterator
         tests = (
             "-m",
             "pytest",
-            "-n",
-            "2",
             "-p",
             "only_instrumented",
             "--timeout",
