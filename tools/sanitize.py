@@ -172,12 +172,14 @@ def examine(sanitizer: Sanitizer, quick: bool) -> Outcome:
         )
     for name, says in sanitizer.planted.items():
         folder = tree(sanitizer, library_of(native / name), name)
-        _, _, written = run(sanitizer, folder, isas[:1], "-m", "calls")
+        _, printed, written = run(sanitizer, folder, isas[:1], "-m", "calls")
         caught = any(says in report for report in judged(written)[0])
         outcome.planted += 1
         outcome.caught += caught
         if not caught:
-            outcome.findings.append(f"{sanitizer.name}: the planted fault {name} gives no report of {says!r}")
+            outcome.findings.append(
+                f"{sanitizer.name}: the planted fault {name} gives no report of {says!r}: {last(printed)}"
+            )
         print(f"{sanitizer.name}: planted {name}: {'caught' if caught else 'MISSED'}", flush=True)
     return outcome
 
