@@ -1,6 +1,6 @@
 # make demo   a ranker learns from a generated log, here and now
 # make test   the fast test suite
-# make slow   the exhaustive rest of it: every combination, and what takes minutes; PART=1, 2 or 3: a third of it
+# make slow   the exhaustive rest of it: every combination, and what takes minutes; PART=1 to 6: a sixth of it
 # make peers  tests with libraries that use batches and logs: ray, torchrec, torchdata, polars, duckdb; with redis-server
 # make serve  the demo's ranker behind HTTP on 127.0.0.1:8000, its users' histories kept encoded
 # make bench  a few cases of every operator and of the whole stack against their peers, here: a minute on two idle cores
@@ -69,7 +69,7 @@ test: $(INSTALLED) ptx
 
 slow: $(INSTALLED) ptx
 	$(PYTEST) -n $(TEST_PROCESSES) -m 'slow and not peers and not long' \
-	  $(if $(PART),--splits 3 --group $(PART) --splitting-algorithm least_duration)
+	  $(if $(PART),--splits 6 --group $(PART) --splitting-algorithm least_duration)
 
 peers: $(INSTALLED)
 	$(EDITABLE) '.[ray,peers]'

@@ -1,7 +1,8 @@
 """Tries dist/stca-*.whl in fresh environments: every Python that is here with every torch that has one for it.
 
     make matrix                                             all pairs; 5 GB at a time
-    make matrix TORCHES='2.11.0 2.15.0' MATRIX=--ends       oldest with oldest, newest with newest
+    make matrix TORCHES='2.11.0 2.15.0' MATRIX=--pair=-1    one of them: 0 is the first torch with the oldest Python, -1
+                                                            the last with the newest; the wheel is for all the same
 
 In each: the import from another folder, README's example, `python -m stca.check`, and tests of the operators, of STCA,
 of its training and of what torch makes of calls (autograd, compile, export, vmap). Ends with a table of what was run,
@@ -87,7 +88,7 @@ def main() -> None:
     """Reads the command line, and prints a line for each pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("torches", nargs="*", default=TORCHES)
-    parser.add_argument("--ends", action="store_true", help="two pairs: all of the oldest, all of the newest")
+    parser.add_argument("--pair", type=int, choices=(0, -1), help="one alone: 0 is the first, -1 the last")
     args = parser.parse_args()
     wheels = list(ROOT.glob("dist/stca-*.whl"))
     if len(wheels) != 1:
@@ -98,7 +99,7 @@ def main() -> None:
         sys.exit(f"matrix.py: none of Python {', '.join(PYTHONS)} is here")
     outcomes: dict[tuple[str, str], str] = {}
     unpacked = None
-    for (version, python), torch in (pairs[0], pairs[-1]) if args.ends else pairs:
+    for (version, python), torch in pairs if args.pair is None else [pairs[args.pair]]:
         if torch != unpacked:
             shutil.rmtree(CACHE, ignore_errors=True)
             unpacked = torch
