@@ -39,10 +39,11 @@ FULL = (
     "tests/batch",
     *(f"tests/serving/test_{name}.py" for name in ("cache_readers", "history_cache", "snapshots")),
 )
-# Tests that measure the memory of a process, which sanitizers multiply, or that start compilers under them, and of CUDA
-# kernels, which another library runs.
+# Tests that measure the memory of a process, which sanitizers multiply, that start compilers under them, or threads in
+# a process that was forked, which ThreadSanitizer ends; and of CUDA kernels, which another library runs.
 LEFT_OUT = (
     "not compile and not export and not emulator"
+    " and not data_loader_with_workers"
     " and not memory_of and not forward_memory and not backward_memory and not peak_memory"
 )
 
