@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx.proxy import Proxy, TraceError
 from torch.overrides import has_torch_function
+
+from stca.ops._autograd import within_autocast
 
 
 class Module(nn.Module):
@@ -39,7 +40,7 @@ def check_tensor(owner: str, name: str, value: object) -> None:
 
 def check_like(owner: str, name: str, rows: Tensor, weight: Tensor) -> None:
     """Raises ValueError unless rows have the weights' dtype and device; within autocast operators convert them."""
-    if (rows.dtype, rows.device) != (weight.dtype, weight.device) and not torch._C._is_any_autocast_enabled():
+    if (rows.dtype, rows.device) != (weight.dtype, weight.device) and not within_autocast():
         raise ValueError(
             f"{owner}: {name} must be {weight.dtype} on {weight.device}, as the module's weights, got {rows.dtype} on "
             f"{rows.device}"

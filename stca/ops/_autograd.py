@@ -26,13 +26,18 @@ from stca.ops._common import check_types
 _MaybeTensor = TypeVar("_MaybeTensor", bound=Tensor | None)
 
 
+def within_autocast() -> bool:
+    """Whether `torch.autocast` is on, for any device."""
+    return torch._C._is_any_autocast_enabled()
+
+
 def autocast(tensor: _MaybeTensor) -> _MaybeTensor:
     """The tensor in the dtype in which `torch.autocast` wants it now; float64 and integers stay what they are.
 
     Every operator and every product of stca.nn converts its own inputs, as torch's operators do. Inputs that another
     one has converted already are returned as they are.
     """
-    if not torch._C._is_any_autocast_enabled() or not isinstance(tensor, Tensor):
+    if not within_autocast() or not isinstance(tensor, Tensor):
         return tensor
     if tensor.dtype == torch.float64 or not tensor.is_floating_point():
         return tensor
