@@ -13,7 +13,7 @@
 # make docs   the pages of docs/ and the API as HTML: build/docs/index.html
 # make cuda-build  the build against a torch with CUDA (5 GB, in a folder of its own), and a look at its machine code
 # make soak   trains and scores in one process for MINUTES, and finds what grows, a planted leak too
-# make prove  everything that tries to break the package: sanitizers, fuzzers, soak, faults; under three hours, resumable
+# make prove  everything that tries to break the package: sanitizers, fuzzers, soak, faults; three hours at most, resumable
 # make gpu    on a machine with a GPU, a torch with CUDA and nvcc: build, tests, benchmarks, and which kernels they confirm
 # make gpu-sanitize  there too: the build and a few tests under compute-sanitizer; docs/extending.md has the order
 # make tune   all variants of the CUDA kernels, compiled where nvcc is; then, on a machine with a Hopper GPU and a torch:

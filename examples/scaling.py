@@ -106,7 +106,7 @@ def made_or_make(path: Path, settings: dict[str, Any], make: Callable[[Path], di
             own, _ = saved["settings"], saved["result"]
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path}: must be a whole result of a run (--restart forgets it): {error!r}") from error
-        check_settings(path, settings, own, "--restart forgets it")
+        check_settings(path, settings, own, " (--restart forgets it)")
         return saved
     checkpoint = path.with_suffix(".pt")
     saved = {"settings": settings, "result": make(checkpoint)}

@@ -169,7 +169,7 @@ def train(args: argparse.Namespace) -> float:
     first = 0
     if checkpoint.exists():
         saved = load_checkpoint(checkpoint, ("settings", "model", "optimizer", "datasets", "steps"), device=device())
-        check_settings(checkpoint, settings, saved["settings"], "or take another --out")
+        check_settings(checkpoint, settings, saved["settings"], " (or take another --out)")
         with whole_checkpoint(checkpoint):
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])

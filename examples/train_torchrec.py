@@ -152,7 +152,7 @@ class Checkpoints:
         with whole_checkpoint(path):
             load_parts(saved, checkpoint_id=path)
             found = json.loads(saved["settings"])
-        check_settings(path, self.settings, found, "or take another --out")
+        check_settings(path, self.settings, found, " (or take another --out)")
         model, dense, requests = self.parts
         for p in dense.param_groups[0]["params"]:  # a step makes the state that is read into; the rest it may change
             p.grad = torch.zeros_like(p)

@@ -49,7 +49,7 @@ def check_settings(path: Path, needed: dict[str, Any], found: Any, hint: str) ->
         found = found if isinstance(found, dict) else {}
         differ = [name for name in {**needed, **found} if needed.get(name) != found.get(name)]
         ours, theirs = (", ".join(f"{name} = {each.get(name)}" for name in differ) for each in (needed, found))
-        raise ValueError(f"{path}: must be of {ours} ({hint}), got {theirs}")
+        raise ValueError(f"{path}: must be of {ours}{hint}, got {theirs}")
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:

@@ -210,7 +210,7 @@ class Training:
     def _load(self, path: Path) -> None:
         hint = " (--restart forgets it)"
         saved = load_checkpoint(path, ("settings", "model", "optimizer", "state", "random"), hint)
-        check_settings(path, self.settings, saved["settings"], hint.strip(" ()"))
+        check_settings(path, self.settings, saved["settings"], hint)
         with whole_checkpoint(path, hint):
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])

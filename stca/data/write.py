@@ -45,8 +45,8 @@ def write_requests(
             meanwhile.
         tokens: history rows of a row group at most, and targets at most.
         nbytes: bytes of a row group in memory at most.
-        metadata: gives what else the file keeps, once all batches are written, such as `Names.mark`. The tables of ids
-            that are texts are written by `python -m stca.data.convert`; in Python they are in `Names.known`.
+        metadata: gives what else the file keeps, once all batches are written. Tables of ids that are texts are not
+            written here: `Names.known` has them, and `python -m stca.data.convert` writes them beside the file.
 
     Returns:
         Histories written.
