@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -80,7 +80,7 @@ def tree(sanitizer: Sanitizer, library: Path, name: str) -> Path:
 
 
 def run(sanitizer: Sanitizer, folder: Path, isas: Sequence[str], *command: str) -> tuple[int, str, str]:
-    """Runs Python in a tree: its exit status, what it printed, and what the sanitizer wrote of it and its children."""
+    """Runs Python in a tree: its exit status, what it printed, and that with what the sanitizer wrote."""
     logs = folder / "logs"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()
@@ -103,7 +103,8 @@ def run(sanitizer: Sanitizer, folder: Path, isas: Sequence[str], *command: str) 
         prefix += [f"--log-file={logs}/log.%p"]
     done = subprocess.run([*prefix, sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True)
     written = "\n".join(path.read_text(errors="replace") for path in sorted(logs.iterdir()))
-    return done.returncode, done.stdout + done.stderr, written
+    printed = done.stdout + done.stderr
+    return done.returncode, printed, f"{printed}\n{written}"  # UBSan's runtime prints where ASan's writes to the log
 
 
 def _runtime(library: str) -> str:
@@ -173,7 +174,9 @@ def examine(sanitizer: Sanitizer, quick: bool) -> Outcome:
         )
     for name, says in sanitizer.planted.items():
         folder = tree(sanitizer, library_of(native / name), name)
-        _, printed, written = run(sanitizer, folder, isas[:1], "-m", "calls")
+        # Python's and torch's leaks take minutes to tell.
+        options = {key: f"{value}:detect_leaks={int('leak' in says)}" for key, value in sanitizer.options.items()}
+        _, printed, written = run(replace(sanitizer, options=options), folder, isas[:1], "-m", "calls")
         caught = any(says in report for report in judged(written)[0])
         outcome.planted += 1
         outcome.caught += caught
