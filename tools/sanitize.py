@@ -80,7 +80,7 @@ def tree(sanitizer: Sanitizer, library: Path, name: str) -> Path:
 
 
 def run(sanitizer: Sanitizer, folder: Path, isas: Sequence[str], *command: str) -> tuple[int, str, str]:
-    """Runs Python in a tree: its exit status, what it printed, and that with what the sanitizer wrote."""
+    """Runs Python in a tree: its exit status, what it printed, and what the sanitizer wrote."""
     logs = folder / "logs"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()
@@ -90,6 +90,7 @@ def run(sanitizer: Sanitizer, folder: Path, isas: Sequence[str], *command: str) 
         **os.environ,
         **sanitizer.options,
         **options,
+        "STCA_UBSAN_LOG": f"{logs}/undefined" if "UBSAN_OPTIONS" in options else "",
         "PYTHONPATH": ":".join(map(str, paths)),
         "STCA_SANITIZED_ISAS": " ".join(isas),
         "STCA_CPU_ISA": isas[-1],
@@ -103,8 +104,7 @@ def run(sanitizer: Sanitizer, folder: Path, isas: Sequence[str], *command: str) 
         prefix += [f"--log-file={logs}/log.%p"]
     done = subprocess.run([*prefix, sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True)
     written = "\n".join(path.read_text(errors="replace") for path in sorted(logs.iterdir()))
-    printed = done.stdout + done.stderr
-    return done.returncode, printed, f"{printed}\n{written}"  # UBSan's runtime prints where ASan's writes to the log
+    return done.returncode, done.stdout + done.stderr, written
 
 
 def _runtime(library: str) -> str:
