@@ -37,8 +37,10 @@ constexpr int kVecBytes = 16;
 
 typedef float FloatVec __attribute__((vector_size(kVecBytes)));
 typedef int32_t Int32Vec __attribute__((vector_size(kVecBytes)));
+typedef uint32_t Uint32Vec __attribute__((vector_size(kVecBytes)));
 typedef double DoubleVec __attribute__((vector_size(kVecBytes)));
 typedef int64_t Int64Vec __attribute__((vector_size(kVecBytes)));
+typedef uint64_t Uint64Vec __attribute__((vector_size(kVecBytes)));
 
 template <class A>
 struct Lanes;
@@ -46,9 +48,9 @@ struct Lanes;
 template <>
 struct Lanes<float> {
   using Vec = FloatVec;
-  using Bits = Int32Vec;
+  using Bits = Uint32Vec;
   static constexpr int kMantissaBits = 23;
-  static constexpr int32_t kOneBits = 0x3f800000;
+  static constexpr uint32_t kOneBits = 0x3f800000;
   static constexpr float kRound = 12582912.0f;    // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kMinExponent = -126.0f;  // below, 2^x is taken as 0
   static constexpr int kExpTerms = 7;             // remainder 5e-9 on |f| <= 1/2
@@ -57,9 +59,9 @@ struct Lanes<float> {
 template <>
 struct Lanes<double> {
   using Vec = DoubleVec;
-  using Bits = Int64Vec;
+  using Bits = Uint64Vec;
   static constexpr int kMantissaBits = 52;
-  static constexpr int64_t kOneBits = 0x3ff0000000000000;
+  static constexpr uint64_t kOneBits = 0x3ff0000000000000;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kMinExponent = -1022.0;
   static constexpr int kExpTerms = 13;  // remainder 4e-18 on |f| <= 1/2
@@ -154,6 +156,7 @@ inline vec_t<A> exp2(vec_t<A> x) {
   const Vec f = (x - (rounded - L::kRound)) * A(0.693147180559945309417);
   Vec p = Vec{} + kInverseFactorial<A>[L::kExpTerms];
   for (int n = L::kExpTerms - 1; n >= 0; --n) p = p * f + kInverseFactorial<A>[n];
+  // Of an x that is NaN or too small the sum overflows, which only unsigned numbers may, and is not used.
   const Bits power = ((Bits)rounded << L::kMantissaBits) + L::kOneBits;
   return x < L::kMinExponent ? Vec{} : p * (Vec)power;
 }
