@@ -174,9 +174,10 @@ def examine(sanitizer: Sanitizer, quick: bool) -> Outcome:
         )
     for name, says in sanitizer.planted.items():
         folder = tree(sanitizer, library_of(native / name), name)
-        # Python's and torch's leaks take minutes to tell.
-        options = {key: f"{value}:detect_leaks={int('leak' in says)}" for key, value in sanitizer.options.items()}
-        _, printed, written = run(replace(sanitizer, options=options), folder, isas[:1], "-m", "calls")
+        leaks = int("leak" in says)  # Python's and torch's take minutes to tell
+        options = {key: f"{value}:detect_leaks={leaks}" for key, value in sanitizer.options.items() if "OPTIONS" in key}
+        followed = replace(sanitizer, options={**sanitizer.options, **options})
+        _, printed, written = run(followed, folder, isas[:1], "-m", "calls")
         caught = any(says in report for report in judged(written)[0])
         outcome.planted += 1
         outcome.caught += caught

@@ -45,11 +45,13 @@ def load_checkpoint(path: Path, needed: Iterable[str], hint: str = "", device: t
 
 def check_settings(path: Path, needed: dict[str, Any], found: Any, hint: str) -> None:
     """Raises ValueError that names what differs, unless what a run left was made with the settings of this run."""
-    if found != needed:
-        found = found if isinstance(found, dict) else {}
-        differ = [name for name in {**needed, **found} if needed.get(name) != found.get(name)]
-        ours, theirs = (", ".join(f"{name} = {each.get(name)}" for name in differ) for each in (needed, found))
-        raise ValueError(f"{path}: must be of {ours}{hint}, got {theirs}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: must hold settings{hint}, got {found!r}")
+    # As text, for a stranger's file may hold tensors, which do not compare to a truth value.
+    ours, theirs = ({str(name): repr(value) for name, value in each.items()} for each in (needed, found))
+    if differ := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+        wanted, got = (", ".join(f"{name} = {each.get(name, 'missing')}" for name in differ) for each in (ours, theirs))
+        raise ValueError(f"{path}: must be of {wanted}{hint}, got {got}")
 
 
 def _tensors(x: Any) -> Iterator[Tensor]:

@@ -154,6 +154,7 @@ class TargetAttention(Module):
             if scale is not None or history.is_nested or history.dim() != 2 or history.shape[1] != self.dim:
                 form = "nested" if history.is_nested else list(history.shape)
                 raise ValueError(f"TargetAttention: history must be [N, D] with D = {self.dim}, got {form}")
+            check_like("TargetAttention", self.w_k, history=history)
             return torch.stack(self._project(history), dim=1)
         packed = pack_requests("TargetAttention", self.dim, targets, history, *others)
         out, lse = self._attend(packed, scale)
@@ -171,9 +172,8 @@ class TargetAttention(Module):
     def _attend(self, requests: PackedRequests, scale: Tensor | None) -> tuple[Tensor, Tensor]:
         x, rows, target_offsets, history_offsets, visible, index, _ = requests
         D, H, dh = self.dim, self.num_heads, self.dim // self.num_heads
-        T, P, R = x.shape[0], rows.shape[0], target_offsets.shape[0] - 1
-        group = self.history_group
-        check_like("TargetAttention", "targets", x, self.w_q)
+        T, P, R, group = x.shape[0], rows.shape[0], target_offsets.shape[0] - 1, self.history_group
+        check_like("TargetAttention", self.w_q, targets=x, history=rows if scale is None else None)
         q = (matmul(x, self.w_q) if self.b_q is None else matmul(x, self.w_q) + self.b_q).view(T, H, dh)
         N = P if index is None else index.shape[0]
         if group is not None:

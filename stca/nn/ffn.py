@@ -92,7 +92,7 @@ class SwiGLUFFN(Module):
             raise ValueError(f"SwiGLUFFN: x must be [..., D] with D = {self.dim}, got nested (its values() are rows)")
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"SwiGLUFFN: x must be [..., D] with D = {self.dim}, got {list(x.shape)}")
-        check_like("SwiGLUFFN", "x", x, self.w_u)
+        check_like("SwiGLUFFN", self.w_u, x=x)
         rows = x.reshape(-1, self.dim)
         weights: list[Tensor] = [self.w_u, self.w_v, self.w_o]
         if self.norm_weight is not None and self.norm_bias is not None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx.proxy import Proxy, TraceError
 from torch.overrides import has_torch_function
@@ -38,10 +39,14 @@ def check_tensor(owner: str, name: str, value: object) -> None:
     raise TypeError(f"{owner}: {name} must be a Tensor, got {type(value).__name__} {value!r}")
 
 
-def check_like(owner: str, name: str, rows: Tensor, weight: Tensor) -> None:
-    """Raises ValueError unless rows have the weights' dtype and device; within autocast operators convert them."""
-    if (rows.dtype, rows.device) != (weight.dtype, weight.device) and not within_autocast():
-        raise ValueError(
-            f"{owner}: {name} must be {weight.dtype} on {weight.device}, as the module's weights, got {rows.dtype} on "
-            f"{rows.device}"
-        )
+def check_like(owner: str, weight: Tensor, **given: Tensor | None) -> None:
+    """Raises ValueError unless what is given has the weights' device and dtype, or one that autocast converts."""
+    for name, rows in given.items():
+        if rows is None:
+            continue
+        converted = within_autocast() and torch.float64 not in (rows.dtype, weight.dtype)
+        if rows.device != weight.device or (rows.dtype != weight.dtype and not converted):
+            raise ValueError(
+                f"{owner}: {name} must be {weight.dtype} on {weight.device}, as the module's weights, got {rows.dtype} "
+                f"on {rows.device}"
+            )

@@ -38,6 +38,7 @@ class RankMixerLayer(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, tokens, D] -> [B, tokens, D]."""
+        check_like("RankMixer", self.w_in, tokens=x)  # by its name: FSDP and the like put it there for the call
         B, tokens, D = x.shape
         mixed = x.view(B, tokens, tokens, D // tokens).transpose(1, 2).reshape(B, tokens, D)
         s = self.mix_norm(mixed + x)
@@ -98,7 +99,6 @@ class RankMixer(Module):
         check_tensor("RankMixer", "tokens", tokens)
         if tokens.dim() != 3 or tokens.shape[1:] != (self.num_tokens, self.dim):
             raise ValueError(f"RankMixer: tokens must be [B, {self.num_tokens}, {self.dim}], got {list(tokens.shape)}")
-        check_like("RankMixer", "tokens", tokens, next(self.parameters()))
         for layer in self.layers:
             tokens = layer(tokens)
         return tokens.mean(dim=1)

@@ -146,10 +146,9 @@ class STCA(Module):
 
         Raises:
             TypeError: something else than a tensor.
-            ValueError: arguments of different forms, rows of another width than D or of another dtype or
-                device than the weights, lengths that no padded batch has, or
-                what `stca.ops.target_attention` refuses. Lengths on a GPU are checked with STCA_DEBUG=1 only, as
-                offsets are.
+            ValueError: arguments of different forms, rows of another width than D or of another dtype or device than
+                the weights, lengths that no padded batch has, or what `stca.ops.target_attention` refuses. Lengths on a
+                GPU are checked with STCA_DEBUG=1 only, as offsets are.
         """
         others = target_offsets, history_offsets, visible, history_index, target_lengths, history_lengths
         if targets is None and encoded is None and all(each is None for each in others):
@@ -159,9 +158,7 @@ class STCA(Module):
         if encoded is not None and history is not None:
             raise ValueError("STCA: history must be None where encoded is given, got both")
         packed = pack_requests(owner, self.dim, targets, rows, *others)
-        check_like(owner, "targets", packed.targets, self.w_z)
-        if encoded is None:
-            check_like(owner, "history", packed.history, self.w_z)
+        check_like(owner, self.w_z, targets=packed.targets, history=packed.history if encoded is None else None)
         options = {"encoded": encoded is not None, "checkpoint": self.checkpoint, **packed.options()}
         x = packed.targets
         inputs, found, lses = x, [], []
@@ -227,7 +224,7 @@ class STCA(Module):
         if history.is_nested or history.dim() != 2 or history.shape[-1] != self.dim:
             form = "nested" if history.is_nested else list(history.shape)
             raise ValueError(f"STCA.encode_history: history must be [N, D] with D = {self.dim}, got {form}")
-        check_like("STCA.encode_history", "history", history, self.w_z)
+        check_like("STCA.encode_history", self.w_z, history=history)
         return [layer(None, history, keep=keep) for layer in self.layers]
 
     def _checked(self, encoded: Sequence[Kept]) -> Tensor:
@@ -240,11 +237,13 @@ class STCA(Module):
             raise ValueError(
                 f"STCA.attend: encoded must hold {len(self.layers)} tensors, one a layer, got {len(encoded)}"
             )
-        first, *others = (split_kept("STCA.attend", own)[0] for own in encoded)
-        for i, rows in enumerate((first, *others)):
+        kept = [split_kept("STCA.attend", own) for own in encoded]
+        first = kept[0][0]
+        for i, (rows, scale) in enumerate(kept):
             check_tensor("STCA.attend", f"encoded[{i}]", rows)
             if rows.shape != first.shape:
                 raise ValueError(
                     f"STCA.attend: encoded[{i}] must be {list(first.shape)}, as encoded[0], got {list(rows.shape)}"
                 )
+            check_like("STCA.attend", self.w_z, **{f"encoded[{i}]": rows if scale is None else None})
         return first

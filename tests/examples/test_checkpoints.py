@@ -1,12 +1,13 @@
 """Checkpoints of strangers: no code runs, no memory is taken that the file does not fill, and the file is named."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranker.checkpoint import load_checkpoint, whole_checkpoint
+from ranker.checkpoint import check_settings, load_checkpoint, whole_checkpoint
 from serve.scorer import Scorer
 from serve.store import SQLiteStore
 from service_process import write_checkpoint
@@ -29,6 +30,21 @@ def test_code_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{path}: must be a whole checkpoint"):
         load_checkpoint(path, ["model"])
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ({"a": 1}, "must be of b = None (or another), got b = missing"),
+        ({"a": 1, "b": None, "c": 2}, "must be of c = missing (or another), got c = 2"),
+        ({"a": torch.zeros(2), "b": None}, "must be of a = 1 (or another), got a = tensor([0., 0.])"),
+        ("a = 1", "must hold settings (or another), got 'a = 1'"),
+    ],
+)
+def test_settings_that_differ(tmp_path: Path, found: Any, says: str) -> None:
+    check_settings(tmp_path, {"a": 1, "b": None}, {"b": None, "a": 1}, " (or another)")
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: {says}")):
+        check_settings(tmp_path, {"a": 1, "b": None}, found, " (or another)")
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])

@@ -106,30 +106,6 @@ def test_what_is_kept_for_serving() -> None:
         model(*FLAT, encoded=encoded)
 
 
-def test_rows_of_another_dtype_or_device() -> None:
-    x, rows, *both = FLAT
-    model: Any = STCA(16, 2, 2)
-    encoded = model.encode_history(rows)
-    calls: tuple[tuple[Callable[[Tensor], Any], Tensor, str], ...] = (
-        (lambda rows: model(x, rows, *both), rows, "STCA: history"),
-        (lambda x: model(x, rows, *both), x, "STCA: targets"),
-        (lambda x: model.attend(x, encoded, *both), x, "STCA.attend: targets"),
-        (model.encode_history, rows, "STCA.encode_history: history"),
-        (lambda x: TargetAttention(16, 2)(x, rows, *both), x, "TargetAttention: targets"),
-        (SwiGLUFFN(16), x, "SwiGLUFFN: x"),
-        (RankMixer(4, 16), X[:, :1].expand(2, 4, 16), "RankMixer: tokens"),
-    )
-    for call, right, name in calls:
-        for wrong in (right.double(), right.bfloat16(), right.to("meta")):
-            expected = (
-                f"{name} must be torch.float32 on cpu, as the module's weights, got {wrong.dtype} on {wrong.device}"
-            )
-            with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
-                call(wrong)
-        with torch.autocast("cpu"):
-            call(right.bfloat16())  # converted
-
-
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
 def test_nested_visible_is_the_flat_one(kind: torch.dtype) -> None:
     model, counts = STCA(16, 1, 2), torch.tensor([4, 2])
