@@ -58,9 +58,9 @@ class Step:
 
 
 STEPS = (
-    Step("address", "operators under AddressSanitizer and UBSan", "tools/sanitize.py", 29, ("--only", "address")),
+    Step("address", "operators under AddressSanitizer and UBSan", "tools/sanitize.py", 27, ("--only", "address")),
     Step("thread", "operators under ThreadSanitizer", "tools/sanitize.py", 19, ("--only", "thread")),
-    Step("memcheck", "small calls of the operators under valgrind", "tools/sanitize.py", 7, ("--only", "memcheck")),
+    Step("memcheck", "small calls of the operators under valgrind", "tools/sanitize.py", 9, ("--only", "memcheck")),
     Step("operators", "random calls of the operators", "tests/fuzz/operators.py", 10, minutes=8),
     Step("fuzz", "fuzzers of what reads files", "tests/fuzz/fuzz.py", 18, minutes=15),
     Step("soak", "one process for long, sizes at their ends", "tools/soak.py", 70, minutes=60),

@@ -48,7 +48,7 @@ def check_settings(path: Path, needed: dict[str, Any], found: Any, hint: str) ->
     if not isinstance(found, dict):
         raise ValueError(f"{path}: must hold settings{hint}, got {found!r}")
     # As text, for a stranger's file may hold tensors, which do not compare to a truth value.
-    ours, theirs = ({str(name): repr(value) for name, value in each.items()} for each in (needed, found))
+    ours, theirs = ({str(name): str(value) for name, value in each.items()} for each in (needed, found))
     if differ := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
         wanted, got = (", ".join(f"{name} = {each.get(name, 'missing')}" for name in differ) for each in (ours, theirs))
         raise ValueError(f"{path}: must be of {wanted}{hint}, got {got}")
