@@ -58,13 +58,13 @@ class Step:
 
 
 STEPS = (
-    Step("address", "operators under AddressSanitizer and UBSan", "tools/sanitize.py", 27, ("--only", "address")),
+    Step("address", "operators under AddressSanitizer and UBSan", "tools/sanitize.py", 25, ("--only", "address")),
     Step("thread", "operators under ThreadSanitizer", "tools/sanitize.py", 19, ("--only", "thread")),
-    Step("memcheck", "small calls of the operators under valgrind", "tools/sanitize.py", 9, ("--only", "memcheck")),
-    Step("operators", "random calls of the operators", "tests/fuzz/operators.py", 10, minutes=8),
+    Step("memcheck", "small calls of the operators under valgrind", "tools/sanitize.py", 14, ("--only", "memcheck")),
+    Step("operators", "random calls of the operators", "tests/fuzz/operators.py", 9, minutes=8),
     Step("fuzz", "fuzzers of what reads files", "tests/fuzz/fuzz.py", 18, minutes=15),
-    Step("soak", "one process for long, sizes at their ends", "tools/soak.py", 70, minutes=60),
-    Step("faults", "kills, full disks, clocks, slow and missing ranks", "pytest", 15, ("tests/faults",)),
+    Step("soak", "one process for long, sizes at their ends", "tools/soak.py", 69, minutes=60),
+    Step("faults", "kills, full disks, clocks, slow and missing ranks", "pytest", 14, ("tests/faults",)),
     Step(
         "ptx", "faults planted in CUDA kernels", "pytest", 12, ("tests/cuda/test_ptx.py", "tests/cuda/test_variants.py")
     ),

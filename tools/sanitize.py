@@ -177,7 +177,7 @@ def examine(sanitizer: Sanitizer, quick: bool) -> Outcome:
         leaks = int("leak" in says)  # Python's and torch's take minutes to tell
         options = {key: f"{value}:detect_leaks={leaks}" for key, value in sanitizer.options.items() if "OPTIONS" in key}
         followed = replace(sanitizer, options={**sanitizer.options, **options})
-        _, printed, written = run(followed, folder, isas[:1], "-m", "calls")
+        _, printed, written = run(followed, folder, isas[:1], "-m", "calls", "float32")
         caught = any(says in report for report in judged(written)[0])
         outcome.planted += 1
         outcome.caught += caught
