@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,8 +158,7 @@ def examine(sanitizer: Sanitizer, quick: bool) -> Outcome:
     isas = [isa for isa in isas if isa not in passed] if sanitizer.library else isas[:1]
     build(sanitizer, isas)
     outcome = Outcome(0, 0, 0, [])
-    native = sanitizer.folder / "native"
-    clean = tree(sanitizer, library_of(native / "stca"), "clean")
+    clean = tree(sanitizer, library_of(sanitizer.folder / "native" / "stca"), "clean")
     for command in commands(sanitizer, quick, isas):
         status, printed, written = run(sanitizer, clean, isas, *command)
         found, others = judged(written)
@@ -172,21 +172,26 @@ def examine(sanitizer: Sanitizer, quick: bool) -> Outcome:
             f"{sanitizer.name}: {what}: {len(found)} reports, {others} of other libraries alone; {last(printed)}",
             flush=True,
         )
-    for name, says in sanitizer.planted.items():
-        folder = tree(sanitizer, library_of(native / name), name)
-        leaks = int("leak" in says)  # Python's and torch's take minutes to tell
-        options = {key: f"{value}:detect_leaks={leaks}" for key, value in sanitizer.options.items() if "OPTIONS" in key}
-        followed = replace(sanitizer, options={**sanitizer.options, **options})
-        _, printed, written = run(followed, folder, isas[:1], "-m", "calls", "float32")
-        caught = any(says in report for report in judged(written)[0])
-        outcome.planted += 1
-        outcome.caught += caught
-        if not caught:
-            outcome.findings.append(
-                f"{sanitizer.name}: the planted fault {name} gives no report of {says!r}: {last(printed)}"
-            )
-        print(f"{sanitizer.name}: planted {name}: {'caught' if caught else 'MISSED'}", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # under valgrind each takes minutes
+        names = list(sanitizer.planted)
+        for name, problem in zip(names, pool.map(lambda name: missed(sanitizer, name, isas[:1]), names), strict=True):
+            outcome.planted += 1
+            outcome.caught += not problem
+            if problem:
+                outcome.findings.append(f"{sanitizer.name}: the planted fault {name} gives {problem}")
+            print(f"{sanitizer.name}: planted {name}: {'MISSED' if problem else 'caught'}", flush=True)
     return outcome
+
+
+def missed(sanitizer: Sanitizer, name: str, isas: Sequence[str]) -> str:
+    """What a planted fault gives in place of a report of itself, or nothing where it is caught."""
+    says = sanitizer.planted[name]
+    leaks = int("leak" in says)  # Python's and torch's take minutes to tell
+    options = {key: f"{value}:detect_leaks={leaks}" for key, value in sanitizer.options.items() if "OPTIONS" in key}
+    folder = tree(sanitizer, library_of(sanitizer.folder / "native" / name), name)
+    followed = replace(sanitizer, options={**sanitizer.options, **options})
+    _, printed, written = run(followed, folder, isas, "-m", "calls", "float32")
+    return "" if any(says in report for report in judged(written)[0]) else f"no report of {says!r}: {last(printed)}"
 
 
 def last(text: str) -> str:

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
-from cases import SWIGLU_SHAPES, swiglu_inputs
+from cases import SWIGLU_SHAPES, swiglu_inputs, swiglu_inputs_of_equal_columns
 from cuda_devices import DEVICES, DTYPES, call_on, swiglu_on
 from plain import swiglu_references
 
@@ -20,6 +20,12 @@ pytestmark = pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", SWIGLU_SHAPES, ids=str)
 def test_accuracy(shape: tuple[int, int, int], dtype: torch.dtype, norm: int, device: str) -> None:
     inputs, dy = swiglu_inputs(*shape, norm, dtype), torch.randn(shape[:2]).to(dtype)
+    assert_all_as_accurate(swiglu_on(device, inputs, dy), swiglu_references(inputs, dy))
+
+
+@pytest.mark.parametrize("shape", [(100, 33, 40), (60, 72, 20)], ids=str)
+def test_a_norm_of_equal_numbers(shape: tuple[int, int, int], device: str) -> None:
+    inputs, dy = swiglu_inputs_of_equal_columns(*shape), torch.randn(shape[:2])
     assert_all_as_accurate(swiglu_on(device, inputs, dy), swiglu_references(inputs, dy))
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 _DRAWS = 16
+_TERMS = 2**22  # of a product of matrices, beyond which its sums alone are moved
 
 
 class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -41,10 +42,16 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.moved(x.double())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+        made = self._product(*args) if func is torch.ops.aten.mm.default else func(*args, **(kwargs or {}))
         if any(each.alias_info is not None for each in func._schema.returns):
             return made  # a view of what was moved before, or written in place
         return tree_map_only(Tensor, self.moved, made)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        """A product of matrices whose terms are moved, each: where they cancel that is what is left."""
+        if a.numel() * b.shape[1] > _TERMS:
+            return a @ b
+        return self.moved(a[:, :, None] * b).sum(dim=1)
 
 
 def worst_of_draws(

@@ -218,3 +218,9 @@ def swiglu_inputs(N: int, D: int, F: int, norm: int = 2, dtype: torch.dtype = to
     scales = {"w_u": D**-0.5, "w_v": D**-0.5, "w_o": F**-0.5}
     drawn = {name: torch.randn(shape) * scales.get(name, 1.0) for name, shape in shapes.items()}
     return {name: drawn[name].to(dtype) for name in list(shapes)[: 4 + norm]}
+
+
+def swiglu_inputs_of_equal_columns(N: int, D: int, F: int) -> dict[str, Any]:
+    """In float32. The norm sees D times one number, a large one, and gradients are what rounding leaves of 0."""
+    inputs = swiglu_inputs(N, D, F, 2, torch.float32)
+    return inputs | {"x": 8 * inputs["x"], "w_o": inputs["w_o"][:, :1].expand(F, D).contiguous()}

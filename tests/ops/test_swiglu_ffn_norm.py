@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accuracy import assert_all_as_accurate, assert_bitwise_equal
-from cases import DTYPES, ISAS, SWIGLU_SHAPES, swiglu_inputs
+from cases import DTYPES, ISAS, SWIGLU_SHAPES, swiglu_inputs, swiglu_inputs_of_equal_columns
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,12 +29,16 @@ def _results(f: Callable[..., Tensor], inputs: dict[str, Any], dy: Tensor, **opt
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SWIGLU_SHAPES)
 def test_accuracy(isa: str, shape: tuple[int, int, int], dtype: torch.dtype, norm: int) -> None:
-    _judge(shape, dtype, norm)
+    _judge(swiglu_inputs(*shape, norm, dtype))
 
 
-def _judge(shape: tuple[int, int, int], dtype: torch.dtype, norm: int) -> None:
-    inputs = swiglu_inputs(*shape, norm, dtype)
-    dy = torch.randn(shape[:2]).to(dtype)
+@pytest.mark.parametrize("shape", [(300, 33, 40), (100, 9, 64), (60, 72, 20)])
+def test_a_norm_of_equal_numbers(isa: str, shape: tuple[int, int, int]) -> None:
+    _judge(swiglu_inputs_of_equal_columns(*shape))
+
+
+def _judge(inputs: dict[str, Any]) -> None:
+    dy = torch.randn(inputs["x"].shape).to(inputs["x"].dtype)
     exact = _results(stca.reference.swiglu_ffn_norm, {n: x.double() for n, x in inputs.items()}, dy)
     plain = _results(stca.reference.swiglu_ffn_norm, inputs, dy)
     for recompute in (True, False):
@@ -55,7 +59,7 @@ def test_drawn_shapes(shape: tuple[int, int, int], dtype: torch.dtype, norm: int
     torch.manual_seed(seed)
     stca.set_cpu_isa(isa)
     try:
-        _judge(shape, dtype, norm)
+        _judge(swiglu_inputs(*shape, norm, dtype))
     finally:
         stca.set_cpu_isa(before)
 

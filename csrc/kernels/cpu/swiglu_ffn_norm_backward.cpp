@@ -56,11 +56,13 @@ bool recover_xhat(const A* weight, const A* bias, A ratio, int64_t width, A* row
 }
 
 // dh over xhat, for one row; takes dy as working memory and adds to the norm's own gradients. Everything is filled up
-// to whole panels, dy and the weight with zeros.
+// to whole panels, dy and the weight with zeros. Where h is large beside its deviation, rounding leaves xhat a mean,
+// which is taken off, so that the sum of dh is 0 as it must be.
 template <class A>
 void differentiate_norm(A* dy, const A* weight, A rstd, int64_t width, A* row, A* dweight, A* dbias) {
-  vec_t<A> total{}, dot{};
+  vec_t<A> total{}, dot{}, xhats{};
   const int64_t whole = whole_panels<A>(width);
+  for (int64_t d = width; d < whole; ++d) row[d] = 0;
   for (int64_t d = 0; d < whole; d += kLanes<A>) {
     const vec_t<A> grad = load(dy + d), xhat = load(row + d), a = grad * load(weight + d);
     store(dweight + d, load(dweight + d) + grad * xhat);
@@ -68,10 +70,12 @@ void differentiate_norm(A* dy, const A* weight, A rstd, int64_t width, A* row, A
     store(dy + d, a);  // rounded as its mean is, so that what cancels below cancels exactly
     total += a;
     dot += a * xhat;
+    xhats += xhat;
   }
   const A a_mean = sum<A>(total) / A(width), dot_mean = sum<A>(dot) / A(width);
+  const A mean = sum<A>(xhats) / A(width);
   for (int64_t d = 0; d < whole; d += kLanes<A>) {
-    store(row + d, rstd * (load(dy + d) - a_mean - load(row + d) * dot_mean));
+    store(row + d, rstd * (load(dy + d) - a_mean - (load(row + d) - mean) * dot_mean));
   }
 }
 

@@ -116,7 +116,8 @@ __global__ void __launch_bounds__(kThreads) layer_norm_fwd_kernel(const NormPara
   });
 }
 
-// dh = rstd * (a - mean(a) - xhat * mean(a * xhat)) with a = dy * weight.
+// dh = rstd * (a - mean(a) - (xhat - mean(xhat)) * mean(a * xhat)) with a = dy * weight. Where h is large beside its
+// deviation, rounding leaves xhat a mean, which is taken off, so that the sum of dh is 0 as it must be.
 template <class T, bool kAligned>
 __global__ void __launch_bounds__(kThreads) layer_norm_bwd_kernel(const NormParams p, const T* dy, T* dh) {
   const int64_t row = int64_t(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp;
@@ -134,20 +135,22 @@ __global__ void __launch_bounds__(kThreads) layer_norm_bwd_kernel(const NormPara
       xhat[i] = i < n ? (xhat[i] - mean) * rstd : 0.0f;
     }
   };
-  float sum = 0, dot = 0;
+  float sum = 0, dot = 0, xhats = 0;
   for_vectors<T>(p.dim, [&](int64_t d, int n) {
     load(d, n);
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
       sum += a[i];
       dot += a[i] * xhat[i];
+      xhats += xhat[i];
     }
   });
   const float a_mean = sum_of_warp(sum) / float(p.dim), dot_mean = sum_of_warp(dot) / float(p.dim);
+  const float xhat_mean = sum_of_warp(xhats) / float(p.dim);
   for_vectors<T>(p.dim, [&](int64_t d, int n) {
     load(d, n);
 #pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) a[i] = rstd * (a[i] - a_mean - xhat[i] * dot_mean);
+    for (int i = 0; i < kVector<T>; ++i) a[i] = rstd * (a[i] - a_mean - (xhat[i] - xhat_mean) * dot_mean);
     store_vector(a, n, kAligned, dh + row * p.dim + d);
   });
 }
