@@ -163,8 +163,8 @@ def examine(sanitizer: Sanitizer, quick: bool) -> Outcome:
         status, printed, written = run(sanitizer, clean, isas, *command)
         found, others = judged(written)
         what = " ".join(part for part in command if "/" in part or part in ("pytest", "calls"))
-        counts = re.findall(r"(\d+) passed|(\d+) calls from|calls: (done)", printed)
-        outcome.tests += sum(int(number) for each in counts for number in each if number.isdigit())
+        counts = re.findall(r"(\d+) passed|(\d+) calls from|calls: (\d+) of all operators done", printed)
+        outcome.tests += sum(int(number) for each in counts for number in each if number)
         # A sanitizer that ends a process ends it with 0: only what says how many there were has come to its end.
         wrong = [] if status == 0 and counts else [f"{what} ends with {status}:\n{printed[-3000:]}"]
         outcome.findings += [f"{sanitizer.name}: {each}" for each in (*wrong, *found)]
