@@ -96,6 +96,9 @@ class LogFormat:
             allowed = _KINDS_OF.get(name, () if is_label(name) else ("id", "int", "float"))
             if name not in ours or kind not in allowed:
                 raise ValueError(f"LogFormat: the kind of {name} must be one of {list(allowed)}, got {kind!r}")
+        if self.impressions in self.wanted():
+            apart = f"{self.impressions}.item and {self.impressions}.label"
+            raise ValueError(f"LogFormat: columns and extra must name {apart}, got {self.impressions}, the impressions")
         if self.per_second is not None and not 1e-6 <= self.per_second <= 1e15:
             raise ValueError(f"LogFormat: per_second must be positive, 1e-6 to 1e15, got {self.per_second}")
         taken = ("\0", "\r", "\n", '"') if self.quoted else ("\0", "\r", "\n")

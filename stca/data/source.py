@@ -68,11 +68,11 @@ def column_names(path: Path, form: LogFormat) -> list[str]:
             names = list(file.schema_arrow.names)
     else:
         names = list(form.header or _header(path, form))
+    if form.impressions in names:
+        names += [f"{form.impressions}.item", f"{form.impressions}.label"]
     for name in form.wanted():
         if names.count(name) > 1:
             raise ValueError(f"{path}: column {name} must be there once, got {names}")
-    if form.impressions in names:
-        names += [f"{form.impressions}.item", f"{form.impressions}.label"]
     return names
 
 

@@ -103,3 +103,13 @@ def test_rows_of_another_number_of_cells(tmp_path: Path, rows: list[str], told: 
     form = LogFormat({name: name for name in names}, header=None if headed else tuple(names))
     with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: must have 4 cells in each row, {told}')}$"):
         events(path, form=form)
+
+
+def test_impressions_are_read_as_their_parts_alone(tmp_path: Path) -> None:
+    columns = {"user_id": "user_id", "timestamp": "timestamp", "item_id": "seen.item", "label": "seen.label"}
+    for ours, extra in ((columns | {"label": "seen"}, {}), (columns, {"shown": "seen"})):
+        with pytest.raises(ValueError, match=r"^LogFormat: columns and extra must name seen.item and .*, got seen"):
+            LogFormat(ours, extra, impressions="seen")
+    path = write(tmp_path / "log.csv", "1,N1-1,3,x", header="user_id,seen,timestamp,seen.item\n")
+    with pytest.raises(ValueError, match=r"log.csv: column seen.item must be there once"):
+        events(path, form=LogFormat(columns, impressions="seen"))

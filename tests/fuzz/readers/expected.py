@@ -9,6 +9,7 @@ from typing import Any
 Row = tuple[int, int, int, float]
 _INTEGER = re.compile(r"0|-?[1-9]\d*", re.ASCII)
 _REAL = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d{1,2})?", re.ASCII)
+_DAY = re.compile(r"(199|20\d)\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])([0-5]\d)?)?", re.ASCII)
 _YEAR_1, _YEAR_10000, _YEAR_1990, _YEAR_2100 = -62_135_596_800, 253_402_300_800, 631_152_000, 4_102_444_800
 _ASCII_SPACE = " \t\n\r\v\f"
 
@@ -97,8 +98,8 @@ def _times(cells: list[Any], per_second: float | None) -> list[int]:
     if per_second is not None:
         rate = Fraction(per_second).limit_denominator(1_000_000)
     else:
-        if all(19_900_101 <= value <= 2100_12_31_23_59 for value in values):
-            raise UnknownError("days, perhaps")
+        if all(map(_DAY.fullmatch, texts)) and len({*map(len, texts)}) == 1:
+            raise RefusedError("days written without a sign between, or hours, or minutes of them")
         units = [
             unit
             for unit in (1, 10**3, 10**6, 10**9)
