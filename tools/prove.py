@@ -58,9 +58,9 @@ class Step:
 
 
 STEPS = (
-    Step("address", "operators under AddressSanitizer and UBSan", "tools/sanitize.py", 25, ("--only", "address")),
-    Step("thread", "operators under ThreadSanitizer", "tools/sanitize.py", 19, ("--only", "thread")),
-    Step("memcheck", "small calls of the operators under valgrind", "tools/sanitize.py", 14, ("--only", "memcheck")),
+    Step("address", "operators under AddressSanitizer and UBSan", "tools/sanitize.py", 23, ("--only", "address")),
+    Step("thread", "operators under ThreadSanitizer", "tools/sanitize.py", 18, ("--only", "thread")),
+    Step("memcheck", "small calls of the operators under valgrind", "tools/sanitize.py", 17, ("--only", "memcheck")),
     Step("operators", "random calls of the operators", "tests/fuzz/operators.py", 9, minutes=8),
     Step("fuzz", "fuzzers of what reads files", "tests/fuzz/fuzz.py", 18, minutes=15),
     Step("soak", "one process for long, sizes at their ends", "tools/soak.py", 69, minutes=60),
