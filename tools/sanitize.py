@@ -81,7 +81,7 @@ def tree(sanitizer: Sanitizer, library: Path, name: str) -> Path:
 
 
 def run(sanitizer: Sanitizer, folder: Path, isas: Sequence[str], *command: str) -> tuple[int, str, str]:
-    """Runs Python in a tree: its exit status, what it printed, and what the sanitizer wrote."""
+    """Runs Python in a tree: its exit status, what it printed, and what the sanitizer wrote of it and its children."""
     logs = folder / "logs"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir()

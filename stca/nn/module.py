@@ -42,10 +42,10 @@ def check_tensor(owner: str, name: str, value: object) -> None:
 def check_like(owner: str, weight: Tensor, **given: Tensor | None) -> None:
     """Raises ValueError unless what is given has the weights' device and dtype, or one that autocast converts."""
     for name, rows in given.items():
-        if rows is None:
+        if rows is None or (rows.device == weight.device and rows.dtype == weight.dtype):
             continue
         converted = within_autocast() and torch.float64 not in (rows.dtype, weight.dtype)
-        if rows.device != weight.device or (rows.dtype != weight.dtype and not converted):
+        if rows.device != weight.device or not converted:
             raise ValueError(
                 f"{owner}: {name} must be {weight.dtype} on {weight.device}, as the module's weights, got {rows.dtype} "
                 f"on {rows.device}"
