@@ -193,7 +193,7 @@ def main() -> None:
         for direction in case.directions:
             try:
                 result.append(measure(case, direction, clock, about))
-            except (AssertionError, RuntimeError) as error:
+            except (AssertionError, RuntimeError, ValueError) as error:
                 failed.append(f"{name}, {direction}: {str(error).splitlines()[0]}")
                 continue
             show(result[-1])

@@ -81,7 +81,7 @@ def main() -> None:
         else:
             try:
                 row |= measure(case, direction, clock)
-            except (AssertionError, RuntimeError) as error:
+            except (AssertionError, RuntimeError, ValueError) as error:
                 row["fault"] = str(error).splitlines()[0]
         print(*row.values(), sep=", ", flush=True)
         with whole_file(args.json) as part:

@@ -105,5 +105,6 @@ def random_window(visible: Tensor, keep: Tensor | int, generator: torch.Generato
 def _kept(visible: Tensor, keep: Tensor | int) -> Tensor:
     """Rows of each range that are kept, [T]; `keep` may be the largest number that there is."""
     length = visible[:, 1] - visible[:, 0]
-    kept = torch.minimum(length.long(), torch.as_tensor(keep, dtype=torch.int64, device=length.device))
+    # A number is not made a tensor of the device, which would wait for it.
+    kept = torch.minimum(length.long(), keep.long()) if isinstance(keep, Tensor) else length.long().clamp(max=keep)
     return kept.clamp(min=0).to(torch.result_type(length, keep))

@@ -12,13 +12,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
 from typing import IO
 
 import torch
@@ -54,7 +54,7 @@ FEW = (
 )
 
 
-def kill(process: "subprocess.Popen[str]") -> None:
+def kill(process: "Popen[str]") -> None:
     """Ends a command with all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -72,19 +72,16 @@ def run(command: list[str], seconds: float, title: str, log: str = LOG, **env: s
     """Runs a command from the root, its output both shown and kept in the log: "ok", or what went wrong."""
     # This interpreter's cmake and ninja first, and the toolkit's nvcc where no other is.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], str(CUDA)])
-    settings = {**os.environ, "PATH": path, "PYTHONPATH": str(SITE), "PYTHONUNBUFFERED": "1", **env}
+    packages = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {**os.environ, "PATH": path, "PYTHONPATH": packages, "PYTHONUNBUFFERED": "1", **env}
     if seconds < 1:
         return "NOT RUN: out of time"
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    try:
+        process = Popen(
+            command, cwd=ROOT, env=settings, stdout=PIPE, stderr=STDOUT, errors="replace", start_new_session=True
+        )
+    except OSError as error:
+        return f"NOT RUN: {error}"
     assert process.stdout is not None
     arguments = f"=== {title}: {' '.join(command)}\n", process.stdout, OUT / log
     # The pipe is open as long as any process has it, and one that cannot be killed must not keep this one from its end.
@@ -93,14 +90,14 @@ def run(command: list[str], seconds: float, title: str, log: str = LOG, **env: s
     outcome = ""
     try:
         process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    except TimeoutExpired:
         outcome = f"FAILED: stopped after {seconds:.0f} s"
     finally:
         if process.poll() is None:  # its time is over, or this program was ended: no child goes on with the GPU
             kill(process)
     try:
         code = process.wait(DYING)
-    except subprocess.TimeoutExpired:
+    except TimeoutExpired:
         return f"{outcome}, and has not ended {DYING:.0f} s later"
     keeper.join(DYING)
     return outcome or ("ok" if code == 0 else f"FAILED: exit code {code}")
@@ -193,7 +190,8 @@ def sanitize(tool: str, seconds: float) -> str:
     files = [*TESTS, *(f"tests/cuda/{name}" for family in FAMILIES.values() for name in family.tests)]
     settings, log = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, SANITIZE_LOGS[tool]
     outcome = pytest(seconds, tool, "-x", "-k", FEW, *files, before=(*before,), log=log, **settings)
-    if outcome != "ok" and "Device not supported" in (OUT / log).read_text():  # the tool's own log, of this run alone
+    said = (OUT / log).read_text() if (OUT / log).exists() else ""  # the tool's own log, of this run alone
+    if outcome != "ok" and "Device not supported" in said:
         return "NOT RUN: compute-sanitizer does not support this machine's device"
     return outcome
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from stca import ops
 from stca.nn.history_group import merge_parts, sum_gradients
-from stca.nn.layout import Kept, PackedRequests, may_read, pack_requests, split_kept
+from stca.nn.layout import Kept, PackedRequests, pack_requests, split_kept
 from stca.nn.module import Module, check_like, check_tensor
 from stca.nn.multihead import taken_from
 from stca.nn.order import CPU_COSTS, CUDA_COSTS, ROWS_OF_A_GROUP, Order, compiled_choice
-from stca.nn.product import einsum, matmul, project_history
+from stca.nn.product import einsum, matmul, project_history, rows_asked_for
 from stca.ops._common import Recompute
 
 Keep = Literal["rows", "keys_values"]
@@ -180,9 +180,8 @@ class TargetAttention(Module):
             N = P = ROWS_OF_A_GROUP * R  # all ranks must take one order, and know their own rows only
         kept = rows.dim() == 4
         reordered = not kept and self.chosen_order(T, N, R, P) == "reordered"
-        if not kept and not reordered and index is not None and may_read(index) and len(rows) > N:
-            # Of many more rows than are asked for, as in a server's cache, those of the requests alone are projected.
-            rows, scale, index = rows.index_select(0, index), scale if scale is None else scale[index], None
+        if not kept and not reordered and index is not None:
+            rows, scale, index = rows_asked_for(rows, scale, index)
         scales: Sequence[Tensor | None] = (None, None)
         if scale is not None and (kept or reordered):
             scales = scale[..., 0].unbind(1) if kept else (scale, None)

@@ -150,11 +150,14 @@ def _form(rows: Tensor) -> str:
     return "nested" if rows.is_nested else str(list(rows.shape))
 
 
+def is_plain(x: Tensor) -> bool:
+    """Whether x is a tensor like any other, whose calls no compiler, transform or mode follows."""
+    return not torch.compiler.is_compiling() and type(x) in (Tensor, torch.nn.Parameter) and not is_watched()
+
+
 def may_read(x: Tensor) -> bool:
     """Whether x's values may decide what Python does next: they are there, and no device has to be waited for."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or is_watched():
-        return False
-    return x.is_cpu or (x.is_cuda and os.environ.get("STCA_DEBUG") == "1")
+    return is_plain(x) and (x.is_cpu or (x.is_cuda and os.environ.get("STCA_DEBUG") == "1"))
 
 
 def _check_jagged(owner: str, name: str, rows: Any) -> None:
@@ -217,8 +220,7 @@ def _pack_padded(
     if visible is not None and visible.shape != (B, m, 2):
         raise ValueError(f"{owner}: visible must be [B, m, 2] = [{B}, {m}, 2], got {list(visible.shape)}")
     device = targets.device
-    steps = torch.arange(B + 1, device=device)
-    ranges = visible
+    steps, ranges = torch.arange(B + 1, device=device), visible
     if history_lengths is not None:
         ends = history_lengths.to(torch.int64)[:, None, None]
         if visible is not None:
@@ -230,7 +232,7 @@ def _pack_padded(
         # Padding sees nothing and is 0, so that nothing it holds, nor what it alone would see, is in any gradient.
         real = (torch.arange(m, device=device) < target_lengths[:, None])[:, :, None]
         targets = torch.where(real, targets, 0)
-        whole = torch.tensor([0, L], device=device)
+        whole = torch.arange(2, device=device) * L  # a copy from the host would wait for the device
         ranges = torch.where(real, whole if ranges is None else ranges, 0)
 
     def unpack(z: Tensor, padding: float) -> Tensor:

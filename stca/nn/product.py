@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stca.nn.layout import may_read
+from stca.nn.layout import is_plain, may_read
 from stca.ops._autograd import autocast, autograd_function
 
 
@@ -49,6 +49,28 @@ def project_history(rows: Tensor, w_k: Tensor, w_v: Tensor) -> tuple[Tensor, Ten
     """
     projected: tuple[Tensor, Tensor] = _multiplied(_project, rows, w_k, w_v)
     return projected
+
+
+def rows_asked_for(rows: Tensor, scale: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Rows to project, what they are scaled by, and their index: of many more than it names, as in a cache, its own.
+
+    Where the index cannot be read, on a GPU, a wrong number in it stays there, for the operator to tell of. Rows of a
+    GPU that take part in training stay as they are, for torch adds their gradients in any order.
+    """
+    whole = index.dtype in (torch.int32, torch.int64) and index.dim() == 1 and index.device == rows.device
+    if not is_plain(index) or not whole or (P := len(rows)) <= (N := len(index)):
+        return rows, scale, index  # what is not whole is the operator's to refuse
+    own, wrong = None, (index < 0) | (index >= P)
+    if may_read(index):
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            expected = f"must be a row of history in [0, {P})"
+            raise ValueError(f"TargetAttention: history_index[{row}] {expected}, got {index[row]}")
+    elif torch.is_grad_enabled() and rows.requires_grad:
+        return rows, scale, index
+    else:
+        own, index = torch.where(wrong, index, torch.arange(N, device=index.device)), index.clamp(0, P - 1)
+    return rows.index_select(0, index), None if scale is None else scale.index_select(0, index), own
 
 
 def _multiplied(multiply: Callable[..., Any], x: Tensor, *weights: Tensor) -> Any:

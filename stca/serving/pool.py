@@ -65,10 +65,11 @@ class Pool:
         page_rows: int,
         device: torch.device,
     ) -> None:
-        self.shape, self.page_rows, self.device = shape, page_rows, device
+        self.shape, self.page_rows = shape, page_rows
         self.pages = Pages(-(-capacity_rows // page_rows))
         slots = self.pages.count * page_rows
         self.rows = [Rows(slots, shape, dtype, storage, device) for _ in range(layers)]
+        self.device = self.rows[0].pool.device  # "cuda" means another GPU in another thread
         self.times = np.zeros(slots, dtype=np.int64)
         self.users: OrderedDict[User, History] = OrderedDict()  # those used last at the end
         self.lock, self.writer = threading.Lock(), threading.RLock()

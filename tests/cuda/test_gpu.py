@@ -7,7 +7,7 @@ import pytest
 import torch
 from accuracy import assert_bitwise_equal
 from cases import TargetAttentionCase
-from cuda_devices import needs_gpu, on_gpu
+from cuda_devices import families_of, needs_gpu, on_gpu
 from torch import Tensor
 
 import stca
@@ -73,7 +73,23 @@ def _gathers() -> Step:
     return Step(lambda: _with_gradients(run, [x, wide, values]), change)
 
 
-@pytest.fixture(params=[_attention, _feed_forward, _gathers], ids=["attention", "feed-forward", "gathers"])
+def _padded() -> Step:
+    model = stca.nn.STCA(64, 2, 4).cuda().bfloat16()
+    x, history = (torch.randn(3, n, 64, device="cuda").bfloat16() for n in (20, 500))
+    lengths = {name: torch.tensor([n, 3, 0], device="cuda") for name, n in (("target", 20), ("history", 500))}
+
+    def run(x: Tensor, history: Tensor, *_: Tensor) -> list[Tensor]:
+        z: Tensor = model(x, history, target_lengths=lengths["target"], history_lengths=lengths["history"])
+        return [z]
+
+    def change() -> None:
+        x.mul_(0.5)
+        lengths["history"].copy_(torch.tensor([30, 400, 2]))
+
+    return Step(lambda: _with_gradients(run, [x, history]), change)
+
+
+@pytest.fixture(params=[_attention, _feed_forward, _gathers, _padded], ids=lambda made: made.__name__.strip("_"))
 def step(request: pytest.FixtureRequest) -> Step:
     """A step on the GPU that has run once."""
     made: Step = request.param()
@@ -135,13 +151,26 @@ def test_more_elements_than_an_int_counts() -> None:
     assert k.numel() > 2**31
     k.requires_grad_()
     q = torch.randn(1, 4, D, device="cuda").bfloat16().repeat(R, 1, 1).requires_grad_()
-    out = stca.ops.target_attention(q, k, None, torch.arange(R + 1).cuda(), torch.arange(R + 1).cuda() * L)
+    with families_of("gpu"):
+        out = stca.ops.target_attention(q, k, None, torch.arange(R + 1).cuda(), torch.arange(R + 1).cuda() * L)
     out.backward(torch.ones_like(out))  # type: ignore[no-untyped-call]
     assert k.grad is not None
     assert q.grad is not None
     for x in (out.detach(), q.grad, k.grad.view(R, L, D)):
         assert torch.equal(x[0], x[-1])
         assert bool(x[-1].any())
+
+
+def test_a_cache_stays_on_its_gpu() -> None:
+    """Whichever GPU is the current one, in this thread or another."""
+    count = torch.cuda.device_count()
+    with torch.cuda.device(count - 1):
+        cache = stca.serving.HistoryCache(1, 8, 100, device="cuda")
+    rows = torch.randn(3, 8, device=f"cuda:{count - 1}")
+    cache.append(1, [rows])
+    with cache.select([1]) as found:
+        assert found.history_index is not None
+        assert torch.equal(found.encoded[0][found.history_index], rows)
 
 
 def test_the_stack_trains_and_compiles() -> None:

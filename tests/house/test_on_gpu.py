@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import confirm
+import gpu
 import gpu_sm90
 import on_gpu
 import pytest
@@ -81,6 +82,20 @@ def test_times_speak_for_a_family_where_every_case_has_one(ratios: list[Any], fa
     assert confirm.time_fault(tmp_path / "none.json") == "its benchmarks did not begin"
 
 
+def _refuse(*_: object) -> None:
+    raise ValueError("op: what this GPU does not take")
+
+
+def test_the_comparison_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    monkeypatch.setattr(gpu, "measure", _refuse)
+    options = ["--device", "cpu", "--only", "swiglu", "--json", str(tmp_path / "own.json")]
+    monkeypatch.setattr(sys, "argv", ["", *options])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    torch.set_default_device(None)
+    assert capsys.readouterr().out.count(": op: what this GPU does not take") > 1
+
+
 def test_the_comparison_on_small_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every case is in the file, run or not, and families are named by operators that have cases."""
     file = tmp_path / "own.json"
@@ -96,6 +111,10 @@ def test_the_comparison_on_small_shapes(tmp_path: Path, monkeypatch: pytest.Monk
             *product(("bfloat16", "float16"), ("forward", "forward+backward"))
         }
         assert all(("own_ms" in row) == (code == 0) for row in rows)
+    monkeypatch.setattr(gpu_sm90, "measure", _refuse)
+    with pytest.raises(SystemExit):
+        gpu_sm90.main()
+    assert {row["fault"] for row in json.loads(file.read_text())} == {"op: what this GPU does not take"}
     ops = {case.op for case in cases(small=True)}
     assert {family.op for family in FAMILIES.values()} <= ops
 

@@ -1,5 +1,6 @@
 """How tools/on_gpu.py runs a command: shown as it comes, ended in time, in a log that nothing else writes or reads."""
 
+import re
 import subprocess
 import sys
 import time
@@ -48,6 +49,22 @@ def test_what_a_command_that_is_stopped_has_said_is_kept(out: Path) -> None:
     assert (out / on_gpu.LOG).read_text().endswith("\n42\n")
     assert on_gpu.run([sys.executable, "-c", "raise SystemExit(5)"], 60, "a step") == "FAILED: exit code 5"
     assert on_gpu.run([sys.executable], 0.5, "a step") == "NOT RUN: out of time"
+
+
+def test_what_is_not_there_is_said(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.match("NOT RUN: .*no-such-tool", on_gpu.run(["no-such-tool"], 60, "a step"))
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "compute-sanitizer")
+    assert on_gpu.sanitize("memcheck", 0.5) == "NOT RUN: out of time"
+
+
+def test_packages_are_found_where_this_process_has_them(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built package comes first."""
+    monkeypatch.setenv("PYTHONPATH", "/a/torch:/b")
+    script = f"import os, sys; sys.exit(os.environ['PYTHONPATH'] != {f'{out}:/a/torch:/b'!r})"
+    assert on_gpu.run([sys.executable, "-c", script], 60, "a step") == "ok"
+    monkeypatch.delenv("PYTHONPATH")
+    script = f"import os, sys; sys.exit(os.environ['PYTHONPATH'] != {str(out)!r})"
+    assert on_gpu.run([sys.executable, "-c", script], 60, "a step") == "ok"
 
 
 def test_a_command_that_does_not_die_is_left_behind(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

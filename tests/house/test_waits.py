@@ -30,9 +30,8 @@ ALLOWED = {
     "stderr=complaints, env=environment)": "each read and the end are waited for with a limit",
     "tools/prove.py: subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=kept, stderr=kept, "
     "start_new_session=True)": "its output is a file, and its end is waited for with a limit",
-    "tools/on_gpu.py: subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, "
-    "stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)": "its end has a limit, and so has "
-    "the end of the thread that reads its output",
+    "tools/on_gpu.py: Popen(command, cwd=ROOT, env=settings, stdout=PIPE, stderr=STDOUT, errors='replace', "
+    "start_new_session=True)": "its end has a limit, and so has the end of the thread that reads its output",
     "tools/progress.py: subprocess.Popen(command(end - time.monotonic()))": "it is polled, and its end has a limit",
     "examples/serve/batcher.py: self._arrived.wait()": "inside asyncio.wait_for, or with nothing to do",
 }
