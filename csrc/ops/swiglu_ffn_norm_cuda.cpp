@@ -26,9 +26,9 @@ constexpr const char* kOp = "swiglu_ffn_norm";
 constexpr int64_t kChunkRows = 66 * 128;
 static_assert(kChunkRows % kNormPartRows == 0, "no run of rows lies in two chunks");
 
-// Whether rows of a matrix start at multiples of 16 bytes.
+// Whether rows of a matrix start at multiples of 16 bytes, each at its own.
 bool rows_aligned(const Tensor& x) {
-  return x.stride(1) == 1 && x.stride(0) * x.element_size() % 16 == 0 &&
+  return x.stride(1) == 1 && x.stride(0) > 0 && x.stride(0) * x.element_size() % 16 == 0 &&
          reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
 }
 

@@ -127,6 +127,17 @@ def test_rows_at_odd_places(name: str) -> None:
     assert_all_as_accurate(swiglu_on("hopper", moved, tensors["dy"]), references)
 
 
+@pytest.mark.parametrize("name", ["x", "dy"])
+def test_one_row_for_all(name: str) -> None:
+    """Rows that all lie in one place have no tensor map, whose strides may not be 0."""
+    inputs, dy = _drawn(140, 24, 40, torch.bfloat16)
+    tensors = inputs | {"dy": dy}
+    tensors[name] = tensors[name][:1].expand(140, 24)
+    inputs = {each: x for each, x in tensors.items() if each != "dy"}
+    actual = swiglu_on("hopper", inputs, tensors["dy"])
+    assert_all_as_accurate(actual, swiglu_references(inputs, tensors["dy"]))
+
+
 def test_strided_inputs() -> None:
     inputs, dy = _drawn(100, 24, 40, torch.bfloat16)
     wide = {"x": torch.cat([inputs["x"], inputs["x"] + 1], dim=1)[:, :24]}

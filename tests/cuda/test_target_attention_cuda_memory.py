@@ -1,5 +1,8 @@
 """What a GPU has no shared memory for is refused before a kernel runs, gradients when the forward pass is."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -68,6 +71,33 @@ def test_gradients_that_do_not_fit_are_refused_with_the_forward_pass(
             ops.target_attention(*tensors, scale, True)
         with pytest.raises(ValueError, match=message):
             ops.target_attention_backward(out.clone(), None, *tensors, out, max_and_sum, scale)
+
+
+# What a kernel may have is known for the life of a process, so this is one of its own.
+_FULL_AT_FIRST = """
+import torch
+from cases import TargetAttentionCase
+from emulated import emulated_device, in_new_memory, refuse
+
+inputs = TargetAttentionCase("", [(9, 300)], key_dim=256, value_dim=None).build(torch.bfloat16)
+with emulated_device() as ops:
+    arguments = inputs.on(in_new_memory).arguments()
+    refuse(100)
+    try:
+        ops.target_attention(*arguments, True)
+    except RuntimeError as error:
+        print(error)
+    refuse(0)
+    out = ops.target_attention(*arguments, True)[0].clone()
+torch.testing.assert_close(out, inputs.results()["out"], rtol=0.02, atol=0.002)
+"""
+
+
+def test_a_gpu_that_was_full_is_asked_again() -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", _FULL_AT_FIRST]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=200)
+    assert (done.stdout, done.returncode) == ("target_attention: CUDA: out of memory\n", 0), done.stderr
 
 
 @pytest.mark.parametrize(("leaf", "grad", "backward"), [("q", True, True), ("k", True, True), ("k", False, False)])

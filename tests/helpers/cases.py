@@ -24,6 +24,13 @@ def offsets(lengths: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.tensor(list(accumulate(lengths, initial=0)), dtype=dtype)
 
 
+def moved(x: Tensor, move: Callable[[torch.UntypedStorage], torch.UntypedStorage]) -> Tensor:
+    """A copy that lies where `move` puts its storage, at the same offset and strides."""
+    storage = move(x.untyped_storage())
+    copy = torch.empty(0, dtype=x.dtype, device=storage.device)
+    return copy.set_(storage, x.storage_offset(), x.shape, x.stride())
+
+
 @dataclass
 class TargetAttentionInputs:
     """Arguments of target_attention, and the gradients that come in from above."""
@@ -50,15 +57,8 @@ class TargetAttentionInputs:
 
     def on(self, move: Callable[[torch.UntypedStorage], torch.UntypedStorage]) -> "TargetAttentionInputs":
         """A copy whose tensors lie where `move` puts their storage, at the same offsets and strides."""
-
-        def moved(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            storage = move(x.untyped_storage())
-            place = storage.device, x.storage_offset(), x.shape, x.stride()
-            return torch.empty(0, dtype=x.dtype, device=place[0]).set_(storage, *place[1:])
-
-        return self.but(**{each.name: moved(getattr(self, each.name)) for each in fields(self)})
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return self.but(**{name: moved(x, move) if isinstance(x, Tensor) else x for name, x in found.items()})
 
     def but(self, **changes: Any) -> "TargetAttentionInputs":
         return replace(self, **changes)

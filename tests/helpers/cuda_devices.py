@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import TargetAttentionCase, TargetAttentionInputs
-from emulated import emulated_device, emulated_target_attention, launched_kernels
+from cases import TargetAttentionCase, TargetAttentionInputs, moved
+from emulated import emulated_device, emulated_target_attention, in_new_memory, launched_kernels
 from torch import Tensor
 
 # A machine that has a GPU must run these tests: a driver or a build that does not work is a failure, not a skip.
@@ -93,10 +93,10 @@ def call_on(device: str, op: str, *arguments: Any, seed: int = 1, rough: bool = 
     """
     if device in ("emulator", "hopper"):
         with emulated_device(seed, rough=rough, hopper=device == "hopper") as ops:
-            results = getattr(ops, op)(*tree_map(torch.clone, arguments))
+            results = getattr(ops, op)(*tree_map(lambda x: moved(x, in_new_memory), arguments))
         return tree_map(torch.clone, results)
     with families_of(device):
-        results = getattr(torch.ops.stca, op)(*tree_map(lambda x: x.cuda(), arguments))
+        results = getattr(torch.ops.stca, op)(*tree_map(lambda x: moved(x, on_gpu), arguments))
     return tree_map(lambda x: x.cpu(), results)
 
 

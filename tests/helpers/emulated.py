@@ -25,6 +25,11 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def refuse(requests: int) -> None:
+    """Has the next so many requests of kernels for shared memory refused, as by a GPU whose memory is full."""
+    _library().ptx_refuse(requests)
+
+
 @contextmanager
 def emulated_device(
     seed: int = 1,
@@ -45,6 +50,11 @@ def emulated_device(
         yield torch.ops.stca_ptx
     finally:
         _library().ptx_stop()
+
+
+def in_new_memory(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    """A copy in memory that torch allocates now."""
+    return torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage)
 
 
 def launched_kernels() -> list[str]:
@@ -127,7 +137,7 @@ def emulated_target_attention(
 ) -> dict[str, Tensor]:
     """What `TargetAttentionInputs.results` gives, by the CUDA kernels: out, lse, dq, dk and, where v is given, dv."""
     with emulated_device(seed, rough=rough, **device) as ops:
-        moved = inputs.on(lambda storage: torch.empty(len(storage), dtype=torch.uint8).untyped_storage().copy_(storage))
+        moved = inputs.on(in_new_memory)
         *tensors, scale = moved.arguments()
         out, lse, max_and_sum, _ = ops.target_attention(*tensors, scale)
         dlse = moved.dlse.to(lse.dtype)

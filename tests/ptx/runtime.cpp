@@ -78,6 +78,7 @@ const Kernel& kernel_of(const void* function) {
 
 // What the last launch did wrong: what cudaGetErrorString says of its error.
 std::string last_fault;
+int refusals = 0;  // that are left
 
 void launch(const void* function, dim3 grid, dim3 block, void** arguments, size_t shared_bytes, dim3 cluster) {
   const Kernel& kernel = kernel_of(function);
@@ -180,6 +181,7 @@ void ptx_add_memory(const void* begin, size_t bytes) { ptx::global_memory().add(
 void ptx_remove_memory(const void* begin) { ptx::global_memory().remove(begin); }
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
+  if (ptx::refusals > 0) return --ptx::refusals, cudaErrorMemoryAllocation;
   return value <= ptx::device().shared_bytes ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaGetDevice(int* index) {
@@ -188,9 +190,10 @@ cudaError_t cudaGetDevice(int* index) {
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess              ? "no error"
-         : error == cudaErrorLaunchFailure ? ptx::last_fault.c_str()
-                                           : "invalid argument";
+  return error == cudaSuccess                 ? "no error"
+         : error == cudaErrorLaunchFailure    ? ptx::last_fault.c_str()
+         : error == cudaErrorMemoryAllocation ? "out of memory"
+                                              : "invalid argument";
 }
 // The one function of the driver that is asked for: what encodes tensor maps.
 static CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType, cuuint32_t dimensions, void* data,
@@ -207,7 +210,7 @@ static CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType, cuuint3
     own.box[d] = box[d];
   }
   for (int d = 0; d < 2; ++d) {
-    if (strides[d] % 16 != 0 || strides[d] >= uint64_t(1) << 40) return CUDA_ERROR_INVALID_VALUE;
+    if (strides[d] == 0 || strides[d] % 16 != 0 || strides[d] >= uint64_t(1) << 40) return CUDA_ERROR_INVALID_VALUE;
     own.strides[d] = strides[d];
   }
   static_assert(sizeof own <= sizeof *map);
@@ -226,6 +229,9 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
   *blocks = shared_bytes == 0 ? 4 : std::clamp(int(size_t(ptx::device().shared_bytes) / shared_bytes), 1, 4);
   return cudaSuccess;
 }
+
+// Has the next so many requests for shared memory refused, as by a GPU whose memory is full.
+void ptx_refuse(int requests) { ptx::refusals = requests; }
 
 // Runs one kernel of a module that is given as text. `error` gets what went wrong; the result is whether something did.
 int ptx_run(const char* text, const char* name, const int* grid, int threads, int shared_bytes, void** arguments,

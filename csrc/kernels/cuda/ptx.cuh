@@ -141,6 +141,8 @@ STCA_DEVICE void wait_copies() {
 }
 
 // What a kernel has on the current device, for as many threads and as much shared memory as it is always launched with.
+// A device whose memory is full may refuse it, and is asked again at the next launch. Its blocks are asked once, for by
+// their number a call lays out its workspace before it launches.
 struct Residence {
   cudaError_t error;  // of allowing it the shared memory
   int blocks;         // that a multiprocessor holds
@@ -151,11 +153,11 @@ inline Residence residence(const void* kernel, int threads, int shared_bytes) {
   int device = 0;
   cudaGetDevice(&device);
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [at, is_new] = known.try_emplace({device, kernel}, Residence{cudaSuccess, 0});
+  const auto [at, is_new] = known.try_emplace({device, kernel}, Residence{cudaErrorNotReady, 0});
   Residence& own = at->second;
-  if (!is_new) return own;
+  if (own.error == cudaSuccess) return own;
   own.error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (own.error == cudaSuccess) {
+  if (own.error == cudaSuccess && is_new) {
     own.error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&own.blocks, kernel, threads, size_t(shared_bytes));
   }
   if (own.error != cudaSuccess) cudaGetLastError();  // forgets the error, which the launch reports
