@@ -55,7 +55,7 @@ STCA_DEVICE void exchange_products(const C& c, float (&s)[32], int before, int t
     send(there + i * 2048, s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3], barrier);
   }
   if (t == 0) arrive_expecting(c.barriers.received(), kRows * kColumns * 4);
-  wait(c.barriers.received(), before & 1);
+  wait_for_sent(c.barriers.received(), before & 1);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const float4 other = *reinterpret_cast<const float4*>(c.memory + C::M::kReceived + i * 2048 + t * 16);
