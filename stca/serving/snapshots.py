@@ -44,7 +44,7 @@ def read(path: Path | str, label: dict[str, str], pool: Pool) -> None:
         with safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()} if found == label else {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, RuntimeError) as error:  # torch's, of sizes that no tensor has
         raise ValueError(f"{path}: must be a whole snapshot of a HistoryCache: {error}") from error
     if found != label:
         raise ValueError(f"{path}: must be a snapshot of {label}, got one of {found}")

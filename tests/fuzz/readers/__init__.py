@@ -28,7 +28,7 @@ def reader(name: str) -> Reader:
     return Reader(name, module.seeds, module.mutate, module.check)
 
 
-def refused(error: ValueError, owner: Path | str) -> None:
+def refused(error: Exception, owner: Path | str) -> None:
     """A refusal must name the file, or who speaks."""
     if not str(error).startswith(str(owner)):
         raise AssertionError(f"{owner} must be named by the error, got {error!r}") from error

@@ -19,7 +19,7 @@ from logs import git
 from readers import refused
 from readers.names import packed, unpacked
 from readers.values import changed_bytes
-from stca.data import Names, read_git
+from stca.data import Names, git_output, read_git
 from stca.data.git import _parsed, _tokens
 
 _OUTPUT = b"output"
@@ -87,12 +87,12 @@ def check(data: bytes, folder: Path) -> None:
         if clone in path.resolve().parents and not _SAFE.search(content) and "\0" not in name:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    names = Names()
+    names, git_output.WAIT = Names(), 5.0  # seconds; of a commit that is its own tree git never comes to an end
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table = pa.concat_tables(read_git(clone, negatives=0, min_commits=1, names=names))
-    except ValueError as error:
+    except (ValueError, TimeoutError) as error:
         refused(error, clone)
         return
     users, items = (list(names.known[name]) for name in ("user_id", "item_id"))
