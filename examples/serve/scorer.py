@@ -141,4 +141,7 @@ def ranker_of(weights: dict[str, Tensor]) -> Ranker:
         raise ValueError(f"weights must be of {num_items} items, {num_users} users, {layers} layers of width {dim}")
     model = Ranker(num_items, num_users, dim, layers, heads)
     model.load_state_dict(weights)
+    for name, weight in model.state_dict().items():  # of networks that are shared, each weight is there by two names
+        if not torch.equal(weight.nan_to_num(), weights[name].to(weight.dtype).nan_to_num()):
+            raise ValueError(f"weights that are shared must be equal, got others for {name}")
     return model

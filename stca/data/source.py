@@ -54,7 +54,7 @@ def is_empty(path: Path) -> bool:
     if path.stat().st_size > _SMALL:
         return False
     with opened(path, FORMATS["generic"]) as stream:
-        return not stream.read(_SMALL).removeprefix(b"\xef\xbb\xbf").strip()
+        return not _begin_of(stream, _SMALL).removeprefix(b"\xef\xbb\xbf").strip()
 
 
 def column_names(path: Path, form: LogFormat) -> list[str]:
@@ -78,7 +78,7 @@ def column_names(path: Path, form: LogFormat) -> list[str]:
 
 def _header(path: Path, form: LogFormat) -> list[str]:
     with opened(path, form) as stream:
-        head = stream.read(_HEAD)
+        head = _begin_of(stream, _HEAD)
         text = head.decode(form.encoding, errors="replace").removeprefix("\ufeff").lstrip("\r\n")
     for begin, kind in _OTHERS.items():
         if head.startswith(begin):
@@ -94,6 +94,12 @@ def _header(path: Path, form: LogFormat) -> list[str]:
         return next(lines, [])
     except csv.Error as error:
         raise unreadable(path, error) from error
+
+
+def _begin_of(stream: Any, size: int) -> bytes:
+    """The first bytes of a stream, at most so many. Where pyarrow's `read` fails, it keeps what it was to fill."""
+    begin = bytearray(size)
+    return bytes(memoryview(begin)[: stream.readinto(begin)])
 
 
 @contextmanager

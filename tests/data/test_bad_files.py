@@ -1,5 +1,8 @@
 """stca.data on files cut off, damaged or of others: the error names the file and the column at fault."""
 
+import gc
+import gzip
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from cases import offsets
 
 from stca.batch import RequestBatch
 from stca.data import RequestDataset, read_events, write_requests
+from stca.data.formats import FORMATS
+from stca.data.source import column_names
 
 
 def _read(path: Path) -> list[RequestBatch]:
@@ -158,3 +163,22 @@ def test_bad_writes_leave_what_was_there(tmp_path: Path) -> None:
         write_requests([], path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["log.parquet"]
+
+
+def test_what_cannot_be_unpacked_leaves_no_memory(tmp_path: Path) -> None:
+    """As `read` of pyarrow does, which keeps what it was to fill."""
+    (path := tmp_path / "log.csv").write_bytes(gzip.compress(b"user_id,item_id\n1,2\n")[:-9] + b"damaged")
+
+    def refused(times: int) -> int:
+        for _ in range(times):
+            with pytest.raises(ValueError, match=r"log\.csv"):
+                column_names(path, FORMATS["generic"])
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = refused(5)
+        assert refused(20) - before < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -92,6 +92,7 @@ def test_contents_that_are_none(tmp_path: Path, content: Any) -> None:
         ("user.weight", torch.zeros(10**9, 0)),
         ("candidate.weight", torch.zeros(1, 10**6)),
         ("logit.bias", torch.zeros(2)),
+        ("stca.layers.0.history_ffn.w_u", torch.zeros(16, 32)),  # query_ffn has the same
     ],
 )
 def test_what_the_service_cannot_take(tmp_path: Path, name: str, value: Any) -> None:

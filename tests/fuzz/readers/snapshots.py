@@ -42,7 +42,7 @@ def seeds() -> dict[str, bytes]:
 def mutate(data: bytes, rng: Random) -> bytes:
     """The header or a tensor changed, and the users as what they are."""
     if rng.random() < 0.2:
-        with suppress(SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError):
+        with suppress(SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError):
             return _regrouped(data, rng)
     begin, end = data.rfind(b"["), data.rfind(b"]") + 1
     if rng.random() < 0.2 and 0 <= begin < end:

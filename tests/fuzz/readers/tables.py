@@ -111,7 +111,7 @@ def _columns(path: Path) -> dict[str, list[Any]]:
             raise expected.RefusedError(f"columns {table.column_names}")
         table.validate(full=True)
         columns = {name: table[name].to_pylist() for name in _NAMES}
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise expected.UnknownError(error) from error
     for name in _NAMES:
         kind = table[name].type
