@@ -105,6 +105,8 @@ def random_window(visible: Tensor, keep: Tensor | int, generator: torch.Generato
 def _kept(visible: Tensor, keep: Tensor | int) -> Tensor:
     """Rows of each range that are kept, [T]; `keep` may be the largest number that there is."""
     length = visible[:, 1] - visible[:, 0]
-    # A number is not made a tensor of the device, which would wait for it.
-    kept = torch.minimum(length.long(), keep.long()) if isinstance(keep, Tensor) else length.long().clamp(max=keep)
+    if isinstance(keep, Tensor):
+        kept = torch.minimum(length.long(), keep.to(length.device, torch.int64))
+    else:  # no tensor is made of a number: a copy from the host would wait for the device
+        kept = length.long().clamp(max=keep)
     return kept.clamp(min=0).to(torch.result_type(length, keep))

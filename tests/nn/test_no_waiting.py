@@ -36,7 +36,11 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
     "STCA": (STCA(16, 2, 2), FLAT, {}),
     "visible": (STCA(16, 2, 2), FLAT, {"visible": RANGES}),
     "index": (TargetAttention(16, 2, order="projected"), FLAT, {"history_index": torch.arange(7).flip(0)}),
-    "pool": (TargetAttention(16, 2, order="projected"), FLAT, {"history_index": torch.tensor([6, 0, 3])}),
+    "pool": (
+        TargetAttention(16, 2, order="projected"),
+        (*FLAT[:3], offsets([2, 1])),
+        {"history_index": torch.tensor([6, 0, 3])},
+    ),
     "padded": (STCA(16, 2, 2), PADDED, {}),
     "target_lengths": (STCA(16, 2, 2), PADDED, {"target_lengths": LENGTHS["target_lengths"]}),
     "both lengths": (TargetAttention(16, 2, bias=True), PADDED, LENGTHS),
@@ -51,8 +55,6 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_nobody_waits(name: str) -> None:
     call, arguments, options = CALLS[name]
-    if name == "pool":
-        arguments = (*arguments[:3], offsets([2, 1]))
     with _Waits() as waits:
         out = call(*arguments, **options)
         if isinstance(call, nn.Module):
