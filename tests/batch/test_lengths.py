@@ -163,3 +163,8 @@ def test_in_a_data_loader() -> None:
 def test_bad_samplers(lengths: list[int], options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"TokenBudgetSampler: {message}"):
         list(TokenBudgetSampler(lengths, **options))  # type: ignore[arg-type]
+
+
+def test_keep_on_another_device() -> None:
+    visible, keep = torch.tensor([[0, 9], [4, 6]], device="meta"), torch.tensor([3, 1])
+    assert (recent_suffix(visible, keep).device.type, recent_suffix(visible, keep).shape) == ("meta", (2, 2))
